@@ -1,0 +1,62 @@
+"""Aliases, and the pair of pure functions that every algorithm is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+"""A JAX PRNG key."""
+
+PyTree = Any
+Params = PyTree
+"""The parameters θ (or η) of a model: any pytree of arrays."""
+
+Particles = PyTree
+"""Points `[n, ...]`: an array, or a pytree of arrays that share their leading axis."""
+
+Batch = PyTree
+"""`[m, ...]`, or a dict `{"x": [m, ...], "context": [m, ...]}` where labels matter."""
+
+Metrics = dict[str, Array]
+"""Named scalars that describe one update."""
+
+EnergyFn = Callable[..., Array]
+"""`energy_fn(params, x)` or `energy_fn(params, x, context)` -> E(x) of one point."""
+
+ScoreFn = Callable[..., PyTree]
+"""`score_fn(x)` -> ∇ₓ log p(x) of one point, shaped like x."""
+
+LogDensityFn = Callable[..., Array]
+"""`log_density_fn(x)` -> log p(x) of one point, up to a constant."""
+
+LogPartitionFn = Callable[[Params], Array]
+"""`log_partition_fn(params)` -> log Z(θ)."""
+
+
+class InitFn(Protocol):
+  """`init(key, params, batch) -> state`."""
+
+  def __call__(self, key: Key, params: Params, batch: Batch, /) -> Any:
+    """Returns the state before the first update."""
+
+
+class UpdateFn(Protocol):
+  """`update(key, state, batch) -> (state, metrics)`."""
+
+  def __call__(self, key: Key, state: Any, batch: Batch, /) -> tuple[Any, Metrics]:
+    """Returns the state after one update, and scalars that describe it."""
+
+
+class Algorithm(NamedTuple):
+  """A learning algorithm as two pure functions, in the manner of optax and blackjax.
+
+  `init(key, params, batch) -> state` and `update(key, state, batch) -> (state,
+  metrics)` have one signature for all algorithms, so one training loop serves them
+  all. A state is a NamedTuple of arrays with a field `params` or `particles`; a field
+  called `particles` is the one that is spread over devices.
+  """
+
+  init: InitFn
+  update: UpdateFn
