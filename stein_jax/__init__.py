@@ -1,0 +1,54 @@
+"""stein_jax: train, sample and judge energy-based models in JAX.
+
+The public names, in the order of Liu & Wang (2017), *Learning Deep Energy Models:
+Contrastive Divergence vs. Amortized MLE*.
+"""
+
+from stein_jax import energies, evaluation, kernels, samplers, training
+from stein_jax.contrastive import (
+  contrastive_divergence,
+  contrastive_loss,
+  maximum_likelihood,
+  negative_log_likelihood,
+  sampled_maximum_likelihood,
+)
+from stein_jax.descent import descend
+from stein_jax.discrepancy import ksd_squared
+from stein_jax.score_matching import (
+  score_matching,
+  score_matching_loss,
+  stein_score_matching,
+  stein_score_matching_gradient,
+)
+from stein_jax.scores import score, scores
+from stein_jax.stein_cd import stein_cd, stein_cd_gradient
+from stein_jax.svgd import svgd, svgd_direction
+from stein_jax.types import Algorithm
+
+__version__ = "0.1.0"
+
+__all__ = [
+  "Algorithm",
+  "contrastive_divergence",
+  "contrastive_loss",
+  "descend",
+  "energies",
+  "evaluation",
+  "kernels",
+  "ksd_squared",
+  "maximum_likelihood",
+  "negative_log_likelihood",
+  "samplers",
+  "sampled_maximum_likelihood",
+  "score",
+  "score_matching",
+  "score_matching_loss",
+  "scores",
+  "stein_cd",
+  "stein_cd_gradient",
+  "stein_score_matching",
+  "stein_score_matching_gradient",
+  "svgd",
+  "svgd_direction",
+  "training",
+]

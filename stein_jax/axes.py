@@ -1,0 +1,67 @@
+"""One meaning for `axis_name`: the leading axis is spread over a named device axis.
+
+Every function here is the identity of one device when `axis_name` is None, and is right
+under both `jax.pmap` and `jax.shard_map`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stein_jax.types import Array, Params, PyTree
+
+
+def gather(tree: PyTree, axis_name: str | None) -> PyTree:
+  """All devices' rows, `[n/P, ...]` -> `[n, ...]`, in global order."""
+  if axis_name is None:
+    return tree
+  return jax.tree.map(
+    lambda leaf: jax.lax.all_gather(leaf, axis_name, axis=0, tiled=True), tree
+  )
+
+
+def mean(tree: PyTree, axis_name: str | None) -> PyTree:
+  """The mean over devices, the same on each."""
+  return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def total(tree: PyTree, axis_name: str | None) -> PyTree:
+  """The sum over devices, the same on each."""
+  return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def least(value: Array, axis_name: str | None) -> Array:
+  """The minimum over devices, the same on each."""
+  return value if axis_name is None else jax.lax.pmin(value, axis_name)
+
+
+def size(axis_name: str | None) -> int:
+  """How many devices share the axis."""
+  return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def global_indices(n: int, axis_name: str | None) -> Array:
+  """The places `[n]` of this device's rows among all devices' rows."""
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * n
+  return first + jnp.arange(n)
+
+
+def local(params: Params, axis_name: str | None) -> Params:
+  """Replicated params as this device's own copy, so that a gradient stays local.
+
+  Under shard_map the gradient with respect to a replicated value is summed over the
+  devices in silence; under pmap it is not. A copy marked as varying has a local
+  gradient under both, and `mean` then averages it once.
+  """
+  if axis_name is None:
+    return params
+  return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
+
+
+def value_and_gradient(
+  loss_fn: Callable[[Params], Array], params: Params, axis_name: str | None
+) -> tuple[Array, Any]:
+  """The loss and its gradient, averaged over the devices' shares of the batch."""
+  return mean(jax.value_and_grad(loss_fn)(local(params, axis_name)), axis_name)

@@ -1,0 +1,256 @@
+"""Contrastive learning of energies: the loss, CD-k, and exact maximum likelihood."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from stein_jax import axes, checks, samplers
+from stein_jax.descent import DescentState, apply_gradient, descend
+from stein_jax.scores import energies, score, split_batch, with_points
+from stein_jax.types import (
+  Algorithm,
+  Array,
+  Batch,
+  EnergyFn,
+  Key,
+  LogPartitionFn,
+  Metrics,
+  Params,
+  Particles,
+  PyTree,
+)
+
+
+def contrastive_loss(
+  params: Params,
+  energy_fn: EnergyFn,
+  positives: Batch,
+  negatives: Batch,
+  *,
+  discount: float | Array = 0.0,
+) -> Array:
+  """mean E(positives) − (1 − γ) · mean E(negatives).
+
+  Its gradient in θ, with the negatives held constant, is the common form of
+  contrastive divergence (11), SteinCD (13), maximum likelihood (8) and SteinGAN (23),
+  which differ in where the negatives come from.
+
+  Args:
+    params: θ.
+    energy_fn: E(x; θ) of one point.
+    positives: data, `[m, ...]`.
+    negatives: the model's side, `[m', ...]`; constants under differentiation.
+    discount: γ of section 5.2, "Stabilization".
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: points of different shapes, or an energy that is not a scalar.
+
+  Source: Liu & Wang (2017), equations 8, 11, 13, 17 and 23.
+  """
+  checks.same_event(
+    split_batch(positives)[0], split_batch(negatives)[0], ("positives", "negatives")
+  )
+  return _contrastive_loss(params, energy_fn, positives, negatives, discount)
+
+
+@partial(jax.jit, static_argnames=("energy_fn",))
+def _contrastive_loss(
+  params: Params,
+  energy_fn: EnergyFn,
+  positives: Batch,
+  negatives: Batch,
+  discount: Array,
+) -> Array:
+  negatives = jax.lax.stop_gradient(negatives)
+  positive = energies(params, energy_fn, positives).mean()
+  negative = energies(params, energy_fn, negatives).mean()
+  return positive - (1 - discount) * negative
+
+
+def negative_log_likelihood(
+  params: Params,
+  energy_fn: EnergyFn,
+  data: Batch,
+  log_partition_fn: LogPartitionFn,
+) -> Array:
+  """−(1/m) Σᵢ log p(xᵢ; θ) = mean E(xᵢ; θ) + log Z(θ), in nats.
+
+  Args:
+    params: θ.
+    energy_fn: E(x; θ) of one point.
+    data: `[m, ...]`.
+    log_partition_fn: θ -> log Z(θ).
+
+  Source: Liu & Wang (2017), equation 7.
+  """
+  return energies(params, energy_fn, data).mean() + log_partition_fn(params)
+
+
+def maximum_likelihood(
+  energy_fn: EnergyFn,
+  log_partition_fn: LogPartitionFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Exact maximum likelihood (8), for energies whose log Z is known.
+
+  The gradient of log Z is −E_p[∇E]: it is the negative phase without a sample.
+  """
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    del key
+    loss, gradient = axes.value_and_gradient(
+      lambda p: negative_log_likelihood(p, energy_fn, batch, log_partition_fn),
+      params,
+      axis_name,
+    )
+    return gradient, {"loss": loss}
+
+  return descend(gradient_fn, optimizer)
+
+
+def sampled_maximum_likelihood(
+  energy_fn: EnergyFn,
+  sample_fn: Callable[[Key, Params, int], Particles],
+  optimizer: optax.GradientTransformation,
+  *,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Maximum likelihood (8) with exact samples of the model as negatives.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    sample_fn: `(key, params, n)` -> n exact samples, each with as many numbers as a
+      point of the batch.
+    optimizer: an optax optimizer.
+    axis_name: the axis over which the batch is spread; every device draws all
+      samples and keeps its own.
+  """
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    x, _ = split_batch(batch)
+    m = checks.num_particles(x)
+    samples = sample_fn(key, params, m * axes.size(axis_name))
+    mine = axes.global_indices(m, axis_name)
+    negatives = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, x)
+    loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
+    return gradient, {"loss": loss}
+
+  return descend(gradient_fn, optimizer)
+
+
+class PersistentState(NamedTuple):
+  """As `DescentState`, with the chains that live on from step to step."""
+
+  params: Params
+  opt_state: optax.OptState
+  particles: Particles
+
+
+def contrastive_divergence(
+  energy_fn: EnergyFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  num_steps: int,
+  step_size: float,
+  persistent: bool = False,
+  metropolis: bool = False,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """CD-k (11): negatives are the data after k Langevin steps towards the model.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    optimizer: an optax optimizer.
+    num_steps: k.
+    step_size: ε of the Langevin steps, in units of squared distance.
+    persistent: let the chains go on from where the last step left them, in place of
+      starting at the data (Tieleman, 2008). They begin at the first batch.
+    metropolis: use MALA, whose steps leave the model invariant exactly.
+    axis_name: the axis over which the batch is spread.
+
+  Raises:
+    ValueError: num_steps below 1 or a step size that is not above 0.
+
+  Source: Liu & Wang (2017), equations 10 and 11; Hinton (2002).
+  """
+  checks.at_least_one("num_steps", num_steps)
+  checks.positive("step_size", step_size)
+
+  def move(
+    key: Key, params: Params, chains: Particles, batch: Batch
+  ) -> tuple[Particles, Metrics]:
+    _, context = split_batch(batch)
+    moved = partial(
+      samplers.mala if metropolis else samplers.langevin,
+      key,
+      chains,
+      num_steps=num_steps,
+      step_size=step_size,
+      context=context[0] if context else None,
+      axis_name=axis_name,
+    )
+    if not metropolis:
+      return moved(Partial(partial(_score, energy_fn), params)), {}
+    result = moved(Partial(partial(_log_density, energy_fn), params))
+    return result.particles, {"acceptance_rate": result.acceptance_rate}
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    negatives, metrics = move(key, params, split_batch(batch)[0], batch)
+    loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
+    return gradient, {"loss": loss} | metrics
+
+  if not persistent:
+    return descend(gradient_fn, optimizer)
+
+  def init(key: Key, params: Params, batch: Batch) -> PersistentState:
+    del key
+    # A copy: a training loop may donate state and batch to one compiled call.
+    chains = jax.tree.map(jnp.array, split_batch(batch)[0])
+    return PersistentState(params, optimizer.init(params), chains)
+
+  def update(
+    key: Key, state: PersistentState, batch: Batch
+  ) -> tuple[PersistentState, Metrics]:
+    params, opt_state, chains = state
+    checks.same_shapes(split_batch(batch)[0], chains, ("the batch", "the chains"))
+    chains, metrics = move(key, params, chains, batch)
+    loss, gradient = _gradient(params, energy_fn, batch, chains, axis_name)
+    descent = apply_gradient(DescentState(params, opt_state), gradient, optimizer)
+    metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return PersistentState(*descent, chains), metrics
+
+  return Algorithm(init, update)
+
+
+def _gradient(
+  params: Params,
+  energy_fn: EnergyFn,
+  batch: Batch,
+  negatives: Particles,
+  axis_name: str | None,
+) -> tuple[Array, Params]:
+  return axes.value_and_gradient(
+    lambda p: contrastive_loss(p, energy_fn, batch, with_points(batch, negatives)),
+    params,
+    axis_name,
+  )
+
+
+def _score(energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree) -> PyTree:
+  return score(params, energy_fn, x, *context)
+
+
+def _log_density(
+  energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree
+) -> Array:
+  return -energy_fn(params, x, *context)

@@ -1,0 +1,553 @@
+"""Kernels k(x, x') and their bandwidths.
+
+A kernel is a small pytree: its bandwidth is a leaf or a named policy, its form is
+static. RBF is exp(−‖x − x'‖²/h), as in the paper (Liu & Wang, 2017, section 5.1), so h
+has the units of a squared distance.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial, register_dataclass, register_static
+
+from stein_jax import axes, checks, pairwise
+from stein_jax.types import Array, Params, Particles, PyTree
+
+# ------------------------------------------------------------------ bandwidths
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class MedianBandwidth:
+  """h = multiple · med² / log m, a policy that looks at the particles.
+
+  med is the median distance between particles, m their number.
+
+  Attributes:
+    log: what med² is divided by: "m" (log m, the paper), "m+1" (log(m + 1), the
+      authors' code) or "none" (nothing).
+    diagonal: whether the m zero distances of particles to themselves count, as in the
+      authors' code.
+    multiple: a factor on h.
+    subsample: how many evenly spaced particles the median is taken of; None for all.
+  """
+
+  log: str = "m"
+  diagonal: bool = False
+  multiple: float = 1.0
+  subsample: int | None = None
+
+  def __post_init__(self) -> None:
+    checks.one_of("log", self.log, ("m", "m+1", "none"))
+    checks.positive("multiple", self.multiple)
+    if self.subsample is not None and self.subsample < 2:
+      raise ValueError(f"subsample must be at least 2, got {self.subsample}.")
+
+
+BANDWIDTHS = {
+  "median": MedianBandwidth(),
+  "median_log_m_plus_1": MedianBandwidth(log="m+1"),
+  "median_no_log": MedianBandwidth(log="none"),
+  "median_with_diagonal": MedianBandwidth(diagonal=True),
+  "authors": MedianBandwidth(log="m+1", diagonal=True),
+}
+"""Bandwidth policies by name; "median" is the paper's, "authors" is their code's."""
+
+Bandwidth: TypeAlias = "float | Array | str | MedianBandwidth"
+
+
+def bandwidth_policy(
+  bandwidth: Bandwidth, *, multiple: float = 1.0, subsample: int | None = None
+) -> "float | Array | MedianBandwidth":
+  """A number above 0, or a policy by name, scaled and subsampled as asked.
+
+  Raises:
+    ValueError: an unknown name, a number that is not above 0, or a subsample of a
+      fixed bandwidth.
+  """
+  if isinstance(bandwidth, str):
+    if bandwidth not in BANDWIDTHS:
+      raise ValueError(
+        f"bandwidth must be a number above 0 or one of {sorted(BANDWIDTHS)}, "
+        f"got {bandwidth!r}."
+      )
+    bandwidth = BANDWIDTHS[bandwidth]
+  if isinstance(bandwidth, MedianBandwidth):
+    return dataclasses.replace(
+      bandwidth,
+      multiple=bandwidth.multiple * multiple,
+      subsample=bandwidth.subsample if subsample is None else subsample,
+    )
+  checks.positive("bandwidth", bandwidth)
+  checks.positive("multiple", multiple)
+  if subsample is not None:
+    raise ValueError("subsample belongs to a median bandwidth, not to a fixed one.")
+  return bandwidth if multiple == 1.0 else bandwidth * multiple
+
+
+def median_bandwidth(
+  particles: Particles,
+  *,
+  log: str = "m",
+  diagonal: bool = False,
+  multiple: float = 1.0,
+  subsample: int | None = None,
+  block_size: int | None = None,
+  axis_name: str | None = None,
+) -> Array:
+  """h = multiple · med² / log m, the default bandwidth.
+
+  med is the exact median of the distances between different particles (the mean of the
+  two middle ones where their number is even). Where it is 0, because half of the pairs
+  or more coincide, the mean squared distance takes the place of med²; where that is 0
+  too, 1 does, and any h serves: the particles are all equal.
+
+  Args:
+    particles: `[m, ...]`, or a pytree of such; m is at least 2.
+    log: "m", "m+1" or "none": what med² is divided by.
+    diagonal: also count the m zero distances of particles to themselves.
+    multiple: a factor on h.
+    subsample: take the median of this many evenly spaced particles.
+    block_size: rows of pairs in flight; None chooses by size.
+    axis_name: the axis over which the particles are spread.
+
+  Returns:
+    The scalar h, in units of squared distance, constant under differentiation.
+
+  Raises:
+    ValueError: fewer than two particles, or an option outside its range.
+
+  Source: Liu & Wang (2017), section 5.1; Liu & Wang (2016), section 5.
+  """
+  policy = MedianBandwidth(log, diagonal, multiple, subsample)
+  checks.num_particles(particles)
+  return _median_bandwidth(
+    particles, policy=policy, block_size=block_size, axis_name=axis_name
+  )
+
+
+@partial(jax.jit, static_argnames=("policy", "block_size", "axis_name"))
+def _median_bandwidth(
+  particles: Particles,
+  *,
+  policy: MedianBandwidth,
+  block_size: int | None,
+  axis_name: str | None,
+) -> Array:
+  points, _ = pairwise.as_matrix(jax.lax.stop_gradient(particles))
+  m = points.shape[0] * axes.size(axis_name)
+  if m < 2:
+    raise ValueError(
+      f"a median bandwidth needs at least 2 particles, got {m}; "
+      "give a fixed bandwidth, or no kernel."
+    )
+  if policy.subsample is not None and policy.subsample < m:
+    points = axes.gather(points, axis_name)
+    axis_name = None
+    points = points[jnp.arange(policy.subsample) * m // policy.subsample]
+
+  n = points.shape[0] * axes.size(axis_name)
+  if policy.diagonal:
+    # Among all n² distances the n zeros come first, then every pair twice.
+    full_ranks = ((n * n - 1) // 2, n * n // 2)
+    ranks = (max(full_ranks[0] - n, 0) // 2, max(full_ranks[1] - n, 0) // 2)
+  else:
+    num_pairs = n * (n - 1) // 2
+    full_ranks = (n * n, n * n)
+    ranks = ((num_pairs - 1) // 2, num_pairs // 2)
+  squared = pairwise.middle_squared_distances(
+    points, ranks, block_size=block_size, axis_name=axis_name
+  )
+  low, high = (
+    jnp.zeros_like(d) if policy.diagonal and full < n else jnp.sqrt(d)
+    for d, full in zip(squared, full_ranks)
+  )
+  med_squared = jnp.square((low + high) / 2)
+
+  centred = points - axes.mean(points.mean(axis=0), axis_name)
+  spread = axes.total(jnp.square(centred).sum(), axis_name)
+  mean_squared = 2 * spread / (n - 1)
+  fallback = jnp.where(mean_squared > 0, mean_squared, 1.0)
+  med_squared = jnp.where(med_squared > 0, med_squared, fallback)
+
+  divisor = {"m": math.log(m), "m+1": math.log(m + 1), "none": 1.0}[policy.log]
+  return (policy.multiple * med_squared / divisor).astype(points.dtype)
+
+
+# --------------------------------------------------------------------- kernels
+
+
+class Kernel:
+  """A symmetric kernel; `pair` alone defines it, the sums follow by differentiation.
+
+  Subclasses with more structure (radial kernels, kernels on features) override the
+  sums with faster ones that agree with these.
+  """
+
+  def pair(self, x: PyTree, y: PyTree) -> Array:
+    """k(x, y) of two points, a scalar."""
+    raise TypeError(f"{type(self).__name__} does not define k(x, y).")
+
+  def resolve(
+    self,
+    particles: Particles,
+    *,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+  ) -> "Kernel":
+    """The same kernel with its bandwidth policy turned into a number."""
+    del particles, block_size, axis_name
+    return self
+
+  def stein_sums(
+    self,
+    queries: Particles,
+    sources: Particles,
+    scores: Particles,
+    *,
+    block_size: int | None = None,
+  ) -> tuple[Particles, Array]:
+    """n times the SVGD direction (5) at the queries, and the kernel's row sums.
+
+    Args:
+      queries: the points xᵢ where the direction is wanted, `[b, ...]`.
+      sources: the points yⱼ it is made of, `[n, ...]`.
+      scores: ∇ log p(yⱼ), shaped like the sources.
+      block_size: queries in flight; None chooses by size.
+
+    Returns:
+      Σⱼ [k(yⱼ, xᵢ) scoreⱼ + ∇_{yⱼ} k(yⱼ, xᵢ)], shaped like the queries, and
+      Σⱼ k(yⱼ, xᵢ), `[b]`.
+    """
+
+    def at_query(x: PyTree) -> tuple[PyTree, Array]:
+      values, gradients = jax.vmap(lambda y: jax.value_and_grad(self.pair)(y, x))(
+        sources
+      )
+      direction = jax.tree.map(
+        lambda g, s: g.sum(axis=0) + jnp.tensordot(values, s, axes=1), gradients, scores
+      )
+      return direction, values.sum()
+
+    # A row of pairs holds n points here, not n numbers: rows go one by one.
+    num_columns = jax.tree.leaves(sources)[0].shape[0]
+    return pairwise.map_rows(at_query, queries, num_columns, block_size or 1)
+
+  def stein_kernel_row(
+    self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
+  ) -> Array:
+    """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`.
+
+    u_p(x, y) = sₓᵀs_y k + sₓᵀ∇_y k + s_yᵀ∇ₓ k + tr ∇ₓ∇_y k, whose mean over pairs is
+    the squared kernelised Stein discrepancy (Liu, Lee & Jordan, 2016).
+    """
+    x, unravel = jax.flatten_util.ravel_pytree(x)
+    score_x, _ = jax.flatten_util.ravel_pytree(score_x)
+    sources, _ = pairwise.as_matrix(sources)
+    scores, _ = pairwise.as_matrix(scores)
+
+    def k(x: Array, y: Array) -> Array:
+      return self.pair(unravel(x), unravel(y))
+
+    def u(y: Array, score_y: Array) -> Array:
+      gradient_y = partial(jax.grad(k, argnums=1), y=y)
+      trace = jnp.trace(jax.jacfwd(lambda x: gradient_y(x))(x))
+      return (
+        score_x @ score_y * k(x, y)
+        + score_x @ gradient_y(x)
+        + score_y @ jax.grad(k)(x, y)
+        + trace
+      )
+
+    return jax.vmap(u)(sources, scores)
+
+
+Profile = Callable[[Array], tuple[Array, Array, Array]]
+"""t = ‖x − y‖²/h -> ρ(t), ρ'(t), ρ''(t) of a radial kernel k = ρ(t)."""
+
+
+def _rbf_profile(t: Array) -> tuple[Array, Array, Array]:
+  value = jnp.exp(-t)
+  return value, -value, value
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class _ImqProfile:
+  exponent: float
+
+  def __call__(self, t: Array) -> tuple[Array, Array, Array]:
+    a = self.exponent
+    base = 1 + t
+    return base**a, a * base ** (a - 1), a * (a - 1) * base ** (a - 2)
+
+
+def _constant_profile(t: Array) -> tuple[Array, Array, Array]:
+  return jnp.ones_like(t), jnp.zeros_like(t), jnp.zeros_like(t)
+
+
+@partial(register_dataclass, data_fields=["bandwidth"], meta_fields=["profile"])
+@dataclasses.dataclass(frozen=True)
+class Radial(Kernel):
+  """k(x, y) = ρ(‖x − y‖²/h), whose sums are matrix products."""
+
+  bandwidth: Any
+  profile: Profile
+
+  def pair(self, x: PyTree, y: PyTree) -> Array:
+    """ρ(‖x − y‖²/h) of two points."""
+    differences = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), x, y)
+    return self.profile(sum(jax.tree.leaves(differences)) / self._number())[0]
+
+  def resolve(
+    self,
+    particles: Particles,
+    *,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+  ) -> "Radial":
+    """The same kernel with h as a number."""
+    if not isinstance(self.bandwidth, MedianBandwidth):
+      return self
+    h = _median_bandwidth(
+      particles, policy=self.bandwidth, block_size=block_size, axis_name=axis_name
+    )
+    return dataclasses.replace(self, bandwidth=h)
+
+  def _number(self) -> Array:
+    if isinstance(self.bandwidth, MedianBandwidth):
+      raise ValueError(
+        "this kernel's bandwidth is a policy; kernel.resolve(particles) gives it a "
+        "number."
+      )
+    return self.bandwidth
+
+  def stein_sums(
+    self,
+    queries: Particles,
+    sources: Particles,
+    scores: Particles,
+    *,
+    block_size: int | None = None,
+  ) -> tuple[Particles, Array]:
+    """As in `Kernel`, by matrix products over the table of pairs.
+
+    With t = ‖x − y‖²/h and ∇_y k(y, x) = (2/h) ρ'(t) (y − x), the repulsion is
+    Σⱼ ∇_{yⱼ} k(yⱼ, xᵢ) = (2/h) [Σⱼ ρ'ᵢⱼ yⱼ − xᵢ Σⱼ ρ'ᵢⱼ].
+    """
+    h = self._number()
+    x, unravel = pairwise.as_matrix(queries)
+    y, _ = pairwise.as_matrix(sources)
+    s, _ = pairwise.as_matrix(scores)
+    centre = y.mean(axis=0)
+    x, y = x - centre, y - centre
+    norms = jnp.square(y).sum(axis=1)
+
+    def at_query(x: Array) -> tuple[Array, Array]:
+      t = pairwise.squared_distances(x, y, norms) / h
+      k, slope, _ = self.profile(t)
+      if self.profile is _rbf_profile:  # ρ' = −ρ: both sums in one product
+        return k @ (s - (2 / h) * y) + (2 / h) * x * k.sum(), k.sum()
+      return k @ s + (2 / h) * (slope @ y - x * slope.sum()), k.sum()
+
+    direction, mass = pairwise.map_rows(at_query, x, len(y), block_size)
+    return unravel(direction), mass
+
+  def stein_kernel_row(
+    self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
+  ) -> Array:
+    """As in `Kernel`, with the derivatives of ρ written out.
+
+    tr ∇ₓ∇_y k = −(2d/h) ρ' − (4/h) t ρ''.
+    """
+    h = self._number()
+    x, _ = jax.flatten_util.ravel_pytree(x)
+    score_x, _ = jax.flatten_util.ravel_pytree(score_x)
+    y, _ = pairwise.as_matrix(sources)
+    s, _ = pairwise.as_matrix(scores)
+    centre = y.mean(axis=0)
+    x, y = x - centre, y - centre
+    t = pairwise.squared_distances(x, y, jnp.square(y).sum(axis=1)) / h
+    k, slope, curvature = self.profile(t)
+    # sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x)
+    along = y @ score_x - x @ score_x - (s * y).sum(axis=1) + s @ x
+    trace = -(2 * len(x) / h) * slope - (4 / h) * t * curvature
+    return (s @ score_x) * k + (2 / h) * slope * along + trace
+
+
+@partial(register_dataclass, data_fields=[], meta_fields=["k"])
+@dataclasses.dataclass(frozen=True)
+class Pairwise(Kernel):
+  """A kernel given by any symmetric function of two points."""
+
+  k: Callable[[PyTree, PyTree], Array]
+
+  def pair(self, x: PyTree, y: PyTree) -> Array:
+    """k(x, y)."""
+    return self.k(x, y)
+
+
+@partial(register_dataclass, data_fields=["base", "feature_fn"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class OnFeatures(Kernel):
+  """k(x, y) = base(F(x), F(y)), with the exact repulsion through F."""
+
+  base: Kernel
+  feature_fn: Any
+
+  def pair(self, x: PyTree, y: PyTree) -> Array:
+    """base(F(x), F(y))."""
+    return self.base.pair(self.feature_fn(x), self.feature_fn(y))
+
+  def resolve(
+    self,
+    particles: Particles,
+    *,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+  ) -> "OnFeatures":
+    """The same kernel with its bandwidth taken of the features."""
+    base = self.base.resolve(
+      jax.vmap(self.feature_fn)(particles), block_size=block_size, axis_name=axis_name
+    )
+    return dataclasses.replace(self, base=base)
+
+  def stein_sums(
+    self,
+    queries: Particles,
+    sources: Particles,
+    scores: Particles,
+    *,
+    block_size: int | None = None,
+  ) -> tuple[Particles, Array]:
+    """As in `Kernel`; the features are linearised once, at the sources.
+
+    ∇_{yⱼ} k(yⱼ, xᵢ) = J_F(yⱼ)ᵀ ∇_z base(zⱼ, F(xᵢ)): every query sends its own
+    cotangents through the one linearisation.
+    """
+    features, pull_back = jax.vjp(jax.vmap(self.feature_fn), sources)
+
+    def at_query(z_query: PyTree) -> tuple[PyTree, Array]:
+      values, cotangents = jax.vmap(
+        lambda z: jax.value_and_grad(self.base.pair)(z, z_query)
+      )(features)
+      (gradients,) = pull_back(cotangents)
+      direction = jax.tree.map(
+        lambda g, s: g.sum(axis=0) + jnp.tensordot(values, s, axes=1), gradients, scores
+      )
+      return direction, values.sum()
+
+    num_columns = jax.tree.leaves(sources)[0].shape[0]
+    query_features = jax.vmap(self.feature_fn)(queries)
+    return pairwise.map_rows(at_query, query_features, num_columns, block_size or 1)
+
+
+KernelLike: TypeAlias = "Kernel | Callable[[Params], Kernel | None] | None"
+"""A kernel, None ("kernel off"), or `kernel_fn(params) -> kernel`."""
+
+
+def rbf(
+  bandwidth: Bandwidth = "median",
+  *,
+  multiple: float = 1.0,
+  subsample: int | None = None,
+) -> Radial:
+  """The RBF kernel exp(−‖x − y‖²/h) of the paper's section 5.1.
+
+  Args:
+    bandwidth: h above 0, in units of squared distance, or a policy: a name out of
+      `BANDWIDTHS` or a `MedianBandwidth`.
+    multiple: a factor on h.
+    subsample: how many particles a median is taken of; None for all.
+
+  Raises:
+    ValueError: a bandwidth that is neither a number above 0 nor a known name.
+  """
+  return Radial(
+    bandwidth_policy(bandwidth, multiple=multiple, subsample=subsample), _rbf_profile
+  )
+
+
+def imq(
+  bandwidth: Bandwidth = "median",
+  *,
+  exponent: float = -0.5,
+  multiple: float = 1.0,
+  subsample: int | None = None,
+) -> Radial:
+  """The inverse multiquadric (1 + ‖x − y‖²/h)^exponent (Gorham & Mackey, 2017).
+
+  Args:
+    bandwidth: as in `rbf`.
+    exponent: between −1 and 0, where the discrepancy it makes controls convergence.
+    multiple: as in `rbf`.
+    subsample: as in `rbf`.
+
+  Raises:
+    ValueError: an exponent outside (−1, 0), or a bandwidth as in `rbf`.
+  """
+  if not -1 < exponent < 0:
+    raise ValueError(f"exponent must lie between -1 and 0, got {exponent!r}.")
+  return Radial(
+    bandwidth_policy(bandwidth, multiple=multiple, subsample=subsample),
+    _ImqProfile(exponent),
+  )
+
+
+def constant() -> Radial:
+  """k = 1: every particle gets the mean score, without repulsion.
+
+  This is not "kernel off", which is `kernel=None` and leaves each particle its own
+  score; the paper's "effectively" (section 5.1) is loose here.
+  """
+  return Radial(1.0, _constant_profile)
+
+
+def from_pairwise(k: Callable[[PyTree, PyTree], Array]) -> Pairwise:
+  """Any symmetric positive definite k(x, y) of two points, differentiated by JAX.
+
+  Slower than the radial kernels, which work by matrix products. `k` should be a
+  function defined once: a fresh lambda for every call is compiled anew every time.
+  """
+  return Pairwise(k)
+
+
+def on_features(kernel: Kernel, feature_fn: Callable[[PyTree], PyTree]) -> OnFeatures:
+  """k(x, y) = kernel(F(x), F(y)), with the exact gradient through the features F.
+
+  Args:
+    kernel: a kernel of feature vectors; a bandwidth policy looks at the features.
+    feature_fn: one point -> its features. Features with parameters are given as
+      `jax.tree_util.Partial(fn, params)`, whose parameters are leaves of the kernel:
+      new values then need no new compilation.
+
+  Source: Liu & Wang (2017), section 5.2.
+  """
+  if not isinstance(kernel, Kernel):
+    raise TypeError(f"on_features needs a kernel such as rbf(), got {kernel!r}.")
+  is_partial = isinstance(feature_fn, Partial)
+  return OnFeatures(kernel, feature_fn if is_partial else Partial(feature_fn))
+
+
+def at(kernel: KernelLike, params: Params) -> Kernel | None:
+  """The kernel of an algorithm at its current parameters, which it holds constant.
+
+  Raises:
+    TypeError: neither a kernel, nor None, nor a function that returns one.
+  """
+  if kernel is not None and not isinstance(kernel, Kernel):
+    if not callable(kernel):
+      raise TypeError(
+        f"kernel must be a kernel, None or kernel_fn(params) -> kernel, got {kernel!r}."
+      )
+    kernel = kernel(jax.lax.stop_gradient(params))
+  if kernel is not None and not isinstance(kernel, Kernel):
+    raise TypeError(
+      f"kernel must be a kernel such as kernels.rbf(), or None, got {kernel!r}."
+    )
+  return kernel

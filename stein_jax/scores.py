@@ -1,0 +1,54 @@
+"""What an energy function says about points: their energies and their scores."""
+
+import jax
+
+from stein_jax import checks
+from stein_jax.types import Array, Batch, EnergyFn, Params, Particles, PyTree
+
+
+def split_batch(batch: Batch) -> tuple[Particles, tuple[PyTree, ...]]:
+  """Returns the points and, of `{"x": ..., "context": ...}`, the context beside them.
+
+  Only the points are moved, differentiated and seen by a kernel; the context is a
+  tuple of zero or one pytrees, to be handed on as `energy_fn(params, x, *context)`.
+  """
+  if isinstance(batch, dict) and set(batch) == {"x", "context"}:
+    return batch["x"], (batch["context"],)
+  return batch, ()
+
+
+def with_points(batch: Batch, particles: Particles) -> Batch:
+  """The same batch with other points in place of its own."""
+  _, context = split_batch(batch)
+  return {"x": particles, "context": context[0]} if context else particles
+
+
+def score(params: Params, energy_fn: EnergyFn, x: PyTree, *context: PyTree) -> PyTree:
+  """∇ₓ log p(x) = −∇ₓ E(x; θ) of one point, shaped like x.
+
+  Raises:
+    ValueError: `energy_fn` does not return a scalar.
+  """
+  checks.scalar_energy(energy_fn, params, x, *context)
+  gradient = jax.grad(energy_fn, argnums=1)(params, x, *context)
+  return jax.tree.map(lambda g: -g, gradient)
+
+
+def scores(params: Params, energy_fn: EnergyFn, batch: Batch) -> Particles:
+  """The scores of many points, `[n, ...]`, shaped like the points of the batch."""
+  x, context = split_batch(batch)
+  checks.num_particles(x)
+  return jax.vmap(lambda x, *c: score(params, energy_fn, x, *c))(x, *context)
+
+
+def energies(params: Params, energy_fn: EnergyFn, batch: Batch) -> Array:
+  """E(x; θ) of many points, `[n]`.
+
+  Raises:
+    ValueError: `energy_fn` does not return a scalar.
+  """
+  x, context = split_batch(batch)
+  checks.num_particles(x)
+  point = jax.tree.map(lambda leaf: leaf[0], (x, *context))
+  checks.scalar_energy(energy_fn, params, *point)
+  return jax.vmap(lambda x, *c: energy_fn(params, x, *c))(x, *context)

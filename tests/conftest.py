@@ -1,0 +1,29 @@
+"""Shared by all tests: eight virtual CPU devices, and where the data is."""
+
+import os
+from pathlib import Path
+
+# Before JAX starts: tests of `axis_name` spread particles over eight devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+SHARED_TFDS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
+
+
+@pytest.fixture
+def x64():
+  """Float64 for one test."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_promotion():
+  """A [n] beside a [n, 1] is an error in every test, not a silent broadcast."""
+  with jax.numpy_rank_promotion("raise"):
+    yield
