@@ -1,0 +1,1 @@
+"""Binaries that reproduce the results of the paper."""

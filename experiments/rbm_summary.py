@@ -1,0 +1,102 @@
+"""From the histories of runs to `summary.json`, the figure's curves and the table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import plots
+
+SPLITS = ("test", "train", "validation")
+
+
+def summarize(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+  """What the seeds of one method came to.
+
+  Args:
+    histories: seed -> the rows of `training.fit`, of which those that hold
+      "log_likelihood/test" are evaluations.
+
+  Returns:
+    `final` and `best_on_validation`, each with mean, sd and values over seeds of the
+    mean log-likelihood per split in nats; `ms_per_step`, the median over all windows
+    without compilation; and `curve`, the test log-likelihood over steps.
+  """
+  evaluations = {
+    seed: [row for row in rows if f"log_likelihood/{SPLITS[0]}" in row]
+    for seed, rows in histories.items()
+  }
+  final = [rows[-1] for rows in evaluations.values()]
+  best = [
+    max(rows, key=lambda row: row["log_likelihood/validation"])
+    for rows in evaluations.values()
+  ]
+  timings = [
+    row["ms_per_step"]
+    for rows in histories.values()
+    for row in rows
+    if row.get("ms_per_step") is not None
+  ]
+  steps = [row["step"] for row in next(iter(evaluations.values()))]
+  test = np.array(
+    [[row["log_likelihood/test"] for row in rows] for rows in evaluations.values()]
+  )
+  return {
+    "seeds": list(histories),
+    "final": {split: _over_seeds(final, split) for split in SPLITS},
+    "best_on_validation": {
+      **{split: _over_seeds(best, split) for split in SPLITS},
+      "steps": [row["step"] for row in best],
+    },
+    "ms_per_step": float(np.median(timings)) if timings else None,
+    "curve": {
+      "steps": steps,
+      "mean": test.mean(axis=0).tolist(),
+      "sd": _sd(test).tolist(),
+    },
+  }
+
+
+def table(methods: Mapping[str, Mapping[str, Any]], baseline: float) -> str:
+  """The closing table of the terminal, in nats (mean ± sd over seeds)."""
+  header = ("method", "test, final", "test, best on validation", "train", "ms/step")
+  rows = [("N(mean, I)", f"{baseline:.2f}", "", "", "")]
+  for label, method in methods.items():
+    if "diverged" in method:
+      rows.append((label, method["diverged"], "", "", ""))
+      continue
+    ms = method["ms_per_step"]
+    rows.append(
+      (
+        label,
+        _nats(method["final"]["test"]),
+        _nats(method["best_on_validation"]["test"]),
+        _nats(method["final"]["train"]),
+        "" if ms is None else f"{ms:.2f}",
+      )
+    )
+  return plots.table(header, rows)
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
+  values = np.array([row[f"log_likelihood/{split}"] for row in rows])
+  return {
+    "mean": float(values.mean()),
+    "sd": float(_sd(values[:, None])[0]),
+    "values": values.tolist(),
+  }
+
+
+def _sd(values: np.ndarray) -> np.ndarray:
+  """The sample standard deviation over seeds (axis 0); 0 for a single seed."""
+  if len(values) < 2:
+    return np.zeros(values.shape[1:])
+  return values.std(axis=0, ddof=1)
+
+
+def _nats(entry: Mapping[str, Any]) -> str:
+  if not math.isfinite(entry["mean"]):
+    return str(entry["mean"])
+  spread = f" ± {entry['sd']:.2f}" if len(entry["values"]) > 1 else ""
+  return f"{entry['mean']:.2f}{spread}"

@@ -1,0 +1,60 @@
+"""Where a run leaves its results: one folder, one setting, recorded as a flagfile."""
+
+import shutil
+import sys
+from collections.abc import Set
+from pathlib import Path
+
+from absl import flags
+
+
+def own_flags(known: str, *, leave_out: Set[str] = frozenset()) -> dict[str, str]:
+  """The flags of the module that defines `known`, as text for a flagfile."""
+  by_module = flags.FLAGS.flags_by_module_dict()
+  module = next(name for name, own in by_module.items() if flags.FLAGS[known] in own)
+  return {
+    flag.name: ",".join(flag.value) if isinstance(flag.value, list) else str(flag.value)
+    for flag in by_module[module]
+    if flag.value is not None and flag.name not in leave_out
+  }
+
+
+def check(
+  workdir: Path, values: dict[str, str], *, may_differ: Set[str], overwrite: bool
+) -> None:
+  """Ends the program if `workdir` holds something that this run would mix with.
+
+  Args:
+    workdir: the folder, which need not exist.
+    values: this run's flags.
+    may_differ: flags that may have changed since the run that the folder holds.
+    overwrite: whether an earlier run is to be deleted.
+  """
+  record = workdir / "flags.txt"
+  if record.exists() and not overwrite:
+    lines = record.read_text().splitlines()
+    before = dict(line.removeprefix("--").split("=", 1) for line in lines)
+    changed = [
+      f"--{name}: {before.get(name)} before, {values.get(name)} now"
+      for name in sorted((values.keys() | before.keys()) - may_differ)
+      if before.get(name) != values.get(name)
+    ]
+    if changed:
+      sys.exit(
+        f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
+        "Choose another --workdir, or --overwrite it."
+      )
+  elif not record.exists() and workdir.exists() and any(workdir.iterdir()):
+    sys.exit(
+      f"{workdir} is not empty and holds no earlier run of this program. "
+      "Choose another --workdir."
+    )
+
+
+def prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
+  """Makes the folder, anew if it is to be overwritten, and writes flags.txt."""
+  if overwrite and (workdir / "flags.txt").exists():
+    shutil.rmtree(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  lines = [f"--{name}={value}" for name, value in values.items()]
+  (workdir / "flags.txt").write_text("\n".join(lines) + "\n")
