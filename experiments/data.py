@@ -393,7 +393,7 @@ def _read_split(
 def _read_npy(path: Path, n: int, dtype: type, ndim: int) -> np.ndarray | None:
   """The array of n entries in `path`, memory-mapped, or None if it is not whole."""
   try:
-    array = np.load(path, mmap_mode="r")
+    array = np.lib.format.open_memmap(path, mode="r")
   except Exception:  # whatever is wrong with it: a cache can be made again
     return None
   whole = array.dtype == dtype and array.ndim == ndim and len(array) == n

@@ -1,0 +1,568 @@
+"""The training loop: compiled chunks of steps, metrics, checkpoints and guards.
+
+`fit` is handed an `Algorithm` and knows none by name.
+
+A run is a pure function of its key and the step. With N examples and batches of m,
+
+  init_key, data_key, step_key = split(key, 3)
+  order of epoch e = argsort(bits(fold_in(data_key, e), [N], uint32))
+  epoch, i = divmod(t, N // m),  batch t = data[order of the epoch][i·m : (i + 1)·m]
+  state, metrics = update(fold_in(step_key, t), state, transform(batch t))
+
+for t = 0, 1, ... So an epoch visits no example twice, its last N mod m are left out,
+and a resumed run continues exactly as the uninterrupted one.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from orbax.checkpoint import v1 as ocp
+from tqdm import tqdm
+
+from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Params, PyTree
+
+Row = dict[str, Any]
+"""A line of the history: `{"step": ..., "<metric>": ...}`."""
+
+_RESERVED = ("step", "ms_per_step")
+
+EvaluateFn = Callable[[Any], Mapping[str, Any]]
+"""`evaluate(state)` -> named scalars."""
+
+
+class Fit(NamedTuple):
+  """The end of a run: the last state, and the rows of its history."""
+
+  state: Any
+  history: list[Row]
+
+
+class TrainingDiverged(FloatingPointError):
+  """A metric, or the parameters, ceased to be finite.
+
+  Attributes:
+    step: the update that showed it, counted from 1 as the rows of the history are.
+    metric: the name of the metric; "params" or "particles" where those overflowed
+      behind finite metrics.
+    value: what it was.
+    checkpoint: the last good checkpoint's folder, or None.
+  """
+
+  def __init__(self, step: int, metric: str, value: float, checkpoint: str | None):
+    self.step, self.metric = step, metric
+    self.value, self.checkpoint = value, checkpoint
+    saved = f"is {checkpoint}" if checkpoint else "does not exist"
+    super().__init__(
+      f"{metric} is {value} at step {step}. The last good checkpoint {saved}. "
+      "Try a lower learning rate or a smaller step_size."
+    )
+
+
+def unit_interval(batch: Batch) -> Batch:
+  """Maps uint8 images to float32 in [0, 1], x / 255; leaves all else as it is.
+
+  In a dict only "x" is an image: a context of uint8 is labels, and stays.
+  """
+  if isinstance(batch, Mapping):
+    return {k: unit_interval(v) if k == "x" else v for k, v in batch.items()}
+  return jax.tree.map(
+    lambda x: x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x, batch
+  )
+
+
+def fit(
+  key: Key,
+  algorithm: Algorithm,
+  params: Params,
+  data: Batch,
+  *,
+  num_steps: int,
+  batch_size: int = 100,
+  transform: Callable[[Batch], Batch] = unit_interval,
+  log_every: int = 100,
+  evaluate: EvaluateFn | Mapping[str, EvaluateFn] | None = None,
+  eval_every: int | None = None,
+  workdir: str | os.PathLike[str] | None = None,
+  checkpoint_every: int | None = None,
+  resume: bool = True,
+  progress: bool = True,
+  label: str = "",
+) -> Fit:
+  """Runs `num_steps` updates of an algorithm on batches of the data.
+
+  The data live on the device. Steps run in compiled chunks, as long as the greatest
+  common divisor of log_every, eval_every and checkpoint_every. Runs that share the
+  algorithm object, the transform and the shapes share the compilation.
+
+  Every log_every steps, and at the end, the history gets a row `{"step": ...,
+  "<metric>": its mean since the last row, "ms_per_step": ...}`; in `workdir` it is a
+  line of metrics.jsonl. ms_per_step leaves out evaluations, checkpoints and, because
+  it may compile, the first chunk of each length in this call; it is None (null) where
+  that leaves nothing.
+
+  Args:
+    key: a PRNG key; all randomness of the run comes from it.
+    algorithm: `Algorithm(init, update)`.
+    params: what `algorithm.init` takes.
+    data: `[N, ...]`, or a dict of such.
+    num_steps: updates in all, those before a resume included.
+    batch_size: m.
+    transform: batch -> batch, on the device, in every step. A new lambda in each call
+      compiles anew.
+    log_every: steps between rows.
+    evaluate: state -> dict of scalars, called before the first step, every eval_every
+      steps and after the last; its results join the step's row. Or a dict of such
+      functions, whose names then prefix the results: "name/result".
+    eval_every: steps between evaluations; None: only before and after the run.
+    workdir: a folder for metrics.jsonl and checkpoints/; None: nothing is written.
+    checkpoint_every: steps between checkpoints, of which the last two are kept; None:
+      eval_every or else 10 log_every. One is saved at the end, and at Ctrl-C.
+    resume: continue from the newest checkpoint in workdir, if there is one, and drop
+      the rows after it. False starts anew: it deletes this workdir's checkpoints and
+      metrics.
+    progress: whether to show a progress bar, on stderr.
+    label: the progress bar's name.
+
+  Returns:
+    Fit(state, history), earlier rows included.
+
+  Raises:
+    TrainingDiverged: a metric or a parameter is not finite.
+    ValueError, TypeError: arguments that cannot be meant, or a workdir that holds
+      another run.
+  """
+  _check_arguments(key, algorithm, data, batch_size)
+  _check_counts(
+    num_steps=num_steps,
+    log_every=log_every,
+    eval_every=eval_every,
+    checkpoint_every=checkpoint_every,
+  )
+  if workdir is None and checkpoint_every is not None:
+    raise ValueError("checkpoint_every needs a workdir to save to")
+  if evaluate is None:
+    eval_every = None
+  if workdir is not None and checkpoint_every is None:
+    checkpoint_every = eval_every or 10 * log_every
+  chunk = math.gcd(log_every, eval_every or 0, checkpoint_every or 0)
+
+  data = jax.tree.map(jnp.asarray, data)
+  num_examples = len(jax.tree.leaves(data)[0])
+  init_key, data_key, step_key = jax.random.split(key, 3)
+  rows = _order(data_key, 0, num_examples)[:batch_size]
+  state = algorithm.init(init_key, params, transform(_take(data, rows)))
+  carry = _begin(state, 0, num_examples)
+  run: dict[str, Any] = {"data": data, "data_key": data_key, "step_key": step_key}
+  run |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
+  # Costs no second trace: the first chunk finds this one in jit's cache.
+  shapes = _run_chunk.eval_shape(carry, **run, length=min(chunk, num_steps))[1]
+  _check_metrics(shapes)
+
+  fingerprint = {
+    "key": str(jax.random.key_data(key).tolist()),
+    "batch_size": str(batch_size),
+    **_describe("data", data),
+    **_describe("state", carry.state),
+  }
+  with contextlib.ExitStack() as stack:
+    record = stack.enter_context(_Record(workdir, fingerprint))
+    step, state = record.restore(carry.state, resume)
+    if step > num_steps:
+      raise ValueError(
+        f"{record.checkpoint} is beyond num_steps={num_steps}: ask for more steps, "
+        "use another workdir or resume=False"
+      )
+    carry = _begin(state, step, num_examples)
+    del state  # carry has its own copy
+    bar = stack.enter_context(
+      tqdm(total=num_steps, initial=step, desc=label or None, disable=not progress)
+    )
+
+    def due(every: int | None) -> bool:
+      return step == num_steps or (every is not None and step % every == 0)
+
+    shown: Row = {}
+    lengths: set[int] = set()
+    try:
+      while True:
+        if not record.has(step):
+          logged = step > 0 and due(log_every)
+          evaluated = evaluate is not None and (step == 0 or due(eval_every))
+          results: Row = {}
+          if evaluated:
+            # A copy, since the next chunk consumes the state's own buffers.
+            results = _evaluate(evaluate, _copy(carry.state), taken=shapes)
+            bar.set_postfix(shown := shown | results, refresh=False)
+          if evaluated or logged:
+            record.write(step, results, logged)
+        if step > 0 and due(checkpoint_every):
+          record.save(step, carry.state)
+        if step == num_steps:
+          return Fit(carry.state, record.history)
+
+        length = min(chunk - step % chunk, num_steps - step)
+        with _interrupts_delayed():
+          start = time.perf_counter()
+          carry, metrics, finite = _run_chunk(carry, **run, length=length)
+          metrics, finite = jax.device_get((metrics, finite))
+          seconds = time.perf_counter() - start
+          _check_finite(step, metrics, finite, length, record.checkpoint)
+          step += length
+          record.add(metrics, length, seconds if length in lengths else None)
+        lengths.add(length)
+        bar.set_postfix(shown := shown | _last_loss(metrics), refresh=False)
+        bar.update(length)
+    except KeyboardInterrupt:
+      if step > 0:
+        record.save(step, carry.state)
+      raise
+
+
+class _Carry(NamedTuple):
+  """What a chunk hands to the next."""
+
+  state: Any
+  step: Array  # updates done
+  epoch: Array  # whose order is at hand; -1: none yet
+  order: Array  # [N]
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("algorithm", "transform", "batch_size", "length"),
+  donate_argnames="carry",
+)
+def _run_chunk(
+  carry: _Carry,
+  *,
+  data: Batch,
+  data_key: Key,
+  step_key: Key,
+  algorithm: Algorithm,
+  transform: Callable[[Batch], Batch],
+  batch_size: int,
+  length: int,
+) -> tuple[_Carry, Metrics, dict[str, Array]]:
+  """Returns the carry after `length` steps, their metrics [length], and `_finite`."""
+  steps = carry.step + jnp.arange(length, dtype=jnp.int32)
+  rows, epoch, order = _rows(carry, data_key, batch_size, length)
+
+  def one_step(state: Any, step_and_rows: tuple[Array, Array]) -> tuple[Any, Metrics]:
+    step, rows = step_and_rows
+    batch = transform(_take(data, rows))
+    return algorithm.update(jax.random.fold_in(step_key, step), state, batch)
+
+  state, metrics = jax.lax.scan(one_step, carry.state, (steps, rows))
+  return _Carry(state, carry.step + length, epoch, order), metrics, _finite(state)
+
+
+def _rows(
+  carry: _Carry, data_key: Key, batch_size: int, length: int
+) -> tuple[Array, Array, Array]:
+  """Returns the examples of each step of a chunk, [length, m], its epoch and order.
+
+  All orders that the chunk touches are laid end to end before its first step, so that
+  a step only reads its row; an order is sorted once, in the chunk where it begins.
+  """
+  num_examples = len(carry.order)
+  num_batches = num_examples // batch_size  # of an epoch
+  first, skipped = jnp.divmod(carry.step, num_batches)
+  last = (carry.step + length - 1) // num_batches
+
+  def next_order(known: tuple[Array, Array], epoch: Array) -> tuple[Any, Array]:
+    known = jax.lax.cond(
+      (known[0] < epoch) & (epoch <= last),
+      lambda: (epoch, _order(data_key, epoch, num_examples)),
+      lambda: known,
+    )
+    return known, known[1][: num_batches * batch_size].reshape(-1, batch_size)
+
+  # Enough epochs for a chunk that begins at the last batch of one.
+  num_epochs = -(-(num_batches - 1 + length) // num_batches)
+  epochs = first + jnp.arange(num_epochs, dtype=jnp.int32)
+  known, batches = jax.lax.scan(next_order, (carry.epoch, carry.order), epochs)
+  batches = batches.reshape(-1, batch_size)
+  return jax.lax.dynamic_slice_in_dim(batches, skipped, length), *known
+
+
+def _order(data_key: Key, epoch: Array | int, num_examples: int) -> Array:
+  """The order of an epoch, [N]: each example once.
+
+  Half the time of `jax.random.permutation`, which sorts twice lest equal draws (of a
+  pair: once in 2³²) keep their places.
+  """
+  epoch_key = jax.random.fold_in(data_key, epoch)
+  draws = jax.random.bits(epoch_key, (num_examples,), jnp.uint32)
+  return jnp.argsort(draws).astype(jnp.int32)
+
+
+def _take(data: Batch, rows: Array) -> Batch:
+  return jax.tree.map(lambda x: x[rows], data)
+
+
+def _finite(state: Any) -> dict[str, Array]:
+  """Whether what is learned is finite; other fields may hold an honest infinity."""
+  return {
+    name: jax.tree.reduce(
+      lambda ok, x: ok & jnp.isfinite(x).all(),
+      [x for x in jax.tree.leaves(getattr(state, name)) if _is(x, jnp.inexact)],
+      jnp.array(True),
+    )
+    for name in ("params", "particles")
+    if hasattr(state, name)
+  }
+
+
+def _is(x: Any, kind: Any) -> bool:
+  return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, kind)
+
+
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+@functools.partial(jax.jit, static_argnames="num_examples")
+def _begin(state: Any, step: Array | int, num_examples: int) -> _Carry:
+  """Returns the first carry, which shares no buffer with the caller's arrays.
+
+  One compiled function makes all of it, so that its arrays are alike: bound to a
+  device or not, and strongly typed. Else the second chunk would compile again.
+  """
+
+  def own(x: Array) -> Array:
+    x = jnp.copy(x)
+    return jax.lax.convert_element_type(x, x.dtype) if _is(x, np.number) else x
+
+  state = jax.tree.map(own, state)
+  order = jnp.zeros(num_examples, jnp.int32)
+  return _Carry(state, jnp.asarray(step, jnp.int32), jnp.int32(-1), order)
+
+
+@contextlib.contextmanager
+def _interrupts_delayed() -> Iterator[None]:
+  """Puts Ctrl-C off to the end of the block, where state and step agree again."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # only the main thread hears signals
+    return
+  heard: list[int] = []
+  handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler)
+  if heard:
+    signal.raise_signal(signal.SIGINT)
+
+
+class _Record(contextlib.AbstractContextManager):
+  """The rows and checkpoints of a run: in memory, and in workdir where there is one."""
+
+  def __init__(
+    self, workdir: str | os.PathLike[str] | None, fingerprint: dict[str, str]
+  ):
+    self.history: list[Row] = []
+    # Sums since the last row. They join the checkpoint, so that no step is lost.
+    self._window: dict[str, Any] = {}
+    self._fingerprint = fingerprint
+    self._checkpointer = None
+    if workdir is not None:
+      folder = Path(workdir).resolve()
+      folder.mkdir(parents=True, exist_ok=True)
+      self._metrics = folder / "metrics.jsonl"
+      self._checkpointer = ocp.training.Checkpointer(
+        folder / "checkpoints",
+        preservation_policy=ocp.training.preservation_policies.LatestN(2),
+        cleanup_tmp_directories=True,
+      )
+
+  def __exit__(self, *exc_info: object) -> None:
+    if self._checkpointer is not None:
+      self._checkpointer.close()
+
+  @property
+  def checkpoint(self) -> str | None:
+    """The newest checkpoint's folder."""
+    latest = self._checkpointer.latest if self._checkpointer is not None else None
+    return None if latest is None else str(latest.path)
+
+  def has(self, step: int) -> bool:
+    """Whether the row of this step, the newest there can be, is written."""
+    return bool(self.history) and self.history[-1]["step"] == step
+
+  def add(self, metrics: Metrics, length: int, seconds: float | None) -> None:
+    """Adds the metrics [length] of a chunk; seconds is None if it may have compiled."""
+    window = self._window or {"sums": {}, "steps": 0, "timed_steps": 0, "seconds": 0.0}
+    for name, values in metrics.items():
+      total = float(np.sum(values, dtype=np.float64))
+      window["sums"][name] = window["sums"].get(name, 0.0) + total
+    window["steps"] += length
+    window["timed_steps"] += 0 if seconds is None else length
+    window["seconds"] += seconds or 0.0
+    self._window = window
+
+  def _means(self) -> Row:
+    window, self._window = self._window, {}
+    timed = window["timed_steps"]
+    means = {name: total / window["steps"] for name, total in window["sums"].items()}
+    return means | {"ms_per_step": 1e3 * window["seconds"] / timed if timed else None}
+
+  @_interrupts_delayed()
+  def write(self, step: int, results: Row, logged: bool) -> None:
+    """Writes a row; `logged`: with the means since the last row that had them."""
+    row = {"step": step} | (self._means() if logged else {}) | results
+    self.history.append(row)
+    if self._checkpointer is not None:
+      with self._metrics.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+  @_interrupts_delayed()
+  def save(self, step: int, state: Any) -> None:
+    """Saves a checkpoint, unless the newest is of this very step."""
+    if self._checkpointer is None:
+      return
+    latest = self._checkpointer.latest
+    if latest is None or latest.step != step:
+      extra = {"run": self._fingerprint, "window": self._window}
+      self._checkpointer.save(step, state, force=True, custom_metadata=extra)
+
+  def restore(self, first_state: Any, resume: bool) -> tuple[int, Any]:
+    """Returns (step, state) to start from, and forgets the rows after it."""
+    if self._checkpointer is None:
+      return 0, first_state
+    latest = self._checkpointer.latest
+    if latest is None or not resume:
+      for checkpoint in list(self._checkpointer.checkpoints):
+        self._checkpointer.delete(checkpoint.step)
+      self._metrics.write_text("")
+      return 0, first_state
+
+    extra = self._checkpointer.metadata(latest).custom_metadata
+    was, expected = extra["run"], self._fingerprint
+    changed = [
+      f"{name} was {was.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
+      for name in sorted(was.keys() | expected.keys())
+      if was.get(name) != expected.get(name)
+    ]
+    if changed:
+      raise ValueError(
+        f"{latest.path} is a checkpoint of another run: {'; '.join(changed)}. "
+        "Use another workdir or resume=False"
+      )
+    self._window = extra["window"]
+    self.history = [row for row in self._read() if row["step"] <= latest.step]
+    kept = self._metrics.with_suffix(".tmp")
+    kept.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+    kept.replace(self._metrics)
+    # Orbax loads in threads that `jax.enable_x64` does not reach, where only NumPy's
+    # arrays keep their 64 bits.
+    wide = jax.tree.map(lambda x: _is(x, np.number) and x.itemsize > 4, first_state)
+    template = jax.tree.map(
+      lambda x, is_wide: np.empty(x.shape, x.dtype) if is_wide else x, first_state, wide
+    )
+    state = self._checkpointer.load(latest, template)
+    shardings = jax.tree.map(lambda x: x.sharding, first_state)
+    return latest.step, jax.device_put(state, shardings)
+
+  def _read(self) -> Iterator[Row]:
+    lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+    for line in lines:
+      # A killed process may leave half a line; it is later than any checkpoint.
+      with contextlib.suppress(json.JSONDecodeError):
+        yield json.loads(line)
+
+
+def _evaluate(evaluate: Any, state: Any, taken: Mapping[str, Any]) -> Row:
+  if isinstance(evaluate, Mapping):
+    found = [(name + "/", function(state)) for name, function in evaluate.items()]
+  else:
+    found = [("", evaluate(state))]
+  results = {prefix + name: v for prefix, part in found for name, v in part.items()}
+  for name, value in results.items():
+    if np.shape(value) != ():
+      raise ValueError(f"evaluate: {name} must be a scalar, got {np.shape(value)}")
+    if name in taken or name in _RESERVED:
+      raise ValueError(f"evaluate: {name} is the name of another entry of the row")
+  return {name: float(value) for name, value in results.items()}
+
+
+def _last_loss(metrics: Metrics) -> Row:
+  """What the bar shows: the loss, or else the first metric."""
+  name = "loss" if "loss" in metrics else next(iter(metrics), None)
+  return {} if name is None else {name: float(metrics[name][-1])}
+
+
+def _check_finite(
+  step: int, metrics: Metrics, finite: Metrics, length: int, checkpoint: str | None
+) -> None:
+  """Raises TrainingDiverged at the first step of the chunk that is not finite."""
+  bad = {name: ~np.isfinite(values) for name, values in metrics.items()}
+  firsts = [(int(where.argmax()), name) for name, where in bad.items() if where.any()]
+  if firsts:
+    index, name = min(firsts)
+    value = float(metrics[name][index])
+    raise TrainingDiverged(step + index + 1, name, value, checkpoint)
+  for name, is_finite in finite.items():
+    if not is_finite:
+      raise TrainingDiverged(step + length, name, math.nan, checkpoint)
+
+
+def _check_metrics(metrics: Any) -> None:
+  """Checks the metrics of a chunk, [length] each, before any step is run."""
+  if not isinstance(metrics, dict):
+    raise TypeError(f"metrics must be a dict of scalars, got {type(metrics).__name__}")
+  for name, value in metrics.items():
+    shape = getattr(value, "shape", None)
+    if shape is None or len(shape) != 1:
+      got = type(value).__name__ if shape is None else f"shape {shape[1:]}"
+      raise ValueError(f"the metric {name} must be a scalar, got {got}")
+    if name in _RESERVED:
+      raise ValueError(f"the history has its own {name}: rename the metric")
+
+
+def _check_counts(**counts: int | None) -> None:
+  for name, value in counts.items():
+    if value is not None and (not isinstance(value, int) or value < 1):
+      raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _check_arguments(key: Any, algorithm: Any, data: Batch, batch_size: int) -> None:
+  typed = _is(key, jax.dtypes.prng_key) and key.ndim == 0
+  if not typed and not (_is(key, np.uint32) and key.ndim == 1):
+    raise TypeError(f"key must be one PRNG key, as of jax.random.key(0), got {key!r}")
+  if isinstance(algorithm, optax.GradientTransformation):
+    raise TypeError(
+      "algorithm is an optax optimizer, which knows no energy and no loss: hand it to "
+      "an algorithm, for example contrastive_divergence(energy_fn, optimizer, ...)"
+    )
+  for name in ("init", "update"):
+    if not callable(getattr(algorithm, name, None)):
+      raise TypeError(f"algorithm must be an Algorithm(init, update): it has no {name}")
+  _check_counts(batch_size=batch_size)
+  leaves = jax.tree_util.tree_leaves_with_path(data)
+  shapes = {"data" + jax.tree_util.keystr(path): np.shape(x) for path, x in leaves}
+  sizes = {shape[:1] for shape in shapes.values()}
+  if len(sizes) != 1 or () in sizes:
+    raise ValueError(f"data must be arrays with one leading axis, got {shapes}")
+  ((num_examples,),) = sizes
+  if batch_size > num_examples:
+    raise ValueError(f"batch_size={batch_size} exceeds the {num_examples} examples")
+
+
+def _describe(name: str, tree: PyTree) -> dict[str, str]:
+  """Names each leaf with its type and shape: {"state.params['w']": "float32[3]"}."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    name + jax.tree_util.keystr(path): jax.typeof(x).str_short() for path, x in leaves
+  }

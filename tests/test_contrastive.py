@@ -1,0 +1,449 @@
+"""The contrastive loss, CD-k and maximum likelihood against hand-made gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stein_jax import (
+  contrastive_divergence,
+  contrastive_loss,
+  maximum_likelihood,
+  negative_log_likelihood,
+  sampled_maximum_likelihood,
+  samplers,
+)
+
+KEY = jax.random.key(0)
+RATE = 0.3
+POSITIVES = np.random.default_rng(0).normal(size=(6, 2)) + 1.5
+NEGATIVES = np.random.default_rng(1).normal(size=(4, 2))
+
+
+def energy(params, x):
+  """A Gaussian's: ½ exp(λ) ‖x − μ‖²."""
+  squared = jnp.sum(jnp.square(x - params["mean"]))
+  return 0.5 * jnp.exp(params["log_precision"]) * squared
+
+
+def log_partition(params):
+  d = params["mean"].size
+  return 0.5 * d * (jnp.log(2 * jnp.pi) - params["log_precision"])
+
+
+def gaussian(mean=(0.4, -0.7), log_precision=0.6):
+  return {"mean": jnp.array(mean), "log_precision": jnp.float32(log_precision)}
+
+
+def energy_gradient(params, x):
+  """The mean over x of ∂E/∂μ = −exp(λ)(x − μ) and of ∂E/∂λ = E, in NumPy."""
+  mean, precision = np.asarray(params["mean"]), np.exp(params["log_precision"])
+  centred = np.asarray(x) - mean[None]
+  energies = 0.5 * precision * np.square(centred).sum(axis=1)
+  return {"mean": -precision * centred.mean(axis=0), "log_precision": energies.mean()}
+
+
+def contrast(params, positives, negatives, weight=1.0):
+  positive, negative = (energy_gradient(params, x) for x in (positives, negatives))
+  return {name: positive[name] - weight * negative[name] for name in positive}
+
+
+def assert_same(got, expected, rtol=1e-4, atol=1e-5):
+  assert jax.tree.structure(got) == jax.tree.structure(expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), got, expected)
+
+
+def assert_one_step(new, old, gradient):
+  """optax.sgd(RATE) moves by −RATE · gradient."""
+  expected = {name: np.asarray(old[name]) - RATE * gradient[name] for name in old}
+  assert_same(new, expected)
+
+
+def langevin_by_hand(key, x, params, num_steps, step_size):
+  mean, precision = np.asarray(params["mean"]), np.exp(params["log_precision"])
+  x = np.asarray(x, np.float64)
+  for step_key in jax.random.split(key, num_steps):
+    keys = [jax.random.fold_in(step_key, i) for i in range(len(x))]
+    z = np.array([jax.random.normal(k, x.shape[1:]) for k in keys])
+    x = x - step_size * precision * (x - mean[None]) + np.sqrt(2 * step_size) * z
+  return x
+
+
+# ------------------------------------------------------------ contrastive loss
+
+
+@settings(deadline=None, max_examples=6, database=None)
+@given(
+  event=st.lists(st.integers(1, 3), max_size=3).map(tuple),
+  m=st.integers(1, 4),
+  n=st.integers(1, 4),
+  discount=st.floats(0, 1),
+)
+def test_contrastive_loss_is_a_difference_of_mean_energies(event, m, n, discount):
+  rng = np.random.default_rng(0)
+  mean, positives = rng.normal(size=event), rng.normal(size=(m, *event))
+  negatives = rng.normal(size=(n, *event))
+
+  def mean_energy(x):
+    return np.mean([0.5 * np.exp(0.6) * np.sum((p - mean) ** 2) for p in x])
+
+  params = {"mean": jnp.asarray(mean), "log_precision": 0.6}
+  got = contrastive_loss(params, energy, positives, negatives, discount=discount)
+  expected = mean_energy(positives) - (1 - discount) * mean_energy(negatives)
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.7])
+def test_gradient_of_the_contrastive_loss_in_closed_form(discount):
+  got = jax.grad(contrastive_loss)(
+    gaussian(), energy, POSITIVES, NEGATIVES, discount=discount
+  )
+  assert_same(got, contrast(gaussian(), POSITIVES, NEGATIVES, weight=1 - discount))
+
+
+def test_negatives_are_constants():
+  """Though they are made of the parameters, as after SVGD or a generator."""
+
+  def loss(params):
+    return contrastive_loss(params, energy, POSITIVES, NEGATIVES + params["mean"][None])
+
+  frozen = NEGATIVES + np.asarray(gaussian()["mean"])[None]
+  assert_same(jax.grad(loss)(gaussian()), contrast(gaussian(), POSITIVES, frozen))
+  through = jax.grad(
+    lambda scale: contrastive_loss(gaussian(), energy, POSITIVES, scale * NEGATIVES)
+  )
+  assert through(2.0) == 0
+
+
+def test_contrastive_loss_pairs_points_with_their_contexts():
+  def conditional(params, x, context):
+    return context["weight"] * jnp.sum(jnp.square(x - params[context["label"]]))
+
+  centres = np.random.default_rng(2).normal(size=(3, 2))
+  rng = np.random.default_rng(3)
+
+  def batch(x):
+    weight, label = rng.uniform(size=len(x)), rng.integers(0, 3, len(x))
+    return {"x": x, "context": {"weight": weight, "label": label}}
+
+  def mean_energy(batch):
+    x, (weight, label) = batch["x"], batch["context"].values()
+    return np.mean(weight * np.square(x - centres[label]).sum(axis=1))
+
+  positives, negatives = batch(POSITIVES), batch(NEGATIVES)
+  got = contrastive_loss(
+    jnp.asarray(centres), conditional, positives, negatives, discount=0.2
+  )
+  expected = mean_energy(positives) - 0.8 * mean_energy(negatives)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_points_may_be_trees():
+  def tree_energy(scale, point):
+    return scale * jnp.sum(point["a"]) + point["b"] ** 2
+
+  a, b = np.ones((2, 3)), np.array([1.0, 2.0])
+  positives = {"a": a, "b": b}
+  negatives = {"a": 2 * a[:1], "b": b[1:]}
+  got = contrastive_loss(5.0, tree_energy, positives, negatives)
+  np.testing.assert_allclose(got, (15 + 2.5) - (30 + 4))
+
+
+def test_contrastive_loss_under_jit_and_vmap():
+  many = jax.vmap(gaussian)(jnp.arange(6.0).reshape(3, 2), jnp.array([0.0, 0.5, 1.0]))
+
+  def loss(params, discount):
+    return contrastive_loss(params, energy, POSITIVES, NEGATIVES, discount=discount)
+
+  discounts = jnp.array([0.0, 0.3, 0.6])
+  got = jax.jit(jax.vmap(loss))(many, discounts)
+  for i in range(3):
+    one = {name: leaf[i] for name, leaf in many.items()}
+    np.testing.assert_allclose(got[i], loss(one, discounts[i]), rtol=1e-5)
+
+
+def test_positives_and_negatives_of_different_shape_are_named():
+  message = r"positives and one of negatives .* shape, got \(2,\) and \(2, 1\)"
+  with pytest.raises(ValueError, match=message):
+    contrastive_loss(gaussian(), energy, POSITIVES, NEGATIVES[:, :, None])
+  labelled = {"x": POSITIVES, "context": np.zeros(6)}
+  with pytest.raises(ValueError, match=r"same shape, got \(2,\) and \(3,\)"):
+    contrastive_loss(gaussian(), energy, labelled, np.ones((4, 3)))
+
+
+def test_an_energy_that_is_not_a_scalar_is_named():
+  def vector_energy(params, x):
+    return x - params["mean"]
+
+  message = r"must return a scalar.* shape \(2,\) it returned .*\(2,\)"
+  with pytest.raises(ValueError, match=message):
+    contrastive_loss(gaussian(), vector_energy, POSITIVES, NEGATIVES)
+  for metropolis in (False, True):  # both chains, both with the library's message
+    algorithm = contrastive_divergence(
+      vector_energy, optax.sgd(RATE), num_steps=1, step_size=0.1, metropolis=metropolis
+    )
+    state = algorithm.init(KEY, gaussian(), POSITIVES)
+    with pytest.raises(ValueError, match=message):
+      algorithm.update(KEY, state, POSITIVES)
+
+
+# ---------------------------------------------------------- maximum likelihood
+
+
+def test_negative_log_likelihood_equals_scipy():
+  sd = np.exp(-0.3)
+  expected = -scipy.stats.norm.logpdf(POSITIVES, [[0.4, -0.7]], sd).sum(axis=1).mean()
+  got = negative_log_likelihood(gaussian(), energy, POSITIVES, log_partition)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def likelihood_gradient(params, x):
+  """∂/∂μ and ∂/∂λ of ½ exp(λ) mean ‖x − μ‖² − ½ dλ."""
+  gradient = energy_gradient(params, x)
+  gradient["log_precision"] -= x.shape[1] / 2
+  return gradient
+
+
+def test_maximum_likelihood_descends_the_gradient_in_closed_form():
+  algorithm = maximum_likelihood(energy, log_partition, optax.sgd(RATE))
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+  new, metrics = algorithm.update(KEY, state, POSITIVES)
+  gradient = likelihood_gradient(gaussian(), POSITIVES)
+  assert_one_step(new.params, gaussian(), gradient)
+  norm = np.sqrt(sum(np.sum(np.square(g)) for g in gradient.values()))
+  np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+  loss = negative_log_likelihood(gaussian(), energy, POSITIVES, log_partition)
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+
+
+def test_maximum_likelihood_in_a_scan_ends_at_the_sample_moments():
+  algorithm = maximum_likelihood(energy, log_partition, optax.sgd(RATE))
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+
+  @jax.jit
+  def train(state):
+    def step(state, key):
+      return algorithm.update(key, state, jnp.asarray(POSITIVES))
+
+    return jax.lax.scan(step, state, jax.random.split(KEY, 300))
+
+  state, metrics = train(state)
+  variance = np.square(POSITIVES - POSITIVES.mean(axis=0)[None]).mean()
+  expected = {"mean": POSITIVES.mean(axis=0), "log_precision": -np.log(variance)}
+  assert_same(state.params, expected, rtol=1e-3)
+  assert np.all(np.diff(metrics["loss"]) < 1e-6)
+
+
+def exact_samples(key, params, n):
+  z = jax.random.normal(key, (n, params["mean"].size))
+  return params["mean"].reshape(1, -1) + jnp.exp(-params["log_precision"] / 2) * z
+
+
+def test_sampled_maximum_likelihood_takes_the_samples_as_negatives():
+  algorithm = sampled_maximum_likelihood(energy, exact_samples, optax.sgd(RATE))
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+  key = jax.random.key(5)
+  new, metrics = algorithm.update(key, state, POSITIVES)
+  negatives = exact_samples(key, gaussian(), 6)
+  assert_one_step(new.params, gaussian(), contrast(gaussian(), POSITIVES, negatives))
+  expected = contrastive_loss(gaussian(), energy, POSITIVES, negatives)
+  np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_sampled_maximum_likelihood_is_unbiased_also_for_images():
+  """Samples come flat, [n, d]; points of the batch are [2, 1]."""
+  images, n = POSITIVES.reshape(6, 2, 1), 4_000
+  params = gaussian(mean=[[0.4], [-0.7]])
+  algorithm = sampled_maximum_likelihood(energy, exact_samples, optax.sgd(1.0))
+  state = algorithm.init(KEY, params, images)
+
+  @jax.jit
+  @jax.vmap
+  def one_step(key):
+    return algorithm.update(key, state, images)[0].params
+
+  new = one_step(jax.random.split(KEY, n))
+  gradient = jax.tree.map(lambda old, new: np.asarray(old)[None] - new, params, new)
+  expected = likelihood_gradient(gaussian(), POSITIVES)
+  for name, draws in gradient.items():
+    draws = np.asarray(draws, np.float64).reshape(n, -1)
+    standard_error = draws.std(axis=0) / np.sqrt(n)
+    bias = draws.mean(axis=0) - np.ravel(expected[name])
+    assert np.all(np.abs(bias) < 5 * standard_error), name
+    assert np.all(standard_error > 0)
+
+
+# ------------------------------------------------------- contrastive divergence
+
+
+def test_cd_descends_the_contrast_of_the_data_and_its_chain():
+  algorithm = contrastive_divergence(
+    energy, optax.sgd(RATE), num_steps=3, step_size=0.2
+  )
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+  key = jax.random.key(3)
+  new, metrics = algorithm.update(key, state, POSITIVES)
+  negatives = langevin_by_hand(key, POSITIVES, gaussian(), 3, 0.2)
+  gradient = contrast(gaussian(), POSITIVES, negatives)
+  assert_one_step(new.params, gaussian(), gradient)
+  # E = ∂E/∂λ: the loss is one component of the gradient.
+  np.testing.assert_allclose(metrics["loss"], gradient["log_precision"], rtol=1e-4)
+  norm = np.sqrt(sum(np.sum(np.square(g)) for g in gradient.values()))
+  np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+
+
+def test_cd_starts_at_each_batch_and_persistent_cd_where_it_was():
+  batches = [POSITIVES, POSITIVES[::-1] * 2 - 1]
+  keys = jax.random.split(jax.random.key(4), 2)
+  for persistent in (False, True):
+    algorithm = contrastive_divergence(
+      energy, optax.sgd(RATE), num_steps=2, step_size=0.2, persistent=persistent
+    )
+    state, chains = algorithm.init(KEY, gaussian(), batches[0]), batches[0]
+    for key, batch in zip(keys, batches):
+      old = state.params
+      chains = langevin_by_hand(key, chains if persistent else batch, old, 2, 0.2)
+      state, metrics = algorithm.update(key, state, batch)
+      gradient = contrast(old, batch, chains)
+      assert_one_step(state.params, old, gradient)
+      np.testing.assert_allclose(metrics["loss"], gradient["log_precision"], rtol=1e-3)
+      if persistent:
+        np.testing.assert_allclose(state.particles, chains, rtol=1e-4, atol=1e-5)
+
+
+def test_metropolis_takes_negatives_out_of_mala_at_minus_the_energy():
+  params = gaussian(log_precision=2.0)
+  algorithm = contrastive_divergence(
+    energy, optax.sgd(RATE), num_steps=4, step_size=0.2, metropolis=True
+  )
+  key = jax.random.key(6)
+  state = algorithm.init(KEY, params, POSITIVES)
+  new, metrics = algorithm.update(key, state, POSITIVES)
+  chain = samplers.mala(
+    key, POSITIVES, lambda x: -energy(params, x), num_steps=4, step_size=0.2
+  )
+  assert 0.1 < chain.acceptance_rate < 0.9
+  np.testing.assert_allclose(metrics["acceptance_rate"], chain.acceptance_rate)
+  assert_one_step(new.params, params, contrast(params, POSITIVES, chain.particles))
+
+
+@pytest.mark.parametrize(
+  ("persistent", "metropolis"), [(False, False), (True, False), (True, True)]
+)
+def test_cd_in_a_scan_finds_the_mean_of_the_data(persistent, metropolis):
+  """A mean under CD-1 is an AR(1) process about the sample mean, of known variance.
+
+  With ε = ½ and m points: μ ← μ + r [½ (x̄ − μ) − z̄], z̄ ~ N(0, 1/m).
+  """
+  m, rate, num_steps = 400, 0.1, 400
+  data = np.random.default_rng(7).normal(size=(m, 2)) + np.array([[3.0, -2.0]])
+  algorithm = contrastive_divergence(
+    lambda mean, x: 0.5 * jnp.sum(jnp.square(x - mean)),
+    optax.sgd(rate),
+    num_steps=1,
+    step_size=0.5,
+    persistent=persistent,
+    metropolis=metropolis,
+  )
+  state = algorithm.init(KEY, jnp.zeros(2), jnp.asarray(data))
+
+  @jax.jit
+  def train(state):
+    def step(state, key):
+      state, _ = algorithm.update(key, state, jnp.asarray(data))
+      return state, state.params
+
+    return jax.lax.scan(step, state, jax.random.split(KEY, num_steps))[1]
+
+  late = np.asarray(train(state))[num_steps // 2 :]
+  sd = rate / np.sqrt(m) / np.sqrt(1 - (1 - rate / 2) ** 2)
+  # The average over 200 steps, which remember about 1/(rate/2) = 20 steps each way.
+  error = late.mean(axis=0) - data.mean(axis=0)
+  assert np.all(np.abs(error) < 5 * 2 * sd * np.sqrt(2 * 20 / 200))
+  if not persistent and not metropolis:
+    assert 0.5 * sd < np.sqrt(np.mean(late.var(axis=0))) < 1.5 * sd
+
+
+def test_cd_moves_each_point_in_its_own_context():
+  def conditional(means, x, label):
+    return 0.5 * jnp.sum(jnp.square(x - means[label]))
+
+  means = jnp.array([[0.0, 0.0], [9.0, 9.0], [-9.0, 5.0]])
+  labels = np.array([2, 0, 1, 1, 2, 2])
+  batch = {"x": POSITIVES, "context": labels}
+  key = jax.random.key(8)
+  keys = [jax.random.fold_in(jax.random.split(key, 1)[0], i) for i in range(6)]
+  z = np.array([jax.random.normal(k, (2,)) for k in keys])
+  drift = -0.1 * (POSITIVES - np.asarray(means)[labels])
+  moved = POSITIVES + drift + np.sqrt(0.2) * z
+  expected = np.array(means)
+  for label in range(3):  # ∂/∂μ_c: −Σ (x − x')/m over the points of class c
+    change = (POSITIVES - moved)[labels == label].sum(axis=0) / 6
+    expected[label] += RATE * change
+  for persistent in (False, True):
+    algorithm = contrastive_divergence(
+      conditional, optax.sgd(RATE), num_steps=1, step_size=0.1, persistent=persistent
+    )
+    state = algorithm.init(KEY, means, batch)
+    new, _ = algorithm.update(key, state, batch)
+    np.testing.assert_allclose(new.params, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_persistent_chains_and_a_batch_of_another_size_are_named():
+  algorithm = contrastive_divergence(
+    energy, optax.sgd(RATE), num_steps=1, step_size=0.1, persistent=True
+  )
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+  with pytest.raises(ValueError, match=r"batch and the chains .*\(4, 2\) and \(6, 2\)"):
+    algorithm.update(KEY, state, NEGATIVES)
+
+
+@pytest.mark.parametrize("step_size", [0.0, -1.0, np.nan])
+def test_cd_names_a_step_size_that_is_not_above_zero(step_size):
+  with pytest.raises(ValueError, match="step_size must be a finite number above 0"):
+    contrastive_divergence(energy, optax.sgd(1.0), num_steps=1, step_size=step_size)
+
+
+@pytest.mark.parametrize("num_steps", [0, 2.5])
+def test_cd_names_a_number_of_steps_that_is_none(num_steps):
+  with pytest.raises(ValueError, match=f"integer of at least 1, got {num_steps}"):
+    contrastive_divergence(energy, optax.sgd(1.0), num_steps=num_steps, step_size=0.1)
+
+
+# ----------------------------------------------------------------- compilation
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    lambda e, o: contrastive_divergence(e, o, num_steps=2, step_size=0.1),
+    lambda e, o: contrastive_divergence(
+      e, o, num_steps=2, step_size=0.1, metropolis=True
+    ),
+    lambda e, o: contrastive_divergence(
+      e, o, num_steps=2, step_size=0.1, persistent=True
+    ),
+    lambda e, o: maximum_likelihood(e, log_partition, o),
+    lambda e, o: sampled_maximum_likelihood(e, exact_samples, o),
+  ],
+  ids=["cd", "metropolis", "persistent", "ml", "sampled_ml"],
+)
+def test_eager_updates_are_traced_once(build):
+  num_traces = 0
+
+  def counted(params, x):
+    nonlocal num_traces
+    num_traces += 1
+    return energy(params, x)
+
+  algorithm = build(counted, optax.sgd(RATE))
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+  state, _ = algorithm.update(KEY, state, POSITIVES)
+  after_one = num_traces
+  for key in jax.random.split(KEY, 2):
+    state, _ = algorithm.update(key, state, POSITIVES)
+  assert num_traces == after_one

@@ -1,0 +1,434 @@
+"""The SVGD direction against the paper's double loop, its limits, and blackjax."""
+
+import blackjax.vi.svgd as blackjax_svgd
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+from jax.tree_util import Partial
+
+from stein_jax import kernels, svgd, svgd_direction
+from tests import oracles
+
+
+def points(*shape, seed=0):
+  """Particles and scores."""
+  return np.random.default_rng(seed).normal(size=(2, *shape))
+
+
+def polynomial_rbf(y, x):
+  """(yᵀx + 0.7)² exp(−‖y − x‖²/1.3): symmetric, not radial."""
+  return (y @ x + 0.7) ** 2 * jnp.exp(-jnp.sum((y - x) ** 2) / 1.3)
+
+
+WEIGHTS = np.array([[1.0, -0.5, 0.3, 0.8], [0.2, 0.9, -1.1, 0.4]])
+
+
+def feature(x):
+  """Nonlinear features of a point [2], as [4]."""
+  return jnp.tanh(x @ WEIGHTS) + 0.1 * jnp.sum(x**2)
+
+
+def feature_np(x):
+  return np.tanh(x @ WEIGHTS) + 0.1 * np.sum(x**2)
+
+
+def feature_jacobian_np(x):
+  slope = 1 - np.tanh(x @ WEIGHTS) ** 2
+  return slope[:, None] * WEIGHTS.T + 0.2 * x[None, :]
+
+
+# -------------------------------------------------------- against the double loop
+
+KERNELS = {
+  "rbf": (kernels.rbf(1.7), oracles.rbf(1.7)),
+  "imq": (kernels.imq(0.9, exponent=-0.3), oracles.imq(0.9, -0.3)),
+  "constant": (kernels.constant(), oracles.constant()),
+  "not radial": (
+    kernels.from_pairwise(polynomial_rbf),
+    oracles.polynomial_rbf(0.7, 1.3),
+  ),
+  "on features": (
+    kernels.on_features(kernels.rbf(1.7), feature),
+    oracles.on_features(oracles.rbf(1.7), feature_np, feature_jacobian_np),
+  ),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("row_normalized", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_direction_equals_the_double_loop(name, row_normalized, block_size):
+  kernel, oracle = KERNELS[name]
+  x, s = points(7, 2)
+  got = svgd_direction(
+    x, s, kernel, row_normalized=row_normalized, block_size=block_size
+  )
+  want = oracles.svgd_direction(x, s, *oracle, row_normalized=row_normalized)
+  np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 3), (5, 4, 4, 1)])
+@pytest.mark.parametrize("name", ["rbf", "imq"])
+def test_direction_in_float32_and_any_shape(name, shape):
+  kernel, oracle = KERNELS[name]
+  x, s = points(*shape).astype(np.float32)
+  got = svgd_direction(x, s, kernel)
+  assert got.shape == shape
+  assert got.dtype == jnp.float32
+  want = oracles.svgd_direction(x, s, *oracle)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("block_size", [1, 6, 7, 8])
+def test_block_size_changes_nothing(block_size):
+  x, s = points(7, 2)
+  got = svgd_direction(x, s, kernels.rbf(1.7), block_size=block_size)
+  np.testing.assert_allclose(
+    got, oracles.svgd_direction(x, s, *oracles.rbf(1.7)), rtol=1e-12
+  )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["median", "authors"])
+def test_direction_with_a_median_bandwidth(name):
+  x, s = points(7, 3)
+  log, diagonal = {"median": ("m", False), "authors": ("m+1", True)}[name]
+  h = oracles.median_bandwidth(x, log, diagonal)
+  got = svgd_direction(x, s, kernels.rbf(name))
+  np.testing.assert_allclose(got, oracles.svgd_direction(x, s, *oracles.rbf(h)))
+
+
+@pytest.mark.usefixtures("x64")
+def test_which_argument_is_differentiated():
+  # k is not symmetric here on purpose: φ(xᵢ) takes k(xⱼ, xᵢ) and its gradient in xⱼ.
+  x, s = points(5, 2)
+  a, b = np.array([0.7, -1.2]), np.array([0.4, 0.9])
+
+  def k(y, x):
+    return jnp.sin(a @ y) * (1 + (b @ x) ** 2)
+
+  got = svgd_direction(x, s, kernels.from_pairwise(k))
+  want = oracles.svgd_direction(
+    x,
+    s,
+    lambda y, x: np.sin(a @ y) * (1 + (b @ x) ** 2),
+    lambda y, x: a * np.cos(a @ y) * (1 + (b @ x) ** 2),
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_direction_of_a_pytree_is_that_of_its_concatenation():
+  flat_x, flat_s = points(6, 8)
+
+  def tree(flat):
+    return {"a": flat[:, :3], "b": (flat[:, 3:7].reshape(6, 2, 2), flat[:, 7])}
+
+  def pairwise_k(y, x):
+    return sum(
+      jax.tree.leaves(jax.tree.map(lambda y, x: jnp.exp(-jnp.sum((y - x) ** 2)), y, x))
+    )
+
+  def features(x):
+    return {"u": jnp.sin(x["a"]), "v": x["b"][0].sum() * x["b"][1]}
+
+  x, s = tree(flat_x), tree(flat_s)
+  want = tree(oracles.svgd_direction(flat_x, flat_s, *oracles.rbf(1.7)))
+  got = svgd_direction(x, s, kernels.rbf(1.7))
+  jax.tree.map(np.testing.assert_allclose, got, want)
+
+  # kernels of points that are trees themselves: the flat kernel, seen through `tree`
+  def one(flat):
+    return jax.tree.map(lambda leaf: leaf[0], tree(flat[None].repeat(6, axis=0)))
+
+  for on_tree, on_flat in [
+    (
+      kernels.from_pairwise(pairwise_k),
+      kernels.from_pairwise(lambda y, x: pairwise_k(one(y), one(x))),
+    ),
+    (
+      kernels.on_features(kernels.imq(0.8), features),
+      kernels.on_features(kernels.imq(0.8), lambda x: features(one(x))),
+    ),
+  ]:
+    got = svgd_direction(x, s, on_tree)
+    want = tree(svgd_direction(flat_x, flat_s, on_flat))
+    jax.tree.map(np.testing.assert_allclose, got, want)
+
+
+@pytest.mark.usefixtures("x64")
+def test_features_are_the_composed_kernel():
+  x, s = points(6, 2)
+  base = kernels.imq(0.8)
+  composed = kernels.from_pairwise(lambda y, x: base.pair(feature(y), feature(x)))
+  np.testing.assert_allclose(
+    svgd_direction(x, s, kernels.on_features(base, feature)),
+    svgd_direction(x, s, composed),
+    rtol=1e-10,
+  )
+
+
+def test_direction_far_from_the_origin_keeps_its_digits():
+  x, s = points(40, 5)
+  x, s = (x + 1e3).astype(np.float32), s.astype(np.float32)
+  want = oracles.svgd_direction(x, s, *oracles.rbf(3.0))
+  got = svgd_direction(x, s, kernels.rbf(3.0))
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_direction_with_few_repelling_neighbours_is_accurate_in_float32():
+  x, s = points(50, 100).astype(np.float32)
+  h = oracles.median_bandwidth(x)
+  want = oracles.svgd_direction(x, s, *oracles.rbf(h))
+  got = svgd_direction(x, s, kernels.rbf())
+  assert np.linalg.norm(got - want) < 3e-6 * np.linalg.norm(want)
+
+
+# -------------------------------------------------------------------- the limits
+
+
+def test_kernel_off_is_the_score_itself():
+  x, s = points(4, 3).astype(np.float32)
+  np.testing.assert_array_equal(svgd_direction(x, s, None), s)
+
+
+@pytest.mark.usefixtures("x64")
+def test_one_particle_follows_its_score():
+  x, s = points(1, 3)
+  np.testing.assert_allclose(svgd_direction(x, s, kernels.rbf(2.0)), s)
+
+
+@pytest.mark.usefixtures("x64")
+def test_very_large_bandwidth_is_the_constant_kernel():
+  x, s = points(6, 3)
+  want = np.broadcast_to(s.mean(axis=0), s.shape)
+  np.testing.assert_allclose(svgd_direction(x, s, kernels.rbf(1e9)), want, atol=1e-7)
+  np.testing.assert_allclose(svgd_direction(x, s, kernels.constant()), want)
+
+
+@pytest.mark.usefixtures("x64")
+def test_very_small_bandwidth_leaves_each_particle_its_share_of_its_score():
+  x, s = points(6, 3)
+  got = svgd_direction(x, s, kernels.rbf(1e-3))
+  np.testing.assert_allclose(got, s / 6, rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.1, 1234.5])
+@pytest.mark.parametrize("d", [1, 784])
+def test_equal_particles_all_follow_the_mean_score(d, value):
+  x = np.full((9, d), value, np.float32)
+  s = points(9, d)[1].astype(np.float32)
+  got = svgd_direction(x, s, kernels.rbf())
+  want = np.broadcast_to(s.mean(axis=0), s.shape)
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_two_particles_without_scores_push_each_other_apart():
+  # By hand: φ(x₁) = ½ ∇_{x₂} k(x₂, x₁) = −(1/h)(x₂ − x₁) k.
+  x = np.array([[0.0, 0.0], [1.0, 2.0]])
+  k = np.exp(-5 / 2.0)
+  want = k / 2.0 * np.array([[-1.0, -2.0], [1.0, 2.0]])
+  got = svgd_direction(x, np.zeros_like(x), kernels.rbf(2.0))
+  np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_direction_commutes_with_permutations_and_translations():
+  x, s = points(7, 3)
+  kernel = kernels.rbf()
+  phi = svgd_direction(x, s, kernel)
+  order = np.random.default_rng(1).permutation(7)
+  moved = svgd_direction(x[order], s[order], kernel)
+  np.testing.assert_allclose(moved, np.asarray(phi)[order], rtol=1e-10)
+  moved = svgd_direction(x + np.array([[5.0, -3.0, 11.0]]), s, kernel)
+  np.testing.assert_allclose(moved, phi, rtol=1e-10)
+
+
+# ---------------------------------------------------------------------- blackjax
+
+
+@pytest.mark.usefixtures("x64")
+def test_direction_is_that_of_blackjax():
+  x, _ = points(8, 3)
+  mean = np.array([1.0, -2.0, 0.5])
+
+  def score_fn(x):
+    return (mean - x) / 2
+
+  # A step of sgd(1) is x + φ. The parts are used by hand, the median first: blackjax's
+  # own loop takes its first step with a bandwidth of 1.
+  @jax.jit
+  def step(x):
+    state = blackjax_svgd.init(x, {"length_scale": 1.0}, optax.sgd(1.0))
+    state = blackjax_svgd.update_median_heuristic(state)
+    move = blackjax_svgd.build_kernel(optax.sgd(1.0))
+    return move(state, score_fn, blackjax_svgd.rbf_kernel).particles
+
+  got = svgd_direction(x, jax.vmap(score_fn)(x), kernels.rbf())
+  np.testing.assert_allclose(got, step(x) - x, rtol=1e-10)
+
+
+# ------------------------------------------------------------------- transforms
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["imq", "on features"])
+def test_direction_is_differentiable(name):
+  x, s = points(4, 2)
+  kernel, _ = KERNELS[name]
+
+  @jax.jit
+  def fn(x, s, h):
+    scaled = jax.tree.map(lambda leaf: leaf * h, kernel)
+    return jnp.sum(jnp.sin(svgd_direction(x, s, scaled)))
+
+  check_grads(fn, (x, s, 1.1), order=1, modes=["rev"])
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_median_bandwidth_is_constant_under_differentiation():
+  x, s = points(5, 2)
+
+  @jax.jit
+  @jax.grad
+  def gradient(x, kernel):
+    return jnp.sum(svgd_direction(x, s, kernel) ** 2)
+
+  fixed = kernels.rbf(kernels.median_bandwidth(x))
+  np.testing.assert_allclose(
+    gradient(x, kernels.rbf()), gradient(x, fixed), rtol=1e-10
+  )
+
+
+@pytest.mark.usefixtures("x64")
+def test_direction_under_jit_vmap_and_scan():
+  x, s = points(3, 6, 2)
+  kernel = kernels.rbf()
+  want = np.stack([svgd_direction(x, s, kernel) for x, s in zip(x, s)])
+
+  def direction(x, s):
+    return svgd_direction(x, s, kernel)
+
+  np.testing.assert_allclose(jax.jit(direction)(x[0], s[0]), want[0], rtol=1e-10)
+  np.testing.assert_allclose(jax.jit(jax.vmap(direction))(x, s), want, rtol=1e-10)
+
+  def step(_, pair):
+    return None, direction(*pair)
+
+  _, scanned = jax.lax.scan(step, None, (x, s))
+  np.testing.assert_allclose(scanned, want, rtol=1e-10)
+
+
+def test_eager_calls_of_equal_shapes_are_compiled_once():
+  x, s = points(5, 2).astype(np.float32)
+  traces = []
+
+  def linear(weights, x):
+    traces.append(None)
+    return x @ weights
+
+  def kernel_list(scale):
+    return [
+      kernels.rbf(),
+      kernels.rbf(1.0 * scale),
+      kernels.imq(2.0 * scale),
+      kernels.on_features(
+        kernels.rbf(), Partial(linear, scale * np.ones((2, 3), np.float32))
+      ),
+    ]
+
+  for kernel in kernel_list(1.0):
+    svgd_direction(x, s, kernel)
+  assert traces
+  traces.clear()
+  with jax.no_tracing():
+    for kernel in kernel_list(3.0):
+      svgd_direction(x + 1, 2 * s, kernel)
+  assert not traces
+
+
+# ----------------------------------------------------------------- the algorithm
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kernel", [kernels.rbf(), None], ids=["rbf", "off"])
+def test_sgd_is_the_papers_update(kernel):
+  x, _ = points(6, 2)
+  algorithm = svgd(lambda x: -3 * x, kernel, optax.sgd(0.1))
+  state = algorithm.init(None, x, None)
+  new_state, metrics = algorithm.update(None, state, None)
+  phi = svgd_direction(x, -3 * x, kernel)
+  np.testing.assert_allclose(new_state.particles, x + 0.1 * phi, rtol=1e-12)
+  rms = np.sqrt(np.mean(np.sum(np.square(phi), axis=1)))
+  np.testing.assert_allclose(metrics["direction_norm"], rms, rtol=1e-12)
+
+
+def run(algorithm, particles, num_steps):
+  @jax.jit
+  def scan(state):
+    return jax.lax.scan(
+      lambda state, _: algorithm.update(None, state, None), state, None, num_steps
+    )
+
+  return scan(algorithm.init(None, particles, None))
+
+
+MEAN = np.array([1.0, -2.0])
+COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.8]])
+PRECISION = np.linalg.inv(COVARIANCE)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_linear_kernel_finds_mean_and_covariance_of_a_gaussian_exactly():
+  # Liu & Wang (2018, "SVGD as moment matching"): with k = xᵀy + 1 every fixed point
+  # has the Gaussian's mean and covariance.
+  x, _ = points(12, 2)
+  kernel = kernels.from_pairwise(lambda y, x: 1 + y @ x)
+  algorithm = svgd(lambda x: PRECISION @ (MEAN - x), kernel, optax.sgd(0.05))
+  state, metrics = run(algorithm, x, 3000)
+  assert metrics["direction_norm"][-1] < 1e-6
+  np.testing.assert_allclose(state.particles.mean(axis=0), MEAN, atol=1e-5)
+  np.testing.assert_allclose(
+    np.cov(state.particles.T, bias=True), COVARIANCE, atol=1e-5
+  )
+
+
+def test_rbf_particles_spread_like_the_gaussian_they_are_drawn_to():
+  x, _ = points(60, 2).astype(np.float32)
+  algorithm = svgd(
+    lambda x: jnp.asarray(PRECISION, x.dtype) @ (jnp.asarray(MEAN, x.dtype) - x),
+    kernels.rbf(),
+    optax.adagrad(0.5),
+  )
+  state, _ = run(algorithm, x + 5, 500)
+  np.testing.assert_allclose(state.particles.mean(axis=0), MEAN, atol=0.03)
+  np.testing.assert_allclose(np.cov(state.particles.T), COVARIANCE, atol=0.2)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_algorithm_moves_pytrees():
+  flat, _ = points(5, 3)
+  tree = {"a": flat[:, :2], "b": flat[:, 2]}
+  algorithm = svgd(
+    lambda x: {"a": -x["a"], "b": 1 - x["b"]}, kernels.rbf(1.5), optax.sgd(0.2)
+  )
+  state, _ = run(algorithm, tree, 3)
+  flat_algorithm = svgd(
+    lambda x: jnp.array([0.0, 0.0, 1.0]) - x, kernels.rbf(1.5), optax.sgd(0.2)
+  )
+  want, _ = run(flat_algorithm, flat, 3)
+  np.testing.assert_allclose(state.particles["a"], want.particles[:, :2], rtol=1e-10)
+  np.testing.assert_allclose(state.particles["b"], want.particles[:, 2], rtol=1e-10)
+
+
+def test_a_score_of_another_shape_is_refused():
+  x = np.zeros((4, 1), np.float32)
+  algorithm = svgd(lambda x: -x[0], kernels.rbf(1.0), optax.sgd(0.1))
+  with pytest.raises(ValueError, match=r"\(4, 1\) and \(4,\)"):
+    algorithm.update(None, algorithm.init(None, x, None), None)
