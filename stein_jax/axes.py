@@ -37,6 +37,11 @@ def least(value: Array, axis_name: str | None) -> Array:
   return value if axis_name is None else jax.lax.pmin(value, axis_name)
 
 
+def greatest(value: Array, axis_name: str | None) -> Array:
+  """The maximum over devices, the same on each."""
+  return value if axis_name is None else jax.lax.pmax(value, axis_name)
+
+
 def size(axis_name: str | None) -> int:
   """How many devices share the axis."""
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)

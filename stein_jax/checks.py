@@ -17,7 +17,8 @@ def positive(name: str, value: Any) -> None:
   """
   if isinstance(value, jax.core.Tracer):
     return
-  if np.ndim(value) != 0 or not np.isfinite(value) or not value > 0:
+  is_number = np.ndim(value) == 0 and jnp.issubdtype(np.asarray(value).dtype, np.number)
+  if not (is_number and np.isfinite(value) and value > 0):
     raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
 
 

@@ -75,6 +75,7 @@ def _contrastive_loss(
   return positive - (1 - discount) * negative
 
 
+@partial(jax.jit, static_argnames=("energy_fn", "log_partition_fn"))
 def negative_log_likelihood(
   params: Params,
   energy_fn: EnergyFn,
@@ -185,6 +186,9 @@ def contrastive_divergence(
   """
   checks.at_least_one("num_steps", num_steps)
   checks.positive("step_size", step_size)
+  # Made once: a chain under a fresh function would be compiled anew at every update.
+  score_fn = partial(_score, energy_fn)
+  log_density_fn = partial(_log_density, energy_fn)
 
   def move(
     key: Key, params: Params, chains: Particles, batch: Batch
@@ -200,8 +204,8 @@ def contrastive_divergence(
       axis_name=axis_name,
     )
     if not metropolis:
-      return moved(Partial(partial(_score, energy_fn), params)), {}
-    result = moved(Partial(partial(_log_density, energy_fn), params))
+      return moved(Partial(score_fn, params)), {}
+    result = moved(Partial(log_density_fn, params))
     return result.particles, {"acceptance_rate": result.acceptance_rate}
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
@@ -253,4 +257,5 @@ def _score(energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree) -> 
 def _log_density(
   energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree
 ) -> Array:
+  checks.scalar_energy(energy_fn, params, x, *context)
   return -energy_fn(params, x, *context)

@@ -48,7 +48,9 @@ def ksd_squared(
   checks.num_particles(particles)
   checks.same_shapes(particles, scores, ("particles", "scores"))
   checks.one_of("statistic", statistic, ("V", "U"))
-  if kernels.at(kernel, None) is None:
+  if block_size is not None:
+    checks.at_least_one("block_size", block_size)
+  if kernels.checked(kernel) is None:
     raise ValueError("ksd_squared needs a kernel, such as kernels.rbf(), got None.")
   return _ksd_squared(
     particles,
@@ -86,6 +88,6 @@ def _ksd_squared(
     return u.sum()
 
   rows = (axes.global_indices(num_rows, axis_name), particles, scores)
-  sums = pairwise.map_rows(row_sum, rows, n, block_size)
+  sums = pairwise.map_rows(row_sum, rows, n, block_size or kernel.rows_in_flight)
   num_pairs = n * n if statistic == "V" else n * (n - 1)
   return axes.total(sums.sum(), axis_name) / num_pairs

@@ -9,10 +9,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial, register_dataclass, register_static
 
 from stein_jax import axes, checks, pairwise
@@ -45,8 +46,12 @@ class MedianBandwidth:
   def __post_init__(self) -> None:
     checks.one_of("log", self.log, ("m", "m+1", "none"))
     checks.positive("multiple", self.multiple)
-    if self.subsample is not None and self.subsample < 2:
-      raise ValueError(f"subsample must be at least 2, got {self.subsample}.")
+    if self.subsample is not None and not (
+      isinstance(self.subsample, (int, np.integer)) and self.subsample >= 2
+    ):
+      raise ValueError(
+        f"subsample must be an integer of at least 2, got {self.subsample!r}."
+      )
 
 
 BANDWIDTHS = {
@@ -126,6 +131,8 @@ def median_bandwidth(
   """
   policy = MedianBandwidth(log, diagonal, multiple, subsample)
   checks.num_particles(particles)
+  if block_size is not None:
+    checks.at_least_one("block_size", block_size)
   return _median_bandwidth(
     particles, policy=policy, block_size=block_size, axis_name=axis_name
   )
@@ -146,10 +153,11 @@ def _median_bandwidth(
       f"a median bandwidth needs at least 2 particles, got {m}; "
       "give a fixed bandwidth, or no kernel."
     )
+  whole_axis = axis_name
   if policy.subsample is not None and policy.subsample < m:
-    points = axes.gather(points, axis_name)
-    axis_name = None
-    points = points[jnp.arange(policy.subsample) * m // policy.subsample]
+    places = np.arange(policy.subsample, dtype=np.int64) * m // policy.subsample
+    points = axes.gather(points, axis_name)[places]
+    axis_name = None  # from here on every device holds the same points
 
   n = points.shape[0] * axes.size(axis_name)
   if policy.diagonal:
@@ -169,14 +177,16 @@ def _median_bandwidth(
   )
   med_squared = jnp.square((low + high) / 2)
 
-  centred = points - axes.mean(points.mean(axis=0), axis_name)
+  centred = points - pairwise.mean_point(axes.gather(points, axis_name))
   spread = axes.total(jnp.square(centred).sum(), axis_name)
   mean_squared = 2 * spread / (n - 1)
-  fallback = jnp.where(mean_squared > 0, mean_squared, 1.0)
-  med_squared = jnp.where(med_squared > 0, med_squared, fallback)
+  fallback = jnp.where(mean_squared == 0, 1.0, mean_squared)
+  med_squared = jnp.where(med_squared == 0, fallback, med_squared)
 
   divisor = {"m": math.log(m), "m+1": math.log(m + 1), "none": 1.0}[policy.log]
-  return (policy.multiple * med_squared / divisor).astype(points.dtype)
+  h = (policy.multiple * med_squared / divisor).astype(points.dtype)
+  # Without a subsample the devices agree already, and JAX knows it.
+  return h if axis_name == whole_axis else axes.least(h, whole_axis)
 
 
 # --------------------------------------------------------------------- kernels
@@ -187,7 +197,13 @@ class Kernel:
 
   Subclasses with more structure (radial kernels, kernels on features) override the
   sums with faster ones that agree with these.
+
+  Attributes:
+    rows_in_flight: the block size that suits the sums, None to choose by size. Here a
+      row of pairs holds n points, not n numbers: rows go one by one.
   """
+
+  rows_in_flight: ClassVar[int | None] = 1
 
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """k(x, y) of two points, a scalar."""
@@ -234,9 +250,10 @@ class Kernel:
       )
       return direction, values.sum()
 
-    # A row of pairs holds n points here, not n numbers: rows go one by one.
     num_columns = jax.tree.leaves(sources)[0].shape[0]
-    return pairwise.map_rows(at_query, queries, num_columns, block_size or 1)
+    return pairwise.map_rows(
+      at_query, queries, num_columns, block_size or self.rows_in_flight
+    )
 
   def stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
@@ -255,8 +272,10 @@ class Kernel:
       return self.pair(unravel(x), unravel(y))
 
     def u(y: Array, score_y: Array) -> Array:
-      gradient_y = partial(jax.grad(k, argnums=1), y=y)
-      trace = jnp.trace(jax.jacfwd(lambda x: gradient_y(x))(x))
+      def gradient_y(x: Array) -> Array:
+        return jax.grad(k, argnums=1)(x, y)
+
+      trace = jnp.trace(jax.jacfwd(gradient_y)(x))
       return (
         score_x @ score_y * k(x, y)
         + score_x @ gradient_y(x)
@@ -296,6 +315,7 @@ def _constant_profile(t: Array) -> tuple[Array, Array, Array]:
 class Radial(Kernel):
   """k(x, y) = ρ(‖x − y‖²/h), whose sums are matrix products."""
 
+  rows_in_flight: ClassVar[int | None] = None
   bandwidth: Any
   profile: Profile
 
@@ -344,7 +364,7 @@ class Radial(Kernel):
     x, unravel = pairwise.as_matrix(queries)
     y, _ = pairwise.as_matrix(sources)
     s, _ = pairwise.as_matrix(scores)
-    centre = y.mean(axis=0)
+    centre = pairwise.mean_point(y)
     x, y = x - centre, y - centre
     norms = jnp.square(y).sum(axis=1)
 
@@ -370,8 +390,8 @@ class Radial(Kernel):
     score_x, _ = jax.flatten_util.ravel_pytree(score_x)
     y, _ = pairwise.as_matrix(sources)
     s, _ = pairwise.as_matrix(scores)
-    centre = y.mean(axis=0)
-    x, y = x - centre, y - centre
+    centre = pairwise.mean_point(y)
+    x, y = x - centre[0], y - centre
     t = pairwise.squared_distances(x, y, jnp.square(y).sum(axis=1)) / h
     k, slope, curvature = self.profile(t)
     # sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x)
@@ -444,7 +464,9 @@ class OnFeatures(Kernel):
 
     num_columns = jax.tree.leaves(sources)[0].shape[0]
     query_features = jax.vmap(self.feature_fn)(queries)
-    return pairwise.map_rows(at_query, query_features, num_columns, block_size or 1)
+    return pairwise.map_rows(
+      at_query, query_features, num_columns, block_size or self.rows_in_flight
+    )
 
 
 KernelLike: TypeAlias = "Kernel | Callable[[Params], Kernel | None] | None"
@@ -546,6 +568,15 @@ def at(kernel: KernelLike, params: Params) -> Kernel | None:
         f"kernel must be a kernel, None or kernel_fn(params) -> kernel, got {kernel!r}."
       )
     kernel = kernel(jax.lax.stop_gradient(params))
+  return checked(kernel)
+
+
+def checked(kernel: Kernel | None) -> Kernel | None:
+  """The same kernel.
+
+  Raises:
+    TypeError: neither a kernel nor None; a function that makes one is not one.
+  """
   if kernel is not None and not isinstance(kernel, Kernel):
     raise TypeError(
       f"kernel must be a kernel such as kernels.rbf(), or None, got {kernel!r}."

@@ -25,6 +25,12 @@ def as_matrix(particles: Particles) -> tuple[Array, Callable[[Array], Particles]
   return rows, jax.vmap(unravel)
 
 
+def mean_point(points: Array) -> Array:
+  """The mean of the rows, `[n, d]` -> `[1, d]`; exact where all rows are equal."""
+  first = points[:1]
+  return first + (points - first).mean(axis=0, keepdims=True)
+
+
 def map_rows(
   fn: Callable[[PyTree], PyTree], rows: PyTree, num_columns: int, block_size: int | None
 ) -> PyTree:
@@ -93,20 +99,53 @@ def middle_squared_distances(
       f"the exact median counts pairs in int32, enough for {_MAX_POINTS} particles, "
       f"got {n}. Take the bandwidth of a subsample (`subsample=4096`)."
     )
-  centre = everyone.mean(axis=0)
-  points, everyone = points - centre, everyone - centre
-  norms = jnp.square(everyone).sum(axis=1)
-  integer = jnp.dtype(f"int{8 * points.dtype.itemsize}")
+  centre = mean_point(everyone)
+  centred = everyone - centre
+  norms = jnp.square(centred).sum(axis=1)
+  indices = axes.global_indices(points.shape[0], axis_name)
+
+  def by_products() -> tuple[Array, Array]:
+    def distances(x: Array) -> Array:
+      return squared_distances(x, centred, norms)
+
+    rows = (indices, points - centre)
+    return _select(distances, rows, n, ranks, block_size, axis_name)
+
+  def by_differences() -> tuple[Array, Array]:
+    def distances(x: Array) -> Array:
+      return jnp.square(everyone - x[None]).sum(axis=1)
+
+    return _select(distances, (indices, points), n, ranks, block_size, axis_name)
+
+  # A product of rows is wrong by some ulps of ‖x‖², so that coinciding points may look
+  # apart. Where the result is small beside the points themselves (duplicates, far
+  # outliers), it is taken again of differences, which are exact at 0 but slower.
+  low, high = by_products()
+  accurate = low >= 1e-2 * axes.greatest(norms.max(), axis_name)
+  return jax.lax.cond(accurate, lambda: (low, high), by_differences)
+
+
+def _select(
+  distances: Callable[[Array], Array],
+  rows: tuple[Array, Array],
+  n: int,
+  ranks: tuple[int, int],
+  block_size: int | None,
+  axis_name: str | None,
+) -> tuple[Array, Array]:
+  """Two order statistics of `distances(x) [n]` over the pairs above the diagonal."""
+  dtype = rows[1].dtype
+  integer = jnp.dtype(f"int{8 * dtype.itemsize}")
   highest = jnp.iinfo(integer).max
 
   def bits(row: tuple[Array, Array]) -> Array:
     index, x = row
-    distances = squared_distances(x, everyone, norms)
     upper = jnp.arange(n) > index
-    return jnp.where(upper, jax.lax.bitcast_convert_type(distances, integer), highest)
+    return jnp.where(
+      upper, jax.lax.bitcast_convert_type(distances(x), integer), highest
+    )
 
-  rows = (axes.global_indices(points.shape[0], axis_name), points)
-  streamed = block_size is not None or points.shape[0] * n > _DENSE_PAIRS
+  streamed = block_size is not None or rows[1].shape[0] * n > _DENSE_PAIRS
   table = None if streamed else jax.vmap(bits)(rows)
 
   def per_row(fn: Callable[[Array], Array]) -> Array:
@@ -122,7 +161,7 @@ def middle_squared_distances(
     trial = value | (jnp.ones((), integer) << (num_bits - 1 - step).astype(integer))
     return jnp.where(count_below(trial) <= ranks[0], trial, value)
 
-  num_bits = 8 * points.dtype.itemsize - 1
+  num_bits = 8 * dtype.itemsize - 1
   # The loop's first value is made of a count, so that it varies over devices as the
   # later ones do.
   zero = (0 * count_below(jnp.zeros((), integer))).astype(integer)
@@ -131,5 +170,5 @@ def middle_squared_distances(
   above = per_row(lambda row: jnp.min(jnp.where(row > low, row, highest))).min()
   above = axes.least(above, axis_name)
   high = jnp.where(count_below(low + 1) > ranks[1], low, above)
-  low, high = (jax.lax.bitcast_convert_type(v, points.dtype) for v in (low, high))
+  low, high = (jax.lax.bitcast_convert_type(v, dtype) for v in (low, high))
   return low, high

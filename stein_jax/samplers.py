@@ -178,7 +178,7 @@ def _langevin_move(
   x: Particles, scores: Particles, z: Particles, step_size: Array
 ) -> Particles:
   return jax.tree.map(
-    lambda x, s, z: x + step_size * s + jnp.sqrt(2 * step_size).astype(x.dtype) * z,
+    lambda x, s, z: (x + step_size * s + jnp.sqrt(2 * step_size) * z).astype(x.dtype),
     x,
     scores,
     z,

@@ -59,7 +59,7 @@ def stein_score_matching_gradient(
 
   Source: Liu & Wang (2017), equation 15.
   """
-  kernel = kernels.at(kernel, None)
+  kernel = kernels.checked(kernel)
   return _stein_score_matching(params, energy_fn, data, kernel, axis_name=axis_name)[1]
 
 
@@ -196,6 +196,11 @@ def _score_matching_loss(
 
     if divergence_fn is not None:
       s, divergence = flat_score(flat), divergence_fn(params, x, *context)
+      if jnp.shape(divergence) != ():
+        raise ValueError(
+          "divergence_fn(params, x) must return a scalar, the divergence of the score "
+          f"at one point; it returned an array of shape {jnp.shape(divergence)}."
+        )
     elif key is not None:
       point_key = jax.random.fold_in(key, index)
       probes = jax.random.rademacher(point_key, (num_probes, flat.size), flat.dtype)
@@ -203,7 +208,8 @@ def _score_matching_loss(
       divergence = jax.vmap(lambda v: v @ slope(v))(probes).mean()
     else:
       s, slope = jax.linearize(flat_score, flat)
-      divergence = jnp.trace(jax.vmap(slope)(jnp.eye(flat.size, dtype=flat.dtype)))
+      basis = axes.local(jnp.eye(flat.size, dtype=flat.dtype), axis_name)
+      divergence = jnp.trace(jax.vmap(slope)(basis))
     return s @ s / 2 + divergence
 
   return jax.vmap(at_point)(indices, x, *context).mean()

@@ -54,7 +54,7 @@ def stein_cd_gradient(
   Source: Liu & Wang (2017), equations 13, 16 and 17; algorithm 1.
   """
   checks.positive("step_size", step_size)
-  kernel = kernels.at(kernel, None)
+  kernel = kernels.checked(kernel)
   return _value_and_gradient(
     params,
     energy_fn,

@@ -48,7 +48,7 @@ def svgd_direction(
   """
   checks.num_particles(particles)
   checks.same_shapes(particles, scores, ("particles", "scores"))
-  kernel = kernels.at(kernel, None)
+  kernel = kernels.checked(kernel)
   if block_size is not None:
     checks.at_least_one("block_size", block_size)
   if kernel is None:
@@ -126,7 +126,7 @@ def svgd(
     direction = svgd_direction(
       state.particles,
       jax.vmap(score_fn)(state.particles),
-      kernels.at(kernel, None),
+      kernels.at(kernel, state.particles),
       block_size=block_size,
       axis_name=axis_name,
     )

@@ -109,7 +109,10 @@ CENTRES = np.array([[-1.5, 0.0], [1.5, 1.0]])
 
 def mixture_score(x):
   """∇ log of ½N(c₁, I) + ½N(c₂, I)."""
-  log_density = lambda x: jax.nn.logsumexp(-jnp.sum((x[None] - CENTRES) ** 2, 1) / 2)
+
+  def log_density(x):
+    return jax.nn.logsumexp(-jnp.sum((x[None] - CENTRES) ** 2, 1) / 2)
+
   return jax.grad(log_density)(x)
 
 
@@ -218,3 +221,12 @@ def test_eager_calls_of_equal_shapes_are_compiled_once():
   ksd_squared(x, s, kernels.imq(1.0))
   with jax.no_tracing():
     ksd_squared(x + 1, 2 * s, kernels.imq(3.0))
+
+
+@pytest.mark.parametrize("name", ["not radial", "on features"])
+def test_rows_of_a_differentiated_kernel_go_one_by_one(name):
+  # A row holds d derivatives of n points: all rows at once would be n²d² numbers.
+  x = jax.ShapeDtypeStruct((200, 2), jnp.float32)
+  trace = str(jax.make_jaxpr(lambda x: ksd_squared(x, x, KERNELS[name][0]))(x))
+  assert "scan" in trace
+  assert "200,200" not in trace

@@ -58,9 +58,7 @@ def test_median_bandwidth_options(options):
   x = normal(7, 2)
   formula = {k: v for k, v in options.items() if k != "block_size"}
   want = oracles.median_bandwidth(x, **formula)
-  np.testing.assert_allclose(
-    kernels.median_bandwidth(x, **options), want, rtol=1e-12
-  )
+  np.testing.assert_allclose(kernels.median_bandwidth(x, **options), want, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")

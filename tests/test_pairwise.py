@@ -84,9 +84,7 @@ def test_map_rows_takes_blocks_by_itself_when_the_table_is_large(monkeypatch):
 def test_squared_distances_are_those_of_scipy_and_never_negative():
   x = jnp.asarray(normal(20, 50), jnp.float32)
   norms = jnp.square(x).sum(axis=1)
-  table = jax.jit(
-    jax.vmap(lambda row: pairwise.squared_distances(row, x, norms))
-  )(x)
+  table = jax.jit(jax.vmap(lambda row: pairwise.squared_distances(row, x, norms)))(x)
   assert table.min() >= 0
   upper = np.triu_indices(20, k=1)
   want = pdist(np.asarray(x, np.float64), "sqeuclidean")

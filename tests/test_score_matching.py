@@ -369,12 +369,17 @@ def test_fisher_algorithm_in_a_scan_finds_mean_and_precision():
   assert_same(got, expected, rtol=1e-3, atol=1e-3)
 
 
+def twice_the_divergence(params, x):
+  """No true divergence, so that it shows whether it was asked."""
+  return 2 * RBM.score_divergence(params, x)
+
+
 @pytest.mark.parametrize(
   ("options", "same_as"),
   [
     ({}, {}),
     ({"num_probes": 2}, {"key": jax.random.key(9), "num_probes": 2}),
-    ({"divergence_fn": RBM.score_divergence}, {}),
+    ({"divergence_fn": twice_the_divergence}, {"divergence_fn": twice_the_divergence}),
   ],
 )
 def test_fisher_algorithm_descends_the_loss(options, same_as):

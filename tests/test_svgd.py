@@ -301,9 +301,7 @@ def test_a_median_bandwidth_is_constant_under_differentiation():
     return jnp.sum(svgd_direction(x, s, kernel) ** 2)
 
   fixed = kernels.rbf(kernels.median_bandwidth(x))
-  np.testing.assert_allclose(
-    gradient(x, kernels.rbf()), gradient(x, fixed), rtol=1e-10
-  )
+  np.testing.assert_allclose(gradient(x, kernels.rbf()), gradient(x, fixed), rtol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")

@@ -1,0 +1,63 @@
+"""What the README and the notebook show runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_of_the_readme_runs(capsys):
+  blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+  assert len(blocks) >= 2
+  exec(compile("\n".join(blocks), "README.md", "exec"), {})
+
+
+def test_commands_of_the_readme_name_files_that_exist():
+  commands = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S))
+  flagfiles = re.findall(r"--flagfile=(\S+)", README)
+  assert flagfiles
+  for path in flagfiles:
+    assert (ROOT / path.rstrip("`")).exists(), path
+  for module in re.findall(r"-m (experiments\.\w+)", commands):
+    assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_pictures_of_the_readme_exist():
+  for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+    assert (ROOT / path).exists(), path
+
+
+def test_ci_runs_the_commands_of_the_readme():
+  ci = (ROOT / ".ci" / "run").read_text()
+  assert "pip install -q -e '.[test]'" in ci
+  assert "-m pytest" in ci
+  assert "-m experiments.mnist_rbm --flagfile=experiments/flags/quickstart.flags" in ci
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", [p.name for p in ROOT.glob("notebooks/*.ipynb")])
+def test_notebook_runs_from_a_clean_kernel(name):
+  notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+  assert not any(cell.get("outputs") for cell in notebook.cells), "commit it cleared"
+  NotebookClient(
+    notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}
+  ).execute()
+  printed = [
+    output["text"]
+    for cell in notebook.cells
+    for output in cell.get("outputs", ())
+    if output.get("name") == "stdout"
+  ]
+  text = "\n".join(printed)
+  before, after = map(float, re.findall(r"([\d.-]+) (?:before|after)", text)[:2])
+  assert after < 0.2 * before
+  start, trained = map(
+    float, re.findall(r"(?:at the start|after training) (-?[\d.]+)", text)
+  )
+  assert trained < 0.2 * start

