@@ -15,27 +15,20 @@ and a resumed run continues exactly as the uninterrupted one.
 
 import contextlib
 import functools
-import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
+from stein_jax.records import Record, Row, interrupts_delayed, is_array_of
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Params, PyTree
-
-Row = dict[str, Any]
-"""A line of the history: `{"step": ..., "<metric>": ...}`."""
 
 _RESERVED = ("step", "ms_per_step")
 
@@ -178,7 +171,7 @@ def fit(
     **_describe("state", carry.state),
   }
   with contextlib.ExitStack() as stack:
-    record = stack.enter_context(_Record(workdir, fingerprint))
+    record = stack.enter_context(Record(workdir, fingerprint))
     step, state = record.restore(carry.state, resume)
     if step > num_steps:
       raise ValueError(
@@ -214,7 +207,7 @@ def fit(
           return Fit(carry.state, record.history)
 
         length = min(chunk - step % chunk, num_steps - step)
-        with _interrupts_delayed():
+        with interrupts_delayed():
           start = time.perf_counter()
           carry, metrics, finite = _run_chunk(carry, **run, length=length)
           metrics, finite = jax.device_get((metrics, finite))
@@ -318,16 +311,12 @@ def _finite(state: Any) -> dict[str, Array]:
   return {
     name: jax.tree.reduce(
       lambda ok, x: ok & jnp.isfinite(x).all(),
-      [x for x in jax.tree.leaves(getattr(state, name)) if _is(x, jnp.inexact)],
+      [x for x in jax.tree.leaves(getattr(state, name)) if is_array_of(x, jnp.inexact)],
       jnp.array(True),
     )
     for name in ("params", "particles")
     if hasattr(state, name)
   }
-
-
-def _is(x: Any, kind: Any) -> bool:
-  return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, kind)
 
 
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -343,144 +332,11 @@ def _begin(state: Any, step: Array | int, num_examples: int) -> _Carry:
 
   def own(x: Array) -> Array:
     x = jnp.copy(x)
-    return jax.lax.convert_element_type(x, x.dtype) if _is(x, np.number) else x
+    return jax.lax.convert_element_type(x, x.dtype) if is_array_of(x, np.number) else x
 
   state = jax.tree.map(own, state)
   order = jnp.zeros(num_examples, jnp.int32)
   return _Carry(state, jnp.asarray(step, jnp.int32), jnp.int32(-1), order)
-
-
-@contextlib.contextmanager
-def _interrupts_delayed() -> Iterator[None]:
-  """Puts Ctrl-C off to the end of the block, where state and step agree again."""
-  if threading.current_thread() is not threading.main_thread():
-    yield  # only the main thread hears signals
-    return
-  heard: list[int] = []
-  handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGINT, handler)
-  if heard:
-    signal.raise_signal(signal.SIGINT)
-
-
-class _Record(contextlib.AbstractContextManager):
-  """The rows and checkpoints of a run: in memory, and in workdir where there is one."""
-
-  def __init__(
-    self, workdir: str | os.PathLike[str] | None, fingerprint: dict[str, str]
-  ):
-    self.history: list[Row] = []
-    # Sums since the last row. They join the checkpoint, so that no step is lost.
-    self._window: dict[str, Any] = {}
-    self._fingerprint = fingerprint
-    self._checkpointer = None
-    if workdir is not None:
-      folder = Path(workdir).resolve()
-      folder.mkdir(parents=True, exist_ok=True)
-      self._metrics = folder / "metrics.jsonl"
-      self._checkpointer = ocp.training.Checkpointer(
-        folder / "checkpoints",
-        preservation_policy=ocp.training.preservation_policies.LatestN(2),
-        cleanup_tmp_directories=True,
-      )
-
-  def __exit__(self, *exc_info: object) -> None:
-    if self._checkpointer is not None:
-      self._checkpointer.close()
-
-  @property
-  def checkpoint(self) -> str | None:
-    """The newest checkpoint's folder."""
-    latest = self._checkpointer.latest if self._checkpointer is not None else None
-    return None if latest is None else str(latest.path)
-
-  def has(self, step: int) -> bool:
-    """Whether the row of this step, the newest there can be, is written."""
-    return bool(self.history) and self.history[-1]["step"] == step
-
-  def add(self, metrics: Metrics, length: int, seconds: float | None) -> None:
-    """Adds the metrics [length] of a chunk; seconds is None if it may have compiled."""
-    window = self._window or {"sums": {}, "steps": 0, "timed_steps": 0, "seconds": 0.0}
-    for name, values in metrics.items():
-      total = float(np.sum(values, dtype=np.float64))
-      window["sums"][name] = window["sums"].get(name, 0.0) + total
-    window["steps"] += length
-    window["timed_steps"] += 0 if seconds is None else length
-    window["seconds"] += seconds or 0.0
-    self._window = window
-
-  def _means(self) -> Row:
-    window, self._window = self._window, {}
-    timed = window["timed_steps"]
-    means = {name: total / window["steps"] for name, total in window["sums"].items()}
-    return means | {"ms_per_step": 1e3 * window["seconds"] / timed if timed else None}
-
-  @_interrupts_delayed()
-  def write(self, step: int, results: Row, logged: bool) -> None:
-    """Writes a row; `logged`: with the means since the last row that had them."""
-    row = {"step": step} | (self._means() if logged else {}) | results
-    self.history.append(row)
-    if self._checkpointer is not None:
-      with self._metrics.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-  @_interrupts_delayed()
-  def save(self, step: int, state: Any) -> None:
-    """Saves a checkpoint, unless the newest is of this very step."""
-    if self._checkpointer is None:
-      return
-    latest = self._checkpointer.latest
-    if latest is None or latest.step != step:
-      extra = {"run": self._fingerprint, "window": self._window}
-      self._checkpointer.save(step, state, force=True, custom_metadata=extra)
-
-  def restore(self, first_state: Any, resume: bool) -> tuple[int, Any]:
-    """Returns (step, state) to start from, and forgets the rows after it."""
-    if self._checkpointer is None:
-      return 0, first_state
-    latest = self._checkpointer.latest
-    if latest is None or not resume:
-      for checkpoint in list(self._checkpointer.checkpoints):
-        self._checkpointer.delete(checkpoint.step)
-      self._metrics.write_text("")
-      return 0, first_state
-
-    extra = self._checkpointer.metadata(latest).custom_metadata
-    was, expected = extra["run"], self._fingerprint
-    changed = [
-      f"{name} was {was.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
-      for name in sorted(was.keys() | expected.keys())
-      if was.get(name) != expected.get(name)
-    ]
-    if changed:
-      raise ValueError(
-        f"{latest.path} is a checkpoint of another run: {'; '.join(changed)}. "
-        "Use another workdir or resume=False"
-      )
-    self._window = extra["window"]
-    self.history = [row for row in self._read() if row["step"] <= latest.step]
-    kept = self._metrics.with_suffix(".tmp")
-    kept.write_text("".join(json.dumps(row) + "\n" for row in self.history))
-    kept.replace(self._metrics)
-    # Orbax loads in threads that `jax.enable_x64` does not reach, where only NumPy's
-    # arrays keep their 64 bits.
-    wide = jax.tree.map(lambda x: _is(x, np.number) and x.itemsize > 4, first_state)
-    template = jax.tree.map(
-      lambda x, is_wide: np.empty(x.shape, x.dtype) if is_wide else x, first_state, wide
-    )
-    state = self._checkpointer.load(latest, template)
-    shardings = jax.tree.map(lambda x: x.sharding, first_state)
-    return latest.step, jax.device_put(state, shardings)
-
-  def _read(self) -> Iterator[Row]:
-    lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-    for line in lines:
-      # A killed process may leave half a line; it is later than any checkpoint.
-      with contextlib.suppress(json.JSONDecodeError):
-        yield json.loads(line)
 
 
 def _evaluate(evaluate: Any, state: Any, taken: Mapping[str, Any]) -> Row:
@@ -501,6 +357,11 @@ def _last_loss(metrics: Metrics) -> Row:
   """What the bar shows: the loss, or else the first metric."""
   name = "loss" if "loss" in metrics else next(iter(metrics), None)
   return {} if name is None else {name: float(metrics[name][-1])}
+
+
+def _brief(values: Row) -> dict[str, str]:
+  """Six digits for the bar, where log-likelihoods differ in the fifth."""
+  return {name: f"{value:.6g}" for name, value in values.items()}
 
 
 def _check_finite(
@@ -538,8 +399,8 @@ def _check_counts(**counts: int | None) -> None:
 
 
 def _check_arguments(key: Any, algorithm: Any, data: Batch, batch_size: int) -> None:
-  typed = _is(key, jax.dtypes.prng_key) and key.ndim == 0
-  if not typed and not (_is(key, np.uint32) and key.ndim == 1):
+  typed = is_array_of(key, jax.dtypes.prng_key) and key.ndim == 0
+  if not typed and not (is_array_of(key, np.uint32) and key.ndim == 1):
     raise TypeError(f"key must be one PRNG key, as of jax.random.key(0), got {key!r}")
   if isinstance(algorithm, optax.GradientTransformation):
     raise TypeError(

@@ -36,7 +36,6 @@ def quadratic(params, x):
     ({}, {}, r"particles must hold at least one array"),
     (F32(1), F32(1), r"particles must have a leading axis.*scalar"),
   ],
-  ids=str,
 )
 def test_shapes_that_do_not_fit(fn, x, s, message):
   with pytest.raises(ValueError, match=f"(?s){message}"):
@@ -194,7 +193,7 @@ def test_names_that_are_not_known():
 NOT_A_KERNEL = ["rbf", 1.0, kernels.rbf, lambda params: RBF, jnp.ones(3)]
 
 
-@pytest.mark.parametrize("kernel", NOT_A_KERNEL, ids=str)
+@pytest.mark.parametrize("kernel", NOT_A_KERNEL)
 def test_what_is_not_a_kernel(kernel):
   for call in (
     lambda: svgd_direction(X, X, kernel),
@@ -206,7 +205,7 @@ def test_what_is_not_a_kernel(kernel):
       call()
 
 
-@pytest.mark.parametrize("kernel", ["rbf", 1.0, lambda params: "rbf"], ids=str)
+@pytest.mark.parametrize("kernel", ["rbf", 1.0, lambda params: "rbf"])
 def test_what_is_neither_a_kernel_nor_a_function_that_makes_one(kernel):
   algorithm = stein_jax.stein_cd(quadratic, kernel, optax.sgd(0.1), step_size=0.1)
   state = algorithm.init(None, 1.0, X)
@@ -219,7 +218,7 @@ def test_a_discrepancy_needs_a_kernel():
     ksd_squared(X, X, None)
 
 
-@pytest.mark.parametrize("base", ["rbf", None, kernels.rbf], ids=str)
+@pytest.mark.parametrize("base", ["rbf", None, kernels.rbf])
 def test_features_of_what_is_not_a_kernel(base):
   with pytest.raises(TypeError, match=r"needs a kernel such as rbf\(\), got"):
     kernels.on_features(base, jnp.sin)

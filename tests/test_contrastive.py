@@ -277,6 +277,17 @@ def test_sampled_maximum_likelihood_is_unbiased_also_for_images():
     assert np.all(standard_error > 0)
 
 
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_another_number_of_samples_than_was_asked_for_is_named(n):
+  """Indexing past the end would repeat the last sample in silence."""
+  algorithm = sampled_maximum_likelihood(
+    energy, lambda key, params, _: exact_samples(key, params, n), optax.sgd(RATE)
+  )
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+  with pytest.raises(ValueError, match=rf"sample_fn .*6.* got {n}"):
+    algorithm.update(KEY, state, POSITIVES)
+
+
 # ------------------------------------------------------- contrastive divergence
 
 

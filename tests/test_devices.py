@@ -137,7 +137,7 @@ def test_discrepancies():
 
 @pytest.mark.usefixtures("x64")
 def test_bandwidths():
-  x, _ = points(16, 3)
+  x, _ = points(8, 3)  # one particle on each device
   want = jax.jit(bandwidths)(x)
   for how in WAYS:
     got = on_eight_devices(how, lambda x: bandwidths(x, "i"), (x,), (SPREAD,), SAME)

@@ -136,8 +136,10 @@ def test_a_subsample_is_evenly_spaced_however_many_particles_there_are():
 @pytest.mark.usefixtures("x64")
 def test_the_bandwidth_is_constant_under_differentiation():
   x = normal(6, 2)
-  gradient = jax.grad(lambda x: kernels.median_bandwidth(x))(x)
-  np.testing.assert_array_equal(gradient, np.zeros_like(x))
+  coinciding = np.concatenate([x[:1].repeat(5, axis=0), x[1:2]])  # h is a mean here
+  for points in (x, coinciding):
+    gradient = jax.grad(kernels.median_bandwidth)(points)
+    np.testing.assert_array_equal(gradient, np.zeros_like(x))
 
 
 @pytest.mark.usefixtures("x64")
