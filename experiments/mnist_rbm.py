@@ -299,7 +299,7 @@ def _write_results(
   device = jax.devices()[0]
   summary = {
     "command": f"python -m experiments.mnist_rbm --flagfile={workdir / 'flags.txt'}",
-    "dataset": dataset.source,
+    "dataset": dataset.name,
     "sizes": {
       name: len(getattr(dataset, name)) for name in ("train", "validation", "test")
     },

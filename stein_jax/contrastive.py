@@ -140,9 +140,16 @@ def sampled_maximum_likelihood(
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     x, _ = split_batch(batch)
     m = checks.num_particles(x)
-    samples = sample_fn(key, params, m * axes.size(axis_name))
+    n = m * axes.size(axis_name)
+    samples = sample_fn(key, params, n)
+    got = checks.num_particles(samples, "samples")
+    if got != n:
+      raise ValueError(
+        f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
+      )
     mine = axes.global_indices(m, axis_name)
-    negatives = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, x)
+    points = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, x)
+    negatives = with_points(batch, points)
     loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
     return gradient, {"loss": loss}
 
@@ -150,11 +157,14 @@ def sampled_maximum_likelihood(
 
 
 class PersistentState(NamedTuple):
-  """As `DescentState`, with the chains that live on from step to step."""
+  """As `DescentState`, with the chains that live on from step to step.
+
+  A chain of a conditional energy keeps the context that it began with.
+  """
 
   params: Params
   opt_state: optax.OptState
-  particles: Particles
+  particles: Batch
 
 
 def contrastive_divergence(
@@ -190,26 +200,25 @@ def contrastive_divergence(
   score_fn = partial(_score, energy_fn)
   log_density_fn = partial(_log_density, energy_fn)
 
-  def move(
-    key: Key, params: Params, chains: Particles, batch: Batch
-  ) -> tuple[Particles, Metrics]:
-    _, context = split_batch(batch)
-    moved = partial(
+  def move(key: Key, params: Params, start: Batch) -> tuple[Batch, Metrics]:
+    x, context = split_batch(start)
+    chain = partial(
       samplers.mala if metropolis else samplers.langevin,
       key,
-      chains,
+      x,
       num_steps=num_steps,
       step_size=step_size,
       context=context[0] if context else None,
       axis_name=axis_name,
     )
     if not metropolis:
-      return moved(Partial(score_fn, params)), {}
-    result = moved(Partial(log_density_fn, params))
-    return result.particles, {"acceptance_rate": result.acceptance_rate}
+      return with_points(start, chain(Partial(score_fn, params))), {}
+    result = chain(Partial(log_density_fn, params))
+    metrics = {"acceptance_rate": result.acceptance_rate}
+    return with_points(start, result.particles), metrics
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
-    negatives, metrics = move(key, params, split_batch(batch)[0], batch)
+    negatives, metrics = move(key, params, batch)
     loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
     return gradient, {"loss": loss} | metrics
 
@@ -219,15 +228,15 @@ def contrastive_divergence(
   def init(key: Key, params: Params, batch: Batch) -> PersistentState:
     del key
     # A copy: a training loop may donate state and batch to one compiled call.
-    chains = jax.tree.map(jnp.array, split_batch(batch)[0])
+    chains = jax.tree.map(jnp.array, batch)
     return PersistentState(params, optimizer.init(params), chains)
 
   def update(
     key: Key, state: PersistentState, batch: Batch
   ) -> tuple[PersistentState, Metrics]:
     params, opt_state, chains = state
-    checks.same_shapes(split_batch(batch)[0], chains, ("the batch", "the chains"))
-    chains, metrics = move(key, params, chains, batch)
+    checks.same_shapes(batch, chains, ("the batch", "the chains"))
+    chains, metrics = move(key, params, chains)
     loss, gradient = _gradient(params, energy_fn, batch, chains, axis_name)
     descent = apply_gradient(DescentState(params, opt_state), gradient, optimizer)
     metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
@@ -240,11 +249,11 @@ def _gradient(
   params: Params,
   energy_fn: EnergyFn,
   batch: Batch,
-  negatives: Particles,
+  negatives: Batch,
   axis_name: str | None,
 ) -> tuple[Array, Params]:
   return axes.value_and_gradient(
-    lambda p: contrastive_loss(p, energy_fn, batch, with_points(batch, negatives)),
+    lambda p: contrastive_loss(p, energy_fn, batch, negatives),
     params,
     axis_name,
   )

@@ -72,7 +72,7 @@ def not_radial(y, x):
 def all_kernels(dtype):
   weights = np.random.default_rng(1).normal(size=(3, 2)).astype(dtype)
   return {
-    "rbf": kernels.rbf(),
+    "rbf": kernels.rbf(1.5),
     "imq": kernels.imq(2.0),
     "pairwise": kernels.from_pairwise(not_radial),
     "features": kernels.on_features(kernels.rbf(1.5), Partial(feature, weights)),
@@ -87,6 +87,7 @@ def directions(x, s, axis_name=None):
   phi["by rows"] = svgd_direction(
     x, s, kernels.imq(2.0), row_normalized=True, axis_name=axis_name
   )
+  phi["median"] = svgd_direction(x, s, kernels.rbf(), axis_name=axis_name)
   phi["off"] = svgd_direction(x, s, None, axis_name=axis_name)
   return phi
 
