@@ -209,7 +209,8 @@ def main(argv: list[str]) -> None:
     _write_results(workdir, dataset, baseline, summaries)
   _write_results(workdir, dataset, baseline, summaries)
   _gather_metrics(workdir, runs, seeds)
-  print(rbm_summary.table(summaries, float(baseline.mean)))
+  rows = rbm_summary.rows(summaries, float(baseline.mean))
+  print(plots.table(rbm_summary.HEADER, rows))
   print(f"\nExact log-likelihood in nats. Pictures and summary.json: {workdir}")
   if any("diverged" in summary for summary in summaries.values()):
     sys.exit(1)

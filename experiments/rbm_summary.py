@@ -1,12 +1,18 @@
-"""From the histories of runs to `summary.json`, the figure's curves and the table."""
+"""From the histories of runs to `summary.json`, the figure's curves and the table.
 
+  python -m experiments.rbm_summary experiments/results/figure1a/summary.json
+
+prints the table of a summary in Markdown, as it stands in the README.
+"""
+
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from experiments import plots
 
 SPLITS = ("test", "train", "validation")
 
@@ -58,25 +64,34 @@ def summarize(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str,
   }
 
 
-def table(methods: Mapping[str, Mapping[str, Any]], baseline: float) -> str:
-  """The closing table of the terminal, in nats (mean ± sd over seeds)."""
-  header = ("method", "test, final", "test, best on validation", "train", "ms/step")
-  rows = [("N(mean, I)", f"{baseline:.2f}", "", "", "")]
+HEADER = ("method", "test, final", "test, best on validation", "train", "ms/step")
+
+
+def rows(methods: Mapping[str, Mapping[str, Any]], baseline: float) -> list[list[str]]:
+  """The rows under `HEADER`, in nats (mean ± sd over seeds) and milliseconds."""
+  lines = [["N(mean, I)", f"{baseline:.2f}", "", "", ""]]
   for label, method in methods.items():
     if "diverged" in method:
-      rows.append((label, method["diverged"], "", "", ""))
+      lines.append([label, method["diverged"], "", "", ""])
       continue
     ms = method["ms_per_step"]
-    rows.append(
-      (
+    lines.append(
+      [
         label,
         _nats(method["final"]["test"]),
         _nats(method["best_on_validation"]["test"]),
         _nats(method["final"]["train"]),
         "" if ms is None else f"{ms:.2f}",
-      )
+      ]
     )
-  return plots.table(header, rows)
+  return lines
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """The table of a `summary.json` in Markdown."""
+  lines = rows(summary["methods"], summary["gaussian_baseline"]["mean"])
+  rule = ["---"] * len(HEADER)
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *lines))
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
@@ -100,3 +115,9 @@ def _nats(entry: Mapping[str, Any]) -> str:
     return str(entry["mean"])
   spread = f" ± {entry['sd']:.2f}" if len(entry["values"]) > 1 else ""
   return f"{entry['mean']:.2f}{spread}"
+
+
+if __name__ == "__main__":
+  if len(sys.argv) != 2:
+    sys.exit(__doc__)
+  print(markdown(json.loads(Path(sys.argv[1]).read_text())))

@@ -84,7 +84,7 @@ def policy(
   checks.positive("multiple", multiple)
   if subsample is not None:
     raise ValueError("subsample belongs to a median bandwidth, not to a fixed one.")
-  return bandwidth if multiple == 1.0 else bandwidth * multiple
+  return bandwidth * multiple
 
 
 def median_bandwidth(

@@ -21,6 +21,10 @@ from stein_jax.bandwidths import MedianBandwidth as MedianBandwidth
 from stein_jax.bandwidths import median_bandwidth as median_bandwidth
 from stein_jax.types import Array, Params, Particles, PyTree
 
+# Accelerators multiply float32 in lower precision by default. The sums below are
+# differences of large terms, which that would drown.
+_matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
 
 class Kernel:
   """A symmetric kernel; `pair` alone defines it, the sums follow by differentiation.
@@ -202,8 +206,9 @@ class Radial(Kernel):
       t = pairwise.squared_distances(x, y, norms) / h
       k, slope, _ = self.profile(t)
       if self.profile is _rbf_profile:  # ρ' = −ρ: both sums in one product
-        return k @ (s - (2 / h) * y) + (2 / h) * x * k.sum(), k.sum()
-      return k @ s + (2 / h) * (slope @ y - x * slope.sum()), k.sum()
+        return _matmul(k, s - (2 / h) * y) + (2 / h) * x * k.sum(), k.sum()
+      repulsion = (2 / h) * (_matmul(slope, y) - x * slope.sum())
+      return _matmul(k, s) + repulsion, k.sum()
 
     direction, mass = pairwise.map_rows(at_query, x, len(y), block_size)
     return unravel(direction), mass
@@ -225,9 +230,9 @@ class Radial(Kernel):
     t = pairwise.squared_distances(x, y, jnp.square(y).sum(axis=1)) / h
     k, slope, curvature = self.profile(t)
     # sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x)
-    along = y @ score_x - x @ score_x - (s * y).sum(axis=1) + s @ x
+    along = _matmul(y - x[None], score_x) - (s * y).sum(axis=1) + _matmul(s, x)
     trace = -(2 * len(x) / h) * slope - (4 / h) * t * curvature
-    return (s @ score_x) * k + (2 / h) * slope * along + trace
+    return _matmul(s, score_x) * k + (2 / h) * slope * along + trace
 
 
 @partial(register_dataclass, data_fields=[], meta_fields=["k"])

@@ -106,7 +106,8 @@ def svgd(
 
   Args:
     score_fn: x -> ∇ log p(x) of one point.
-    kernel: out of `kernels`, or None.
+    kernel: out of `kernels`, None, or `kernel_fn(particles) -> kernel`, called on
+      this device's particles.
     optimizer: an optax optimizer.
     block_size: as in `svgd_direction`.
     axis_name: as in `svgd_direction`.

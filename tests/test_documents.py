@@ -1,11 +1,14 @@
 """What the README and the notebook show runs as it stands there."""
 
+import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from experiments import rbm_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,6 +33,14 @@ def test_commands_of_the_readme_name_files_that_exist():
 def test_pictures_of_the_readme_exist():
   for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
     assert (ROOT / path).exists(), path
+
+
+def test_tables_of_the_readme_are_those_of_the_result_files():
+  commands = re.findall(r"experiments\.rbm_summary (\S+/summary\.json)", README)
+  assert commands
+  for path in commands:
+    table = rbm_summary.markdown(json.loads((ROOT / path).read_text()))
+    assert table in README, f"the README's table of {path} is out of date"
 
 
 def test_ci_runs_the_commands_of_the_readme():
