@@ -8,13 +8,15 @@ Figure 1(a) on all of MNIST, three seeds:
 
   python -m experiments.mnist_rbm --flagfile=experiments/flags/figure1a.flags
 
-Any flag after the flagfile wins: add `--seeds=0 --steps=1000` for a shorter look. A run
-that was stopped goes on where it stopped when the same command is given again. In
---workdir it leaves figure1a.png, a picture of filters and samples for every method,
-summary.json, metrics.jsonl, checkpoints, and flags.txt, which is a flagfile itself.
+Any flag after the flagfile wins: add `--seeds=0 --steps=1000 --workdir=runs/look` for a
+shorter look. A run that was stopped goes on where it stopped when the same command is
+given again; more seeds, methods or steps extend it. In --workdir it leaves
+figure1a.png, a picture of filters and samples for every method, summary.json,
+metrics.jsonl, checkpoints, and flags.txt, which is a flagfile itself.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -145,12 +147,10 @@ _MLE_NEGATIVES = flags.DEFINE_enum(
 )
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
-# What may differ when a command continues an earlier one in the same --workdir: where
-# things are, what is shown, how long to train, and which further runs are added. k and
-# ε of CD are not here: a run's folder need not name them.
-_MAY_DIFFER = frozenset(
-  ("workdir", "data_dir", "cache_dir", "progress", "method", "seeds", "steps")
-)
+# What may change when a command continues an earlier one in the same --workdir: where
+# things are and what is shown; and there may be more of it.
+_MAY_DIFFER = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
+_MAY_GROW = frozenset(("method", "seeds", "steps"))
 
 
 def main(argv: list[str]) -> None:
@@ -169,10 +169,12 @@ def main(argv: list[str]) -> None:
   workdir = Path(_WORKDIR.value)
   values = workdirs.own_flags("method", leave_out={"overwrite"})
   # The schedule's shape depends on the number of steps.
-  may_differ = _MAY_DIFFER - ({"steps"} if _SCHEDULE.value != "constant" else set())
+  may_grow = _MAY_GROW - ({"steps"} if _SCHEDULE.value != "constant" else set())
   overwrite = _OVERWRITE.value
   # Asked before the data is loaded, which may take half a minute.
-  workdirs.check(workdir, values, may_differ=may_differ, overwrite=overwrite)
+  workdirs.check(
+    workdir, values, may_differ=_MAY_DIFFER, may_grow=may_grow, overwrite=overwrite
+  )
   dataset = _load_data()
   if _BATCH_SIZE.value > len(dataset.train):
     sys.exit(
@@ -183,22 +185,31 @@ def main(argv: list[str]) -> None:
   workdirs.prepare(workdir, values, overwrite=overwrite)
 
   train, validation, test = (
-    split.reshape(len(split), -1)
+    jnp.asarray(split.reshape(len(split), -1))
     for split in (dataset.train, dataset.validation, dataset.test)
   )
-  baseline = evaluation.gaussian_baseline(_scaled(train), _scaled(test))
+  baseline = evaluation.gaussian_baseline(
+    training.unit_interval(train), training.unit_interval(test)
+  )
   evaluate = _evaluation(rbm, train=train, validation=validation, test=test)
   summaries: dict[str, Any] = {}
   for run in runs:
     histories: dict[int, list[dict[str, Any]]] = {}
-    try:
-      for seed in seeds:
+    diverged: dict[int, int] = {}
+    for seed in seeds:
+      try:
         params, histories[seed] = _train(run, seed, rbm, train, evaluate, workdir)
-    except training.TrainingDiverged as error:
-      print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
-      summaries[run.label] = {"diverged": f"diverged at step {error.step}"}
+      except training.TrainingDiverged as error:
+        print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
+        diverged[seed] = error.step
+      except ValueError as error:  # the folder holds a run on other data
+        sys.exit(f"{run.label}, seed {seed}: {error}")
+    if not histories:
+      summaries[run.label] = {"diverged": diverged}
       continue
     summaries[run.label] = rbm_summary.summarize(histories)
+    if diverged:
+      summaries[run.label]["diverged"] = diverged
     _draw_model(
       workdir / f"filters_and_samples_{run.name}.png",
       run.label,
@@ -220,14 +231,14 @@ def _train(
   run: rbm_methods.Run,
   seed: int,
   rbm: GaussianBernoulliRBM,
-  train: np.ndarray,
+  train: jax.Array,
   evaluate: Callable[[Any], Mapping[str, float]],
   workdir: Path,
 ) -> tuple[Any, list[dict[str, Any]]]:
   """Trains one method from one seed; all methods share a seed's start and batches."""
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   if _INITIALIZATION.value == "data_mean":
-    params = rbm.init_from_data(init_key, _scaled(train))
+    params = rbm.init_from_data(init_key, training.unit_interval(train))
   else:
     params = rbm.init(init_key, jnp.zeros(train.shape[1]))
   fit = training.fit(
@@ -237,7 +248,7 @@ def _train(
     train,
     num_steps=_STEPS.value,
     batch_size=_BATCH_SIZE.value,
-    log_every=min(_EVAL_EVERY.value, 250),
+    log_every=_EVAL_EVERY.value,
     evaluate={"log_likelihood": lambda state: evaluate(state.params)},
     eval_every=_EVAL_EVERY.value,
     workdir=workdir / run.name / f"seed_{seed}",
@@ -248,22 +259,17 @@ def _train(
 
 
 def _evaluation(
-  rbm: GaussianBernoulliRBM, **splits: np.ndarray
+  rbm: GaussianBernoulliRBM, **splits: jax.Array
 ) -> Callable[[Any], Mapping[str, float]]:
   """params -> the mean exact log-likelihood of every split, in nats."""
-  device_splits = {name: jnp.asarray(split) for name, split in splits.items()}
 
   def log_likelihood(params: Any, x: jax.Array) -> jax.Array:
     return rbm.log_likelihood(params, training.unit_interval(x))
 
   return lambda params: {
     name: float(evaluation.mean_log_likelihood(params, log_likelihood, x).mean)
-    for name, x in device_splits.items()
+    for name, x in splits.items()
   }
-
-
-def _scaled(images: np.ndarray) -> jax.Array:
-  return training.unit_interval(jnp.asarray(images))
 
 
 def _draw_model(
@@ -350,8 +356,10 @@ def _settings() -> rbm_methods.Settings:
   except ValueError as error:
     sys.exit(f"--bandwidth: {error}")
   for name in ("step_size", "learning_rate"):
-    if not flags.FLAGS[name].value > 0:
+    if not 0 < flags.FLAGS[name].value < math.inf:
       sys.exit(f"--{name} must be above 0, got {flags.FLAGS[name].value}.")
+  if not _WEIGHT_SCALE.value < math.inf:
+    sys.exit(f"--weight_scale must be finite, got {_WEIGHT_SCALE.value}.")
   learning_rate = {
     "constant": lambda: _LEARNING_RATE.value,
     "cosine": lambda: optax.cosine_decay_schedule(_LEARNING_RATE.value, _STEPS.value),
@@ -383,7 +391,8 @@ def _numbers(name: str, kind: type, *, at_least: int | None = None) -> list[Any]
     values = [kind(text) for text in texts]
   except ValueError:
     sys.exit(message)
-  fits = [v > 0 if at_least is None else v >= at_least for v in values]
+  # Seeds are 32-bit numbers.
+  fits = [(0 if at_least is None else at_least - 1) < v < 2**32 for v in values]
   if not values or not all(fits):
     sys.exit(message)
   return list(dict.fromkeys(values))

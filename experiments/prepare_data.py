@@ -113,6 +113,7 @@ def prepare(
     tf.config.set_visible_devices([], "GPU")
   root = data.resolve_data_dir(data_dir)
   manual = Path(manual_dir).expanduser().resolve() if manual_dir else None
+  builder = None
   try:
     builder = tfds.builder(name, data_dir=root, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
@@ -124,7 +125,7 @@ def prepare(
       f'"{name}" needs a download that cannot be reached: {url}\n'
       "Fetch it where there is a network and name its directory with "
       "--manual_dir=DIR. The files that may be needed:\n"
-      + _files_to_fetch(builder.url_infos or {}, manual)
+      + _files_to_fetch((builder and builder.url_infos) or {}, manual)
     ) from error
   except Exception as error:  # from a hundred builders, anything may come
     raise CannotPrepare(f'tfds could not prepare "{name}": {error}') from error

@@ -78,7 +78,7 @@ def _contrastive_divergence(
     prefix = "p" if persistent else ""
     name, label = f"{prefix}cd_{k}", f"{prefix.upper()}CD-{k}"
     if several:
-      name, label = f"{name}_eps_{epsilon:g}", f"{label} (ε = {epsilon:g})"
+      name, label = f"{name}_eps_{epsilon}", f"{label} (ε = {epsilon})"
     algorithm = contrastive_divergence(
       rbm.apply,
       settings.optimizer,

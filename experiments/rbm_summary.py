@@ -44,10 +44,13 @@ def summarize(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str,
     for row in rows
     if row.get("ms_per_step") is not None
   ]
-  steps = [row["step"] for row in next(iter(evaluations.values()))]
-  test = np.array(
-    [[row["log_likelihood/test"] for row in rows] for rows in evaluations.values()]
-  )
+  by_step = [
+    {row["step"]: row["log_likelihood/test"] for row in rows}
+    for rows in evaluations.values()
+  ]
+  # A run that was continued may have one evaluation more, where it first ended.
+  steps = sorted(set.intersection(*map(set, by_step)))
+  test = np.array([[values[step] for step in steps] for values in by_step])
   return {
     "seeds": list(histories),
     "final": {split: _over_seeds(final, split) for split in SPLITS},
@@ -72,7 +75,9 @@ def rows(methods: Mapping[str, Mapping[str, Any]], baseline: float) -> list[list
   lines = [["N(mean, I)", f"{baseline:.2f}", "", "", ""]]
   for label, method in methods.items():
     if "diverged" in method:
-      lines.append([label, method["diverged"], "", "", ""])
+      seeds = ", ".join(f"seed {s} at step {t}" for s, t in method["diverged"].items())
+      lines.append([label, f"diverged: {seeds}", "", "", ""])
+    if "final" not in method:
       continue
     ms = method["ms_per_step"]
     lines.append(

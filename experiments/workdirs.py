@@ -20,7 +20,12 @@ def own_flags(known: str, *, leave_out: Set[str] = frozenset()) -> dict[str, str
 
 
 def check(
-  workdir: Path, values: dict[str, str], *, may_differ: Set[str], overwrite: bool
+  workdir: Path,
+  values: dict[str, str],
+  *,
+  may_differ: Set[str] = frozenset(),
+  may_grow: Set[str] = frozenset(),
+  overwrite: bool,
 ) -> None:
   """Ends the program if `workdir` holds something that this run would mix with.
 
@@ -28,16 +33,20 @@ def check(
     workdir: the folder, which need not exist.
     values: this run's flags.
     may_differ: flags that may have changed since the run that the folder holds.
+    may_grow: lists that may have more entries, and numbers that may be larger, than in
+      that run: it goes on, and loses nothing.
     overwrite: whether an earlier run is to be deleted.
   """
   record = workdir / "flags.txt"
+  if workdir.exists() and not workdir.is_dir():
+    sys.exit(f"--workdir={workdir} is a file; name a folder.")
   if record.exists() and not overwrite:
-    lines = record.read_text().splitlines()
-    before = dict(line.removeprefix("--").split("=", 1) for line in lines)
+    before = _read(record)
     changed = [
       f"--{name}: {before.get(name)} before, {values.get(name)} now"
       for name in sorted((values.keys() | before.keys()) - may_differ)
       if before.get(name) != values.get(name)
+      and not (name in may_grow and _grown(before.get(name), values.get(name)))
     ]
     if changed:
       sys.exit(
@@ -53,8 +62,27 @@ def check(
 
 def prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
   """Makes the folder, anew if it is to be overwritten, and writes flags.txt."""
-  if overwrite and (workdir / "flags.txt").exists():
+  workdir = workdir.resolve()  # a link stays, what it points to is emptied
+  record = workdir / "flags.txt"
+  if overwrite and record.exists():
+    if not values.keys() & _read(record).keys():
+      sys.exit(f"{record} is not a record of this program; nothing is deleted.")
     shutil.rmtree(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   lines = [f"--{name}={value}" for name, value in values.items()]
-  (workdir / "flags.txt").write_text("\n".join(lines) + "\n")
+  record.write_text("\n".join(lines) + "\n")
+
+
+def _read(record: Path) -> dict[str, str]:
+  """The flags of a flagfile; comments and switches without a value are passed over."""
+  lines = record.read_text().splitlines()
+  flag_lines = [line for line in lines if line.startswith("--") and "=" in line]
+  return dict(line.removeprefix("--").split("=", 1) for line in flag_lines)
+
+
+def _grown(before: str | None, now: str | None) -> bool:
+  if before is None or now is None:
+    return False
+  if before.isdigit() and now.isdigit() and "," not in before + now:
+    return int(now) >= int(before)
+  return set(before.split(",")) <= set(now.split(","))

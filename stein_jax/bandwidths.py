@@ -38,6 +38,7 @@ class MedianBandwidth:
   def __post_init__(self) -> None:
     checks.one_of("log", self.log, ("m", "m+1", "none"))
     checks.positive("multiple", self.multiple)
+    object.__setattr__(self, "multiple", float(self.multiple))  # hashable, as jit asks
     if self.subsample is not None and not (
       isinstance(self.subsample, (int, np.integer)) and self.subsample >= 2
     ):

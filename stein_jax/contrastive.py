@@ -90,8 +90,12 @@ def negative_log_likelihood(
     data: `[m, ...]`.
     log_partition_fn: θ -> log Z(θ).
 
+  Raises:
+    ValueError: a batch with a context, on which log Z would depend.
+
   Source: Liu & Wang (2017), equation 7.
   """
+  _refuse_context(data)
   return energies(params, energy_fn, data).mean() + log_partition_fn(params)
 
 
@@ -138,7 +142,8 @@ def sampled_maximum_likelihood(
   """
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
-    x, _ = split_batch(batch)
+    _refuse_context(batch)
+    x = batch
     m = checks.num_particles(x)
     n = m * axes.size(axis_name)
     samples = sample_fn(key, params, n)
@@ -148,8 +153,7 @@ def sampled_maximum_likelihood(
         f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
       )
     mine = axes.global_indices(m, axis_name)
-    points = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, x)
-    negatives = with_points(batch, points)
+    negatives = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, x)
     loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
     return gradient, {"loss": loss}
 
@@ -243,6 +247,14 @@ def contrastive_divergence(
     return PersistentState(*descent, chains), metrics
 
   return Algorithm(init, update)
+
+
+def _refuse_context(batch: Batch) -> None:
+  if split_batch(batch)[1]:
+    raise ValueError(
+      "exact maximum likelihood knows one log Z and one set of samples for all points; "
+      "the batch has a context, got {'x', 'context'}."
+    )
 
 
 def _gradient(

@@ -54,6 +54,11 @@ class Kernel:
     del particles, block_size, axis_name
     return self
 
+  def gram(self, particles: Particles) -> Array:
+    """The matrix k(xᵢ, xⱼ), `[n, n]`, held whole."""
+    row = jax.vmap(self.pair, in_axes=(None, 0))
+    return jax.vmap(row, in_axes=(0, None))(particles, particles)
+
   def stein_sums(
     self,
     queries: Particles,
@@ -181,6 +186,14 @@ class Radial(Kernel):
       )
     return self.bandwidth
 
+  def gram(self, particles: Particles) -> Array:
+    """As in `Kernel`, by one matrix product."""
+    x, _ = pairwise.as_matrix(particles)
+    x = x - pairwise.mean_point(x)
+    norms = jnp.square(x).sum(axis=1)
+    t = jax.vmap(lambda row: pairwise.squared_distances(row, x, norms))(x)
+    return self.profile(t / self._number())[0]
+
   def stein_sums(
     self,
     queries: Particles,
@@ -258,6 +271,10 @@ class OnFeatures(Kernel):
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """base(F(x), F(y))."""
     return self.base.pair(self.feature_fn(x), self.feature_fn(y))
+
+  def gram(self, particles: Particles) -> Array:
+    """As in `Kernel`: the base's matrix of the features."""
+    return self.base.gram(jax.vmap(self.feature_fn)(particles))
 
   def resolve(
     self,

@@ -63,7 +63,7 @@ def squared_distances(x: Array, points: Array, squared_norms: Array) -> Array:
   default of accelerators, would ruin the difference.
   """
   product = jnp.matmul(points, x, precision=jax.lax.Precision.HIGHEST)
-  return jnp.maximum(x @ x + squared_norms - 2 * product, 0)
+  return jnp.maximum(jnp.square(x).sum() + squared_norms - 2 * product, 0)
 
 
 def middle_squared_distances(

@@ -89,6 +89,8 @@ class Record(contextlib.AbstractContextManager):
 
   def _means(self) -> Row:
     window, self._window = self._window, {}
+    if not window:  # somebody deleted the rows and left the checkpoints
+      return {}
     timed = window["timed_steps"]
     means = {name: total / window["steps"] for name, total in window["sums"].items()}
     return means | {"ms_per_step": 1e3 * window["seconds"] / timed if timed else None}

@@ -86,7 +86,7 @@ def _stein_score_matching(
   direction = svgd_direction(x, scores, kernel, axis_name=axis_name)
   _, cross = tangent(direction)
   gradient = jax.tree.map(lambda c: -c / m, cross)
-  # The first-order change of mean E(x) along φ, the limit of SteinCD's loss.
+  # Minus the first-order change of mean E(x) along φ, the limit of SteinCD's loss.
   loss = optax.tree.vdot(scores, direction) / m
   return axes.mean((loss, gradient), axis_name)
 
@@ -129,7 +129,7 @@ def score_matching_loss(
   data: Batch,
   *,
   key: Key | None = None,
-  num_probes: int = 1,
+  num_probes: int | None = None,
   divergence_fn: DivergenceFn | None = None,
   axis_name: str | None = None,
 ) -> Array:
@@ -145,7 +145,7 @@ def score_matching_loss(
     data: `[m, ...]`, or `{"x": ..., "context": ...}`.
     key: where given, the trace is Hutchinson's unbiased estimate from random probes,
       at the cost of `num_probes` directional derivatives; without it all d are taken.
-    num_probes: how many probes for each point.
+    num_probes: how many probes for each point; 1 where only a key is given.
     divergence_fn: the trace in closed form, where the energy knows it (the RBM does).
     axis_name: the axis over which the data is spread; the loss is this device's share.
 
@@ -153,12 +153,15 @@ def score_matching_loss(
     A scalar; the mean over the (local) data.
 
   Raises:
-    ValueError: both a key and a closed form, num_probes below 1, or an energy that is
-      not a scalar.
+    ValueError: both a key and a closed form, num_probes below 1 or without a key, or an
+      energy that is not a scalar.
 
   Source: Liu & Wang (2017), equation 18; Hyvärinen (2005); Hutchinson (1990).
   """
-  checks.at_least_one("num_probes", num_probes)
+  if num_probes is not None:
+    checks.at_least_one("num_probes", num_probes)
+    if key is None:
+      raise ValueError("num_probes (Hutchinson) needs a key to draw the probes with.")
   if key is not None and divergence_fn is not None:
     raise ValueError("give a key (Hutchinson) or divergence_fn, not both.")
   return _score_matching_loss(
@@ -166,7 +169,7 @@ def score_matching_loss(
     energy_fn,
     data,
     key,
-    num_probes=num_probes,
+    num_probes=num_probes or 1,
     divergence_fn=divergence_fn,
     axis_name=axis_name,
   )
@@ -249,7 +252,7 @@ def score_matching(
         energy_fn,
         batch,
         key=None if num_probes is None else key,
-        num_probes=num_probes or 1,
+        num_probes=num_probes,
         divergence_fn=divergence_fn,
         axis_name=axis_name,
       ),

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from stein_jax import axes, checks, kernels
+from stein_jax import axes, checks, kernels, pairwise
 from stein_jax.kernels import Kernel, KernelLike
-from stein_jax.types import Algorithm, Batch, Key, Metrics, Particles, ScoreFn
+from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Particles, ScoreFn
 
 
 def svgd_direction(
@@ -18,6 +18,7 @@ def svgd_direction(
   kernel: Kernel | None,
   *,
   row_normalized: bool = False,
+  regularization: float | Array | None = None,
   block_size: int | None = None,
   axis_name: str | None = None,
 ) -> Particles:
@@ -27,11 +28,21 @@ def svgd_direction(
 
   The first term draws the particles to where p is high, the second drives them apart.
 
+  With `regularization=η` it is the regularised Stein direction in its stead,
+
+  Φ = (K + ηI)⁻¹ (K S + V),  Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ),
+
+  the values at the particles of the φ in the RKHS that maximises
+  E[T_p φ] − ½ E‖φ‖² − (η/2n) ‖φ‖²_H. For E[T_p φ] = ⟨φ, φ*⟩_H the maximum has
+  n φ* = Σᵢ k(xᵢ, ·) φ(xᵢ) + η φ, which at the particles is K S + V = (K + ηI) Φ. Its
+  limit for η → ∞ is Φ → (n/η) φ*.
+
   Args:
     particles: `[n, ...]`, or a pytree of such.
     scores: ∇ log p at the particles, shaped like them.
     kernel: out of `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ.
     row_normalized: divide by Σⱼ k(xⱼ, xᵢ) in place of n, as the authors' code does.
+    regularization: η > 0; holds the whole n × n matrix K on every device.
     block_size: how many rows of the n × n table of pairs are held at a time; None
       holds all of them up to n = 4096, and blocks of 2²² pairs beyond.
     axis_name: the axis over which the particles are spread; the result is this
@@ -41,8 +52,9 @@ def svgd_direction(
     φ*, shaped like the particles. Differentiable; a median bandwidth is constant.
 
   Raises:
-    ValueError: particles and scores that differ in shape, or fewer than two particles
-      with a median bandwidth.
+    ValueError: particles and scores that differ in shape, fewer than two particles
+      with a median bandwidth, or a regularisation that is not above 0, has no kernel or
+      meets row_normalized.
 
   Source: Liu & Wang (2017), equations 4 and 5.
   """
@@ -51,12 +63,17 @@ def svgd_direction(
   kernel = kernels.checked(kernel)
   if block_size is not None:
     checks.at_least_one("block_size", block_size)
+  if regularization is not None:
+    checks.positive("regularization", regularization)
+    if kernel is None or row_normalized:
+      raise ValueError("regularization needs a kernel, and excludes row_normalized.")
   if kernel is None:
     return scores
   return _direction(
     particles,
     scores,
     kernel,
+    regularization,
     row_normalized=row_normalized,
     block_size=block_size,
     axis_name=axis_name,
@@ -68,6 +85,7 @@ def _direction(
   particles: Particles,
   scores: Particles,
   kernel: Kernel,
+  regularization: Array | None,
   *,
   row_normalized: bool,
   block_size: int | None,
@@ -75,10 +93,19 @@ def _direction(
 ) -> Particles:
   kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
   sources = axes.gather(particles, axis_name)
-  sums, mass = kernel.stein_sums(
-    particles, sources, axes.gather(scores, axis_name), block_size=block_size
-  )
+  source_scores = axes.gather(scores, axis_name)
   n = jax.tree.leaves(sources)[0].shape[0]
+  if regularization is not None:
+    sums, _ = kernel.stein_sums(sources, sources, source_scores, block_size=block_size)
+    right_hand_sides, unravel = pairwise.as_matrix(sums)
+    ridge = regularization * jnp.eye(n, dtype=right_hand_sides.dtype)
+    matrix = kernel.gram(sources) + ridge
+    direction = jax.scipy.linalg.solve(matrix, right_hand_sides, assume_a="pos")
+    mine = axes.global_indices(checks.num_particles(particles), axis_name)
+    return unravel(direction[mine])
+  sums, mass = kernel.stein_sums(
+    particles, sources, source_scores, block_size=block_size
+  )
   divisor = mass if row_normalized else jnp.full_like(mass, n)
   return jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, divisor), sums)
 

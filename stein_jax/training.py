@@ -198,7 +198,8 @@ def fit(
           if evaluated:
             # A copy, since the next chunk consumes the state's own buffers.
             results = _evaluate(evaluate, _copy(carry.state), taken=shapes)
-            bar.set_postfix(shown := shown | results, refresh=False)
+            shown |= results
+            bar.set_postfix(_brief(shown), refresh=False)
           if evaluated or logged:
             record.write(step, results, logged)
         if step > 0 and due(checkpoint_every):
@@ -216,7 +217,8 @@ def fit(
           step += length
           record.add(metrics, length, seconds if length in lengths else None)
         lengths.add(length)
-        bar.set_postfix(shown := shown | _last_loss(metrics), refresh=False)
+        shown |= _last_loss(metrics)
+        bar.set_postfix(_brief(shown), refresh=False)
         bar.update(length)
     except KeyboardInterrupt:
       if step > 0:

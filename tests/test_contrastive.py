@@ -477,3 +477,18 @@ def test_persistent_chains_keep_the_context_they_began_with():
   np.testing.assert_array_equal(state.particles["context"], first["context"])
   moved = np.sign(state.particles["x"][:, 0])
   np.testing.assert_array_equal(moved, first["context"])
+
+
+def test_maximum_likelihood_refuses_a_context_its_partition_does_not_see():
+  def energy_fn(params, x, context):
+    return 0.5 * jnp.square(x - params * context).sum()
+
+  batch = {"x": jnp.zeros((4, 1)), "context": jnp.ones(4)}
+  params = jnp.asarray(1.0)
+  for algorithm in (
+    maximum_likelihood(energy_fn, lambda params: params, optax.sgd(1.0)),
+    sampled_maximum_likelihood(energy_fn, lambda k, p, n: None, optax.sgd(1.0)),
+  ):
+    state = algorithm.init(jax.random.key(0), params, batch)
+    with pytest.raises(ValueError, match="context"):
+      algorithm.update(jax.random.key(0), state, batch)

@@ -122,7 +122,7 @@ def test_every_method_learns(finished):
 def test_the_same_command_goes_on_and_the_record_is_a_flagfile(finished, tmp_path):
   workdir, _ = finished
   before = json.loads((workdir / "summary.json").read_text())["methods"]["exact MLE"]
-  again = run_binary(f"--flagfile={workdir / 'flags.txt'}", "--method=mle")
+  again = run_binary(f"--flagfile={workdir / 'flags.txt'}")
   assert again.returncode == 0, again.stderr
   anew = run_binary(
     f"--flagfile={workdir / 'flags.txt'}", "--method=mle", f"--workdir={tmp_path / 'b'}"
@@ -142,20 +142,33 @@ def test_refuses_to_mix_settings(finished):
 
 
 def test_workdir_is_checked_and_overwritten(tmp_path):
-  check = partial(workdirs.check, may_differ={"seeds"}, overwrite=False)
-  before = {"steps": "5", "seeds": "0"}
+  check = partial(
+    workdirs.check, may_differ={"where"}, may_grow={"steps", "seeds"}, overwrite=False
+  )
+  before = {"steps": "5", "seeds": "0,1", "where": "here", "batch": "3"}
   workdirs.prepare(tmp_path / "w", before, overwrite=False)
   (tmp_path / "w" / "result").touch()
   check(tmp_path / "w", before)
-  check(tmp_path / "w", before | {"seeds": "1"})
-  with pytest.raises(SystemExit, match="--steps: 5 before, 6 now"):
-    check(tmp_path / "w", {"steps": "6", "seeds": "0"})
+  check(tmp_path / "w", before | {"seeds": "2,1,0", "steps": "10", "where": "there"})
+  for fewer in ({"seeds": "1"}, {"seeds": "0,2"}, {"steps": "4"}, {"batch": "30"}):
+    ((name, value),) = fewer.items()
+    message = f"--{name}: {before[name]} before, {value} now"
+    with pytest.raises(SystemExit, match=message):
+      check(tmp_path / "w", before | fewer)
   with pytest.raises(SystemExit, match="--more: None before, 1 now"):
     check(tmp_path / "w", before | {"more": "1"})
   (tmp_path / "strange" / "folder").mkdir(parents=True)
   with pytest.raises(SystemExit, match="not empty"):
-    workdirs.check(tmp_path / "strange", {}, may_differ=set(), overwrite=True)
-  workdirs.prepare(tmp_path / "w", {"steps": "6"}, overwrite=True)
+    workdirs.check(tmp_path / "strange", {}, overwrite=True)
+  (tmp_path / "file").touch()
+  with pytest.raises(SystemExit, match="is a file"):
+    workdirs.check(tmp_path / "file", {}, overwrite=True)
+  (tmp_path / "strange" / "flags.txt").write_text("# notes\n\ncountry=--nz\n")
+  with pytest.raises(SystemExit, match="nothing is deleted"):
+    workdirs.prepare(tmp_path / "strange", before, overwrite=True)
+  assert (tmp_path / "strange" / "folder").exists()
+  (tmp_path / "link").symlink_to(tmp_path / "w", target_is_directory=True)
+  workdirs.prepare(tmp_path / "link", {"steps": "6"}, overwrite=True)
   assert [path.name for path in (tmp_path / "w").iterdir()] == ["flags.txt"]
   assert lines(tmp_path / "w" / "flags.txt") == ["--steps=6"]
 
@@ -169,6 +182,9 @@ def test_workdir_is_checked_and_overwritten(tmp_path):
     ("bandwidth_subsample", 1, ["--bandwidth", "subsample", "1"]),
     ("step_size", 0.0, ["--step_size", "0"]),
     ("learning_rate", -1.0, ["--learning_rate", "-1"]),
+    ("step_size", np.inf, ["--step_size", "inf"]),
+    ("langevin_step_size", ["inf"], ["--langevin_step_size", "inf"]),
+    ("seeds", ["99999999999999999999"], ["--seeds", "9999"]),
     ("seeds", ["one"], ["--seeds", "one"]),
     ("seeds", ["-1"], ["--seeds", "-1"]),
     ("langevin_steps", ["0"], ["--langevin_steps", "0"]),
@@ -218,7 +234,7 @@ def test_divergence_is_reported_and_the_other_methods_go_on(tmp_path):
     f"--workdir={tmp_path / 'w'}",
   )
   assert result.returncode != 0
-  assert "diverged at step" in result.stdout
+  assert "diverged: seed 0 at step" in result.stdout
   summary = json.loads((tmp_path / "w" / "summary.json").read_text())
   assert "final" in summary["methods"]["exact MLE"]
   assert "Traceback" not in result.stderr
@@ -241,6 +257,9 @@ def test_summary_by_hand():
   assert summary["best_on_validation"]["test"]["mean"] == -4.5
   assert summary["ms_per_step"] == 3.0
   assert summary["curve"]["mean"] == [-9, -6.5, -5]
+  longer = rbm_summary.summarize({0: rows([-9, -5, -6]), 7: rows([-9, -8])})
+  assert longer["curve"]["steps"] == [0, 1]
+  assert longer["curve"]["mean"] == [-9, -6.5]
 
 
 def test_table_aligns_its_columns():

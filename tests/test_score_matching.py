@@ -469,3 +469,8 @@ def test_a_divergence_that_is_not_a_scalar_is_refused():
 def test_one_point_has_no_median_bandwidth():
   with pytest.raises(ValueError, match="at least 2 particles, got 1"):
     stein_score_matching_gradient(mlp_params(), mlp, DATA[:1], kernels.rbf())
+
+
+def test_probes_without_a_key_are_refused():
+  with pytest.raises(ValueError, match=r"num_probes .* needs a key"):
+    score_matching_loss(mlp_params(), mlp, DATA, num_probes=10)

@@ -411,3 +411,78 @@ def test_a_score_of_another_shape_is_refused():
   algorithm = svgd(lambda x: -x[0], kernels.rbf(1.0), optax.sgd(0.1))
   with pytest.raises(ValueError, match=r"\(4, 1\) and \(4,\)"):
     algorithm.update(None, algorithm.init(None, x, None), None)
+
+
+# -------------------------------------------------- the regularised Stein direction
+
+
+def regularised_by_brute_force(x, s, h, eta):
+  """Maximises E[T_p φ] − ½E‖φ‖² − (η/2n)‖φ‖² over the span that holds the maximum.
+
+  By the representer theorem φ_c lies in the span of k(xᵢ, ·) and ∂_c k(xᵢ, ·). The
+  Gram matrix of those functions gives values, derivatives and norm of any member.
+  """
+  n, d = x.shape
+  difference = x[:, None] - x[None]
+  k = np.exp(-np.square(difference).sum(axis=2) / h)
+  values = np.empty_like(x)
+  for c in range(d):
+    r = difference[:, :, c]
+    slope = 2 / h * r * k  # [i, j]: ⟨k(xᵢ, ·), ∂_c k(xⱼ, ·)⟩
+    curvature = (2 / h - 4 / h**2 * r**2) * k
+    gram = np.block([[k, slope], [slope.T, curvature]])
+    linear = (gram[:, :n] @ s[:, c] + gram[:, n:].sum(axis=1)) / n
+    quadratic = (gram[:, :n] @ gram[:n] + eta * gram) / n
+    coefficients = np.linalg.lstsq(quadratic, linear, rcond=1e-13)[0]
+    values[:, c] = gram[:n] @ coefficients
+  return values
+
+
+@pytest.mark.parametrize("eta", [0.1, 1.0, 10.0])
+def test_regularised_direction_is_the_maximum_by_brute_force(x64, eta):
+  x, s = np.random.default_rng(3).normal(size=(2, 9, 2))
+  want = regularised_by_brute_force(x, s, h=1.7, eta=eta)
+  for kernel in (
+    kernels.rbf(1.7),
+    kernels.from_pairwise(kernels.rbf(1.7).pair),
+    kernels.on_features(kernels.rbf(1.7), _identity),
+  ):
+    got = svgd_direction(x, s, kernel, regularization=eta)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def _identity(x):
+  return x
+
+
+def test_strong_regularisation_is_the_svgd_direction(x64):
+  x, s = np.random.default_rng(4).normal(size=(2, 12, 3))
+  eta = 1e7
+  got = svgd_direction(x, s, kernels.rbf(), regularization=eta) * eta / len(x)
+  np.testing.assert_allclose(got, svgd_direction(x, s, kernels.rbf()), rtol=1e-5)
+
+
+def test_regularised_direction_of_trees_and_devices(x64):
+  x, s = np.random.default_rng(5).normal(size=(2, 16, 3))
+  want = svgd_direction(x, s, kernels.rbf(), regularization=0.3)
+  tree = {"a": x[:, :2], "b": x[:, 2]}
+  got = svgd_direction(
+    tree, {"a": s[:, :2], "b": s[:, 2]}, kernels.rbf(), regularization=0.3
+  )
+  np.testing.assert_allclose(got["a"], want[:, :2], rtol=1e-9)
+  np.testing.assert_allclose(got["b"], want[:, 2], rtol=1e-9)
+  spread = jax.pmap(
+    lambda x, s: svgd_direction(x, s, kernels.rbf(), regularization=0.3, axis_name="i"),
+    axis_name="i",
+  )(x.reshape(8, 2, 3), s.reshape(8, 2, 3))
+  np.testing.assert_allclose(spread.reshape(16, 3), want, rtol=1e-9)
+
+
+def test_regularisation_is_checked():
+  x = np.zeros((3, 2), np.float32)
+  with pytest.raises(ValueError, match="regularization must be a finite number"):
+    svgd_direction(x, x, kernels.rbf(1.0), regularization=0.0)
+  with pytest.raises(ValueError, match="regularization needs a kernel"):
+    svgd_direction(x, x, None, regularization=1.0)
+  with pytest.raises(ValueError, match="excludes row_normalized"):
+    svgd_direction(x, x, kernels.rbf(1.0), regularization=1.0, row_normalized=True)

@@ -93,11 +93,13 @@ class GaussianBernoulliRBM(nn.Module):
       data: points [n, ...].
 
     Raises:
-      ValueError: if there are no points.
+      ValueError: if there are no points, or integers: pixels have to be scaled first.
     """
     data = jnp.asarray(data)
     if data.ndim == 0 or data.shape[0] == 0:
       raise ValueError(f"data must be points [n, ...] with n > 0, got {data.shape}.")
+    if not jnp.issubdtype(data.dtype, jnp.floating):
+      raise ValueError(f"data has dtype {data.dtype}: scale it to floats first.")
     B = self.init(key, data[0])["params"]["B"]
     b = jnp.mean(data, axis=0, dtype=B.dtype).reshape(-1)
     return {"params": {"B": B, "b": b, "c": -_matmul(b, B)}}
