@@ -25,7 +25,7 @@ def likelihood_curves(
     baseline: the log-likelihood of N(mean, I).
     title: what was trained on what.
   """
-  figure, axis = plt.subplots(figsize=(7.5, 5))
+  figure, axis = plt.subplots(figsize=(7.5, 4.5))
   finals = []
   # Curves that coincide, as SteinCD and its limit do, stay visible through the dashes.
   dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
@@ -49,7 +49,7 @@ def likelihood_curves(
   axis.set(
     xlabel="training steps", ylabel="exact test log-likelihood (nats)", title=title
   )
-  axis.legend(fontsize="small", loc="lower right")
+  axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
   _save(figure, path)
 

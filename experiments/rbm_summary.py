@@ -2,7 +2,8 @@
 
   python -m experiments.rbm_summary experiments/results/figure1a/summary.json
 
-prints the table of a summary in Markdown, as it stands in the README.
+prints the table of a summary in Markdown, as it stands in the README; a number after
+the path prints instead every seed's test log-likelihood at that step.
 """
 
 import json
@@ -63,6 +64,7 @@ def summarize(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str,
       "steps": steps,
       "mean": test.mean(axis=0).tolist(),
       "sd": _sd(test).tolist(),
+      "values": test.tolist(),
     },
   }
 
@@ -99,6 +101,20 @@ def markdown(summary: Mapping[str, Any]) -> str:
   return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *lines))
 
 
+def markdown_at(summary: Mapping[str, Any], step: int) -> str:
+  """Test log-likelihoods in nats after so many steps, a column for each seed."""
+  curves = {k: m["curve"] for k, m in summary["methods"].items() if "curve" in m}
+  seeds = next(m["seeds"] for m in summary["methods"].values() if "seeds" in m)
+  lines = [[f"after {step} steps", *(f"seed {seed}" for seed in seeds)]]
+  lines.append(["---"] * len(lines[0]))
+  for label, curve in curves.items():
+    if step not in curve["steps"]:
+      raise ValueError(f"{label} was not evaluated at step {step}: {curve['steps']}")
+    place = curve["steps"].index(step)
+    lines.append([label, *(f"{values[place]:.2f}" for values in curve["values"])])
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def _over_seeds(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
   values = np.array([row[f"log_likelihood/{split}"] for row in rows])
   return {
@@ -123,6 +139,8 @@ def _nats(entry: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  if len(sys.argv) != 2:
+  if len(sys.argv) not in (2, 3):
     sys.exit(__doc__)
-  print(markdown(json.loads(Path(sys.argv[1]).read_text())))
+  result = json.loads(Path(sys.argv[1]).read_text())
+  at_step = len(sys.argv) == 3
+  print(markdown_at(result, int(sys.argv[2])) if at_step else markdown(result))

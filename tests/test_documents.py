@@ -36,11 +36,14 @@ def test_pictures_of_the_readme_exist():
 
 
 def test_tables_of_the_readme_are_those_of_the_result_files():
-  commands = re.findall(r"experiments\.rbm_summary (\S+/summary\.json)", README)
+  command = r"experiments\.rbm_summary (\S+/summary\.json)( \d+)?"
+  commands = re.findall(command, README)
   assert commands
-  for path in commands:
-    table = rbm_summary.markdown(json.loads((ROOT / path).read_text()))
-    assert table in README, f"the README's table of {path} is out of date"
+  for path, step in commands:
+    summary = json.loads((ROOT / path).read_text())
+    at_step = rbm_summary.markdown_at
+    table = at_step(summary, int(step)) if step else rbm_summary.markdown(summary)
+    assert table in README, f"the README's table of {path}{step} is out of date"
 
 
 def test_ci_runs_the_commands_of_the_readme():
