@@ -391,8 +391,10 @@ def _numbers(name: str, kind: type, *, at_least: int | None = None) -> list[Any]
     values = [kind(text) for text in texts]
   except ValueError:
     sys.exit(message)
-  # Seeds are 32-bit numbers.
-  fits = [(0 if at_least is None else at_least - 1) < v < 2**32 for v in values]
+  if at_least is None:
+    fits = [0 < v < math.inf for v in values]
+  else:
+    fits = [at_least <= v < 2**32 for v in values]  # seeds are 32-bit numbers
   if not values or not all(fits):
     sys.exit(message)
   return list(dict.fromkeys(values))

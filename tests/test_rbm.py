@@ -456,7 +456,9 @@ def test_init_draws_the_same_weights_with_zero_biases():
   rbm, key = GaussianBernoulliRBM(3), jax.random.key(0)
   params = rbm.init(key, jnp.ones((2, 2)))
   B, b, c = (np.asarray(params["params"][name]) for name in "Bbc")
-  from_data = rbm.init_from_data(key, jnp.zeros((5, 2, 2), jnp.uint8))
+  from_data = rbm.init_from_data(key, jnp.zeros((5, 2, 2)))
+  with pytest.raises(ValueError, match="dtype uint8: scale it to floats first"):
+    rbm.init_from_data(key, jnp.zeros((5, 2, 2), jnp.uint8))
   np.testing.assert_array_equal(B, from_data["params"]["B"])
   assert not b.any()
   assert not c.any()
