@@ -143,8 +143,7 @@ def sampled_maximum_likelihood(
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     _refuse_context(batch)
-    x = batch
-    m = checks.num_particles(x)
+    m = checks.num_particles(batch)
     n = m * axes.size(axis_name)
     samples = sample_fn(key, params, n)
     got = checks.num_particles(samples, "samples")
@@ -153,7 +152,7 @@ def sampled_maximum_likelihood(
         f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
       )
     mine = axes.global_indices(m, axis_name)
-    negatives = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, x)
+    negatives = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, batch)
     loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
     return gradient, {"loss": loss}
 

@@ -81,13 +81,8 @@ class Kernel:
     """
 
     def at_query(x: PyTree) -> tuple[PyTree, Array]:
-      values, gradients = jax.vmap(lambda y: jax.value_and_grad(self.pair)(y, x))(
-        sources
-      )
-      direction = jax.tree.map(
-        lambda g, s: g.sum(axis=0) + jnp.tensordot(values, s, axes=1), gradients, scores
-      )
-      return direction, values.sum()
+      values, gradients = _values_and_gradients(self, sources, x)
+      return _stein_sum(values, gradients, scores), values.sum()
 
     num_columns = jax.tree.leaves(sources)[0].shape[0]
     return pairwise.map_rows(
@@ -123,6 +118,20 @@ class Kernel:
       )
 
     return jax.vmap(u)(sources, scores)
+
+
+def _values_and_gradients(
+  kernel: Kernel, sources: Particles, x: PyTree
+) -> tuple[Array, Particles]:
+  """k(yⱼ, x) and ∇_{yⱼ} k(yⱼ, x) for all sources, by differentiation."""
+  return jax.vmap(lambda y: jax.value_and_grad(kernel.pair)(y, x))(sources)
+
+
+def _stein_sum(values: Array, gradients: Particles, scores: Particles) -> PyTree:
+  """Σⱼ [valueⱼ scoreⱼ + gradientⱼ], the sum of (5) at one query."""
+  return jax.tree.map(
+    lambda g, s: g.sum(axis=0) + jnp.tensordot(values, s, axes=1), gradients, scores
+  )
 
 
 Profile = Callable[[Array], tuple[Array, Array, Array]]
@@ -305,14 +314,9 @@ class OnFeatures(Kernel):
     features, pull_back = jax.vjp(jax.vmap(self.feature_fn), sources)
 
     def at_query(z_query: PyTree) -> tuple[PyTree, Array]:
-      values, cotangents = jax.vmap(
-        lambda z: jax.value_and_grad(self.base.pair)(z, z_query)
-      )(features)
+      values, cotangents = _values_and_gradients(self.base, features, z_query)
       (gradients,) = pull_back(cotangents)
-      direction = jax.tree.map(
-        lambda g, s: g.sum(axis=0) + jnp.tensordot(values, s, axes=1), gradients, scores
-      )
-      return direction, values.sum()
+      return _stein_sum(values, gradients, scores), values.sum()
 
     num_columns = jax.tree.leaves(sources)[0].shape[0]
     query_features = jax.vmap(self.feature_fn)(queries)
