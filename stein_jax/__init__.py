@@ -8,6 +8,7 @@ from stein_jax import energies, evaluation, kernels, samplers, training
 from stein_jax.contrastive import (
   contrastive_divergence,
   contrastive_loss,
+  learn_from_negatives,
   maximum_likelihood,
   negative_log_likelihood,
   sampled_maximum_likelihood,
@@ -36,6 +37,7 @@ __all__ = [
   "evaluation",
   "kernels",
   "ksd_squared",
+  "learn_from_negatives",
   "maximum_likelihood",
   "negative_log_likelihood",
   "samplers",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,81 @@ def maximum_likelihood(
   return descend(gradient_fn, optimizer)
 
 
+NegativesFn = Callable[[Key, Params, Batch], tuple[Batch, Metrics]]
+"""`negatives_fn(key, params, start) -> (negatives, metrics)`: the model's side."""
+
+
+def learn_from_negatives(
+  energy_fn: EnergyFn,
+  negatives_fn: NegativesFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  persistent: bool = False,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Descends the contrastive loss, wherever its negatives come from.
+
+  CD-k, persistent CD and maximum likelihood by samples are this rule; so is any
+  transition of your own, such as an RBM's Gibbs sampler.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    negatives_fn: `(key, params, start)` -> negatives and metrics. `start` is the batch
+      or, with `persistent`, the negatives of the step before.
+    optimizer: an optax optimizer.
+    persistent: let the negatives live on from step to step (Tieleman, 2008). They
+      begin at the first batch.
+    axis_name: the axis over which the batch is spread.
+
+  Source: Liu & Wang (2017), equations 8, 10 and 11.
+  """
+
+  def contrast(
+    key: Key, params: Params, batch: Batch, start: Batch
+  ) -> tuple[Params, Batch, Metrics]:
+    negatives, metrics = negatives_fn(key, params, start)
+    loss, gradient = axes.value_and_gradient(
+      lambda p: contrastive_loss(p, energy_fn, batch, negatives), params, axis_name
+    )
+    return gradient, negatives, {"loss": loss} | metrics
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    gradient, _, metrics = contrast(key, params, batch, batch)
+    return gradient, metrics
+
+  if not persistent:
+    return descend(gradient_fn, optimizer)
+
+  def init(key: Key, params: Params, batch: Batch) -> PersistentState:
+    del key
+    # A copy: a training loop may donate state and batch to one compiled call.
+    chains = jax.tree.map(jnp.array, batch)
+    return PersistentState(params, optimizer.init(params), chains)
+
+  def update(
+    key: Key, state: PersistentState, batch: Batch
+  ) -> tuple[PersistentState, Metrics]:
+    params, opt_state, chains = state
+    checks.same_shapes(batch, chains, ("the batch", "the chains"))
+    gradient, chains, metrics = contrast(key, params, batch, chains)
+    descent = apply_gradient(DescentState(params, opt_state), gradient, optimizer)
+    metrics |= {"gradient_norm": optax.tree.norm(gradient)}
+    return PersistentState(*descent, chains), metrics
+
+  return Algorithm(init, update)
+
+
+class PersistentState(NamedTuple):
+  """As `DescentState`, with the chains that live on from step to step.
+
+  A chain of a conditional energy keeps the context that it began with.
+  """
+
+  params: Params
+  opt_state: optax.OptState
+  particles: Batch
+
+
 def sampled_maximum_likelihood(
   energy_fn: EnergyFn,
   sample_fn: Callable[[Key, Params, int], Particles],
@@ -141,7 +216,7 @@ def sampled_maximum_likelihood(
       samples and keeps its own.
   """
 
-  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+  def negatives_fn(key: Key, params: Params, batch: Batch) -> tuple[Batch, Metrics]:
     _refuse_context(batch)
     m = checks.num_particles(batch)
     n = m * axes.size(axis_name)
@@ -152,22 +227,9 @@ def sampled_maximum_likelihood(
         f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
       )
     mine = axes.global_indices(m, axis_name)
-    negatives = jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, batch)
-    loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
-    return gradient, {"loss": loss}
+    return jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, batch), {}
 
-  return descend(gradient_fn, optimizer)
-
-
-class PersistentState(NamedTuple):
-  """As `DescentState`, with the chains that live on from step to step.
-
-  A chain of a conditional energy keeps the context that it began with.
-  """
-
-  params: Params
-  opt_state: optax.OptState
-  particles: Batch
+  return learn_from_negatives(energy_fn, negatives_fn, optimizer, axis_name=axis_name)
 
 
 def contrastive_divergence(
@@ -178,6 +240,7 @@ def contrastive_divergence(
   step_size: float,
   persistent: bool = False,
   metropolis: bool = False,
+  antithetic: bool = False,
   axis_name: str | None = None,
 ) -> Algorithm:
   """CD-k (11): negatives are the data after k Langevin steps towards the model.
@@ -190,62 +253,46 @@ def contrastive_divergence(
     persistent: let the chains go on from where the last step left them, in place of
       starting at the data (Tieleman, 2008). They begin at the first batch.
     metropolis: use MALA, whose steps leave the model invariant exactly.
+    antithetic: two chains from every point, one with the noise z and one with −z, so
+      that what is odd in the noise cancels: twice as many negatives as positives.
     axis_name: the axis over which the batch is spread.
 
   Raises:
-    ValueError: num_steps below 1 or a step size that is not above 0.
+    ValueError: num_steps below 1, a step size that is not above 0, or antithetic with
+      persistent or metropolis, where the pairs would part.
 
   Source: Liu & Wang (2017), equations 10 and 11; Hinton (2002).
   """
   checks.at_least_one("num_steps", num_steps)
   checks.positive("step_size", step_size)
+  if antithetic and (persistent or metropolis):
+    raise ValueError("antithetic excludes persistent and metropolis: pairs would part.")
   # Made once: a chain under a fresh function would be compiled anew at every update.
   score_fn = partial(_score, energy_fn)
   log_density_fn = partial(_log_density, energy_fn)
 
-  def move(key: Key, params: Params, start: Batch) -> tuple[Batch, Metrics]:
+  def negatives_fn(key: Key, params: Params, start: Batch) -> tuple[Batch, Metrics]:
     x, context = split_batch(start)
-    chain = partial(
-      samplers.mala if metropolis else samplers.langevin,
-      key,
-      x,
-      num_steps=num_steps,
-      step_size=step_size,
-      context=context[0] if context else None,
-      axis_name=axis_name,
+    options: dict[str, Any] = {
+      "num_steps": num_steps,
+      "step_size": step_size,
+      "context": context[0] if context else None,
+      "axis_name": axis_name,
+    }
+    if metropolis:
+      result = samplers.mala(key, x, Partial(log_density_fn, params), **options)
+      metrics = {"acceptance_rate": result.acceptance_rate}
+      return with_points(start, result.particles), metrics
+    moved = samplers.langevin(
+      key, x, Partial(score_fn, params), antithetic=antithetic, **options
     )
-    if not metropolis:
-      return with_points(start, chain(Partial(score_fn, params))), {}
-    result = chain(Partial(log_density_fn, params))
-    metrics = {"acceptance_rate": result.acceptance_rate}
-    return with_points(start, result.particles), metrics
+    if antithetic:
+      start = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), start)
+    return with_points(start, moved), {}
 
-  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
-    negatives, metrics = move(key, params, batch)
-    loss, gradient = _gradient(params, energy_fn, batch, negatives, axis_name)
-    return gradient, {"loss": loss} | metrics
-
-  if not persistent:
-    return descend(gradient_fn, optimizer)
-
-  def init(key: Key, params: Params, batch: Batch) -> PersistentState:
-    del key
-    # A copy: a training loop may donate state and batch to one compiled call.
-    chains = jax.tree.map(jnp.array, batch)
-    return PersistentState(params, optimizer.init(params), chains)
-
-  def update(
-    key: Key, state: PersistentState, batch: Batch
-  ) -> tuple[PersistentState, Metrics]:
-    params, opt_state, chains = state
-    checks.same_shapes(batch, chains, ("the batch", "the chains"))
-    chains, metrics = move(key, params, chains)
-    loss, gradient = _gradient(params, energy_fn, batch, chains, axis_name)
-    descent = apply_gradient(DescentState(params, opt_state), gradient, optimizer)
-    metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    return PersistentState(*descent, chains), metrics
-
-  return Algorithm(init, update)
+  return learn_from_negatives(
+    energy_fn, negatives_fn, optimizer, persistent=persistent, axis_name=axis_name
+  )
 
 
 def _refuse_context(batch: Batch) -> None:
@@ -254,20 +301,6 @@ def _refuse_context(batch: Batch) -> None:
       "exact maximum likelihood knows one log Z and one set of samples for all points; "
       "the batch has a context, got {'x', 'context'}."
     )
-
-
-def _gradient(
-  params: Params,
-  energy_fn: EnergyFn,
-  batch: Batch,
-  negatives: Batch,
-  axis_name: str | None,
-) -> tuple[Array, Params]:
-  return axes.value_and_gradient(
-    lambda p: contrastive_loss(p, energy_fn, batch, negatives),
-    params,
-    axis_name,
-  )
 
 
 def _score(energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree) -> PyTree:

@@ -54,10 +54,10 @@ class Kernel:
     del particles, block_size, axis_name
     return self
 
-  def gram(self, particles: Particles) -> Array:
-    """The matrix k(xᵢ, xⱼ), `[n, n]`, held whole."""
+  def matrix(self, queries: Particles, sources: Particles) -> Array:
+    """The matrix k(xᵢ, yⱼ), `[b, n]`, held whole."""
     row = jax.vmap(self.pair, in_axes=(None, 0))
-    return jax.vmap(row, in_axes=(0, None))(particles, particles)
+    return jax.vmap(row, in_axes=(0, None))(queries, sources)
 
   def stein_sums(
     self,
@@ -195,12 +195,14 @@ class Radial(Kernel):
       )
     return self.bandwidth
 
-  def gram(self, particles: Particles) -> Array:
+  def matrix(self, queries: Particles, sources: Particles) -> Array:
     """As in `Kernel`, by one matrix product."""
-    x, _ = pairwise.as_matrix(particles)
-    x = x - pairwise.mean_point(x)
-    norms = jnp.square(x).sum(axis=1)
-    t = jax.vmap(lambda row: pairwise.squared_distances(row, x, norms))(x)
+    x, _ = pairwise.as_matrix(queries)
+    y, _ = pairwise.as_matrix(sources)
+    centre = pairwise.mean_point(y)
+    x, y = x - centre, y - centre
+    norms = jnp.square(y).sum(axis=1)
+    t = jax.vmap(lambda row: pairwise.squared_distances(row, y, norms))(x)
     return self.profile(t / self._number())[0]
 
   def stein_sums(
@@ -269,21 +271,23 @@ class Pairwise(Kernel):
     return self.k(x, y)
 
 
-@partial(register_dataclass, data_fields=["base", "feature_fn"], meta_fields=[])
+@partial(register_dataclass, data_fields=["base", "feature_fn"], meta_fields=["affine"])
 @dataclasses.dataclass(frozen=True)
 class OnFeatures(Kernel):
   """k(x, y) = base(F(x), F(y)), with the exact repulsion through F."""
 
   base: Kernel
   feature_fn: Any
+  affine: bool = False
 
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """base(F(x), F(y))."""
     return self.base.pair(self.feature_fn(x), self.feature_fn(y))
 
-  def gram(self, particles: Particles) -> Array:
+  def matrix(self, queries: Particles, sources: Particles) -> Array:
     """As in `Kernel`: the base's matrix of the features."""
-    return self.base.gram(jax.vmap(self.feature_fn)(particles))
+    features = jax.vmap(self.feature_fn)
+    return self.base.matrix(features(queries), features(sources))
 
   def resolve(
     self,
@@ -309,8 +313,11 @@ class OnFeatures(Kernel):
     """As in `Kernel`; the features are linearised once, at the sources.
 
     ∇_{yⱼ} k(yⱼ, xᵢ) = J_F(yⱼ)ᵀ ∇_z base(zⱼ, F(xᵢ)): every query sends its own
-    cotangents through the one linearisation.
+    cotangents through the one linearisation. Where F is affine, J_F is the same
+    everywhere and comes before the sum: Σⱼ ∇_{yⱼ} k(yⱼ, xᵢ) = J_Fᵀ Σⱼ ∇_z base(zⱼ, zᵢ).
     """
+    if self.affine:
+      return self._affine_stein_sums(queries, sources, scores, block_size=block_size)
     features, pull_back = jax.vjp(jax.vmap(self.feature_fn), sources)
 
     def at_query(z_query: PyTree) -> tuple[PyTree, Array]:
@@ -323,6 +330,35 @@ class OnFeatures(Kernel):
     return pairwise.map_rows(
       at_query, query_features, num_columns, block_size or self.rows_in_flight
     )
+
+  def _affine_stein_sums(
+    self,
+    queries: Particles,
+    sources: Particles,
+    scores: Particles,
+    *,
+    block_size: int | None,
+  ) -> tuple[Particles, Array]:
+    features = jax.vmap(self.feature_fn)(sources)
+    query_features, pull_back = jax.vjp(jax.vmap(self.feature_fn), queries)
+    no_scores = jax.tree.map(jnp.zeros_like, features)
+    repulsion, mass = self.base.stein_sums(
+      query_features, features, no_scores, block_size=block_size
+    )
+    s, unravel = pairwise.as_matrix(scores)
+
+    def weighted_scores(z_query: PyTree) -> Array:
+      one_query = jax.tree.map(lambda z: z[None], z_query)
+      return _matmul(self.base.matrix(one_query, features)[0], s)
+
+    attraction = pairwise.map_rows(
+      weighted_scores,
+      query_features,
+      s.shape[0],
+      block_size or self.base.rows_in_flight,
+    )
+    sums = jax.tree.map(jnp.add, unravel(attraction), pull_back(repulsion)[0])
+    return sums, mass
 
 
 KernelLike: TypeAlias = "Kernel | Callable[[Params], Kernel | None] | None"
@@ -395,7 +431,9 @@ def from_pairwise(k: Callable[[PyTree, PyTree], Array]) -> Pairwise:
   return Pairwise(k)
 
 
-def on_features(kernel: Kernel, feature_fn: Callable[[PyTree], PyTree]) -> OnFeatures:
+def on_features(
+  kernel: Kernel, feature_fn: Callable[[PyTree], PyTree], *, affine: bool = False
+) -> OnFeatures:
   """k(x, y) = kernel(F(x), F(y)), with the exact gradient through the features F.
 
   Args:
@@ -403,13 +441,16 @@ def on_features(kernel: Kernel, feature_fn: Callable[[PyTree], PyTree]) -> OnFea
     feature_fn: one point -> its features. Features with parameters are given as
       `jax.tree_util.Partial(fn, params)`, whose parameters are leaves of the kernel:
       new values then need no new compilation.
+    affine: promises that F(x) = Ax + a, which spares n² pull-backs through F. It is
+      not checked: the repulsion is wrong where the promise is.
 
   Source: Liu & Wang (2017), section 5.2.
   """
   if not isinstance(kernel, Kernel):
     raise TypeError(f"on_features needs a kernel such as rbf(), got {kernel!r}.")
   is_partial = isinstance(feature_fn, Partial)
-  return OnFeatures(kernel, feature_fn if is_partial else Partial(feature_fn))
+  feature_fn = feature_fn if is_partial else Partial(feature_fn)
+  return OnFeatures(kernel, feature_fn, affine)
 
 
 def at(kernel: KernelLike, params: Params) -> Kernel | None:

@@ -32,6 +32,7 @@ def stein_score_matching_gradient(
   data: Batch,
   kernel: Kernel | None,
   *,
+  regularization: float | Array | None = None,
   axis_name: str | None = None,
 ) -> Params:
   """∇θ ½D²(q₀ ‖ p), exactly: no finite difference.
@@ -42,25 +43,35 @@ def stein_score_matching_gradient(
   gives both: its value holds the scores that φ needs, its tangent along φ the cross
   derivative.
 
+  With `regularization=η` and a kernel that does not depend on θ it is the gradient of
+  the regularised discrepancy max_φ {E[T_p φ] − ½ E‖φ‖² − (η/2m) ‖φ‖²_H}, whose
+  maximiser is Φ of `svgd_direction`: the same formula with Φ in the place of φ*. For
+  η → 0, Φ = S + K⁻¹V is the model's score less Li & Turner's (2018) estimate −K⁻¹V of
+  the data's score, and the gradient is that of ½ mean ‖S + K⁻¹V‖²: Fisher score
+  matching (18) with an estimated data score.
+
   Args:
     params: θ.
     energy_fn: E(x; θ) of one point, twice differentiable. Where it has kinks (ReLU),
       the derivative leaves out what a finite difference sees.
     data: `[m, ...]`, or `{"x": ..., "context": ...}`.
     kernel: out of `kernels`; None takes φ = score.
+    regularization: η above 0; None takes φ*.
     axis_name: the axis over which the data is spread.
 
   Returns:
     The gradient, shaped like params.
 
   Raises:
-    ValueError: an energy that is not a scalar, or fewer than two points with a median
-      bandwidth.
+    ValueError: an energy that is not a scalar, fewer than two points with a median
+      bandwidth, or a regularisation that is not above 0 or without a kernel.
 
   Source: Liu & Wang (2017), equation 15.
   """
   kernel = kernels.checked(kernel)
-  return _stein_score_matching(params, energy_fn, data, kernel, axis_name=axis_name)[1]
+  return _stein_score_matching(
+    params, energy_fn, data, kernel, regularization, axis_name=axis_name
+  )[1]
 
 
 @partial(jax.jit, static_argnames=("energy_fn", "axis_name"))
@@ -69,6 +80,7 @@ def _stein_score_matching(
   energy_fn: EnergyFn,
   data: Batch,
   kernel: Kernel | None,
+  regularization: float | Array | None,
   *,
   axis_name: str | None,
 ) -> tuple[Array, Params]:
@@ -83,7 +95,9 @@ def _stein_score_matching(
 
   (minus_scores, _), tangent = jax.linearize(joint_gradient, x)
   scores = jax.tree.map(jnp.negative, minus_scores)
-  direction = svgd_direction(x, scores, kernel, axis_name=axis_name)
+  direction = svgd_direction(
+    x, scores, kernel, regularization=regularization, axis_name=axis_name
+  )
   _, cross = tangent(direction)
   gradient = jax.tree.map(lambda c: -c / m, cross)
   # Minus the first-order change of mean E(x) along φ, the limit of SteinCD's loss.
@@ -96,6 +110,7 @@ def stein_score_matching(
   kernel: KernelLike,
   optimizer: optax.GradientTransformation,
   *,
+  regularization: float | None = None,
   axis_name: str | None = None,
 ) -> Algorithm:
   """Descends `stein_score_matching_gradient` on every batch.
@@ -104,15 +119,26 @@ def stein_score_matching(
     energy_fn: E(x; θ) of one point.
     kernel: out of `kernels`, None, or `kernel_fn(params) -> kernel`.
     optimizer: an optax optimizer.
+    regularization: η of the regularised Stein direction.
     axis_name: the axis over which the batch is spread.
+
+  Raises:
+    ValueError: a regularisation that is not above 0.
 
   Source: Liu & Wang (2017), equations 14 and 15.
   """
+  if regularization is not None:
+    checks.positive("regularization", regularization)
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     del key  # nothing is drawn at random
     loss, gradient = _stein_score_matching(
-      params, energy_fn, batch, kernels.at(kernel, params), axis_name=axis_name
+      params,
+      energy_fn,
+      batch,
+      kernels.at(kernel, params),
+      regularization,
+      axis_name=axis_name,
     )
     return gradient, {"loss": loss}
 

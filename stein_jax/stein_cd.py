@@ -1,17 +1,27 @@
-"""Stein contrastive divergence: negatives are the data after one SVGD step."""
+"""Stein contrastive divergence: negatives are the data after a Stein move."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import optax
 
 from stein_jax import axes, checks, kernels
-from stein_jax.contrastive import contrastive_loss
+from stein_jax.contrastive import contrastive_loss, learn_from_negatives
 from stein_jax.descent import descend
 from stein_jax.kernels import Kernel, KernelLike
 from stein_jax.scores import scores, split_batch, with_points
 from stein_jax.svgd import svgd_direction
-from stein_jax.types import Algorithm, Array, Batch, EnergyFn, Key, Metrics, Params
+from stein_jax.types import (
+  Algorithm,
+  Array,
+  Batch,
+  EnergyFn,
+  Key,
+  Metrics,
+  Params,
+  Particles,
+)
 
 
 def stein_cd_gradient(
@@ -22,6 +32,8 @@ def stein_cd_gradient(
   *,
   step_size: float | Array,
   symmetric: bool = False,
+  num_steps: int = 1,
+  regularization: float | Array | None = None,
   axis_name: str | None = None,
 ) -> Params:
   """The SteinCD gradient, a finite-difference estimate of ∇θ ½D²(q₀ ‖ p).
@@ -34,6 +46,11 @@ def stein_cd_gradient(
   here it is done, so that the gradient does not shrink with ε (under Adam, or mixed
   with other gradients, that matters).
 
+  With `num_steps=k` the points are moved k times, each time along the direction that
+  they then have, and the contrast is divided by kε: no longer a derivative of D², but
+  a Stein variant of CD-k. With `regularization=η` they move along the regularised Stein
+  direction of `svgd_direction`, which does not fade in high dimensions.
+
   Args:
     params: θ.
     energy_fn: E(x; θ) of one point.
@@ -41,19 +58,22 @@ def stein_cd_gradient(
     kernel: out of `kernels`; None takes φ = score.
     step_size: ε, in units of squared distance. Rounding sets the lower end: in float32
       differences of energies lose all their digits for ε far below 1e-3.
-    symmetric: the two-sided difference.
+    symmetric: the two-sided difference, of one move.
+    num_steps: k, how many moves.
+    regularization: η above 0; None moves along φ*.
     axis_name: the axis over which the data is spread.
 
   Returns:
     The gradient, shaped like params; a descent direction of ½D².
 
   Raises:
-    ValueError: a step size that is not above 0, an energy that is not a scalar, or
-      fewer than two points with a median bandwidth.
+    ValueError: a step size or a regularisation that is not above 0, num_steps below 1
+      or, where symmetric, above 1, an energy that is not a scalar, or fewer than two
+      points with a median bandwidth.
 
   Source: Liu & Wang (2017), equations 13, 16 and 17; algorithm 1.
   """
-  checks.positive("step_size", step_size)
+  _check(step_size, num_steps, regularization, symmetric=symmetric)
   kernel = kernels.checked(kernel)
   return _value_and_gradient(
     params,
@@ -61,38 +81,88 @@ def stein_cd_gradient(
     data,
     kernel,
     step_size,
+    regularization,
     symmetric=symmetric,
+    num_steps=num_steps,
     axis_name=axis_name,
   )[1]
 
 
-@partial(jax.jit, static_argnames=("energy_fn", "symmetric", "axis_name"))
+@partial(jax.jit, static_argnames=("energy_fn", "symmetric", "num_steps", "axis_name"))
 def _value_and_gradient(
   params: Params,
   energy_fn: EnergyFn,
   data: Batch,
   kernel: Kernel | None,
   step_size: float | Array,
+  regularization: float | Array | None,
   *,
   symmetric: bool,
+  num_steps: int,
   axis_name: str | None,
 ) -> tuple[Array, Params]:
-  x, _ = split_batch(data)
-  direction = svgd_direction(
-    x, scores(params, energy_fn, data), kernel, axis_name=axis_name
-  )
-
-  def moved(epsilon: float | Array) -> Batch:
-    points = jax.tree.map(lambda x, phi: x + epsilon * phi, x, direction)
-    return with_points(data, jax.lax.stop_gradient(points))
-
-  positives = moved(-step_size) if symmetric else data
-  distance = 2 * step_size if symmetric else step_size
+  options: dict[str, Any] = {"regularization": regularization, "axis_name": axis_name}
+  if symmetric:
+    direction = _direction(params, energy_fn, data, kernel, **options)
+    positives = _along(data, direction, -step_size)
+    negatives = _along(data, direction, step_size)
+    distance = 2 * step_size
+  else:
+    positives = data
+    negatives = _moved(
+      params, energy_fn, data, kernel, step_size, num_steps=num_steps, **options
+    )
+    distance = num_steps * step_size
   return axes.value_and_gradient(
-    lambda p: contrastive_loss(p, energy_fn, positives, moved(step_size)) / distance,
+    lambda p: contrastive_loss(p, energy_fn, positives, negatives) / distance,
     params,
     axis_name,
   )
+
+
+def _direction(
+  params: Params,
+  energy_fn: EnergyFn,
+  batch: Batch,
+  kernel: Kernel | None,
+  *,
+  regularization: float | Array | None,
+  axis_name: str | None,
+) -> Particles:
+  return svgd_direction(
+    split_batch(batch)[0],
+    scores(params, energy_fn, batch),
+    kernel,
+    regularization=regularization,
+    axis_name=axis_name,
+  )
+
+
+def _along(batch: Batch, direction: Particles, epsilon: float | Array) -> Batch:
+  x, _ = split_batch(batch)
+  points = jax.tree.map(
+    lambda x, phi: (x + epsilon * phi).astype(x.dtype), x, direction
+  )
+  return with_points(batch, jax.lax.stop_gradient(points))
+
+
+def _moved(
+  params: Params,
+  energy_fn: EnergyFn,
+  start: Batch,
+  kernel: Kernel | None,
+  step_size: float | Array,
+  *,
+  num_steps: int,
+  **options: Any,
+) -> Batch:
+  """The batch after `num_steps` moves, each along the direction that it then has."""
+
+  def move(_: Array, batch: Batch) -> Batch:
+    direction = _direction(params, energy_fn, batch, kernel, **options)
+    return _along(batch, direction, step_size)
+
+  return jax.lax.fori_loop(0, num_steps, move, start)
 
 
 def stein_cd(
@@ -102,9 +172,20 @@ def stein_cd(
   *,
   step_size: float,
   symmetric: bool = False,
+  num_steps: int = 1,
+  regularization: float | None = None,
+  persistent: bool = False,
   axis_name: str | None = None,
 ) -> Algorithm:
   """SteinCD, algorithm 1: descends `stein_cd_gradient` on every batch.
+
+  On an RBM the form that reaches maximum likelihood has its kernel on the features
+  that the hidden units see (examples in the README):
+
+  >>> def kernel_fn(params):
+  ...   features = jax.tree_util.Partial(rbm.features, params)
+  ...   return on_features(rbf("median_no_log"), features, affine=True)
+  >>> stein_cd(rbm.apply, kernel_fn, optimizer, step_size=0.5, regularization=0.01)
 
   Args:
     energy_fn: E(x; θ) of one point.
@@ -112,14 +193,21 @@ def stein_cd(
     optimizer: an optax optimizer; its learning rate is the paper's μ.
     step_size: ε, as in `stein_cd_gradient`.
     symmetric: the two-sided difference (17).
+    num_steps: k, how many moves a step.
+    regularization: η of the regularised Stein direction.
+    persistent: let the moved points live on from step to step, as in persistent CD, in
+      place of starting at the data; they begin at the first batch. The gradient is then
+      the contrast itself, not divided by ε.
     axis_name: the axis over which the batch is spread.
 
   Raises:
-    ValueError: a step size that is not above 0.
+    ValueError: as in `stein_cd_gradient`, or symmetric and persistent together.
 
   Source: Liu & Wang (2017), algorithm 1.
   """
-  checks.positive("step_size", step_size)
+  _check(step_size, num_steps, regularization, symmetric=symmetric)
+  if persistent and symmetric:
+    raise ValueError("persistent excludes symmetric: the moves do not begin at data.")
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     del key  # SteinCD draws nothing at random
@@ -129,9 +217,46 @@ def stein_cd(
       batch,
       kernels.at(kernel, params),
       step_size,
+      regularization,
       symmetric=symmetric,
+      num_steps=num_steps,
       axis_name=axis_name,
     )
     return gradient, {"loss": loss}
 
+  def negatives_fn(key: Key, params: Params, start: Batch) -> tuple[Batch, Metrics]:
+    del key
+    negatives = _moved(
+      params,
+      energy_fn,
+      start,
+      kernels.at(kernel, params),
+      step_size,
+      num_steps=num_steps,
+      regularization=regularization,
+      axis_name=axis_name,
+    )
+    return negatives, {}
+
+  if persistent:
+    return learn_from_negatives(
+      energy_fn, negatives_fn, optimizer, persistent=True, axis_name=axis_name
+    )
   return descend(gradient_fn, optimizer)
+
+
+def _check(
+  step_size: float | Array,
+  num_steps: int,
+  regularization: float | Array | None,
+  *,
+  symmetric: bool,
+) -> None:
+  checks.positive("step_size", step_size)
+  checks.at_least_one("num_steps", num_steps)
+  if regularization is not None:
+    checks.positive("regularization", regularization)
+  if symmetric and num_steps > 1:
+    raise ValueError(
+      f"symmetric is the difference of one move each way, got num_steps={num_steps}."
+    )

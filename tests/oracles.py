@@ -4,7 +4,9 @@ A kernel here is a pair of functions: k(y, x) of two points, and its gradient in
 first argument, y. Points may have any shape.
 """
 
+import jax
 import numpy as np
+import scipy.special
 
 
 def rbf(h):
@@ -129,3 +131,39 @@ def median_bandwidth(x, log="m", diagonal=False, multiple=1.0, subsample=None):
     med_squared = 1.0
   divisor = {"m": np.log(m), "m+1": np.log(m + 1), "none": 1.0}[log]
   return multiple * med_squared / divisor
+
+
+def threefry2x32(key, counters):
+  """The words of threefry 2x32 with 20 rounds (Salmon et al., 2011), as uint32.
+
+  Args:
+    key: two uint32.
+    counters: uint32 `[2k]`; word i of the first half shares a block with word k + i.
+  """
+  rotations = ((13, 15, 26, 6), (17, 29, 16, 24))
+  k0, k1 = np.uint32(key[0]), np.uint32(key[1])
+  schedule = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
+  a, b = (np.array(half, np.uint32) for half in np.split(np.asarray(counters), 2))
+  a, b = a + schedule[0], b + schedule[1]
+  for block in range(5):
+    for r in rotations[block % 2]:
+      a = a + b
+      b = a ^ ((b << np.uint32(r)) | (b >> np.uint32(32 - r)))
+    a = a + schedule[(block + 1) % 3]
+    b = b + schedule[(block + 2) % 3] + np.uint32(block + 1)
+  return np.concatenate([a, b])
+
+
+def langevin_noise(key, n, event):
+  """z of one Langevin step: particle i draws from fold_in(key, i), by both words."""
+  size = int(np.prod(event))
+  counters = np.zeros(size + size % 2, np.uint32)
+  counters[:size] = np.arange(size)
+  z = []
+  for i in range(n):
+    words = np.asarray(jax.random.key_data(jax.random.fold_in(key, i)))
+    bits = threefry2x32(words, counters)[:size]
+    # 23 bits, as the number u in [0, 1) that float32 makes of them, then Φ⁻¹.
+    u = (bits >> np.uint32(9)).astype(np.float64) * 2.0**-23
+    z.append(scipy.special.ndtri(np.maximum(u, 2.0**-26)).reshape(event))
+  return np.array(z)

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from stein_jax import (
   contrastive_divergence,
   contrastive_loss,
+  learn_from_negatives,
   maximum_likelihood,
   negative_log_likelihood,
   sampled_maximum_likelihood,
   samplers,
 )
+from tests import oracles
 
 KEY = jax.random.key(0)
 RATE = 0.3
@@ -67,8 +69,7 @@ def langevin_by_hand(key, x, params, num_steps, step_size):
   mean, precision = np.asarray(params["mean"]), np.exp(params["log_precision"])
   x = np.asarray(x, np.float64)
   for step_key in jax.random.split(key, num_steps):
-    keys = [jax.random.fold_in(step_key, i) for i in range(len(x))]
-    z = np.array([jax.random.normal(k, x.shape[1:]) for k in keys])
+    z = oracles.langevin_noise(step_key, len(x), x.shape[1:])
     x = x - step_size * precision * (x - mean[None]) + np.sqrt(2 * step_size) * z
   return x
 
@@ -387,8 +388,7 @@ def test_cd_moves_each_point_in_its_own_context():
   labels = np.array([2, 0, 1, 1, 2, 2])
   batch = {"x": POSITIVES, "context": labels}
   key = jax.random.key(8)
-  keys = [jax.random.fold_in(jax.random.split(key, 1)[0], i) for i in range(6)]
-  z = np.array([jax.random.normal(k, (2,)) for k in keys])
+  z = oracles.langevin_noise(jax.random.split(key, 1)[0], 6, (2,))
   drift = -0.1 * (POSITIVES - np.asarray(means)[labels])
   moved = POSITIVES + drift + np.sqrt(0.2) * z
   expected = np.array(means)
@@ -492,3 +492,94 @@ def test_maximum_likelihood_refuses_a_context_its_partition_does_not_see():
     state = algorithm.init(jax.random.key(0), params, batch)
     with pytest.raises(ValueError, match="context"):
       algorithm.update(jax.random.key(0), state, batch)
+
+
+# ----------------------------------------------------------- antithetic, own negatives
+
+
+def test_antithetic_cd_contrasts_the_data_with_both_chains():
+  algorithm = contrastive_divergence(
+    energy, optax.sgd(RATE), num_steps=2, step_size=0.2, antithetic=True
+  )
+  key = jax.random.key(3)
+  new, _ = algorithm.update(key, algorithm.init(KEY, gaussian(), POSITIVES), POSITIVES)
+  mean, precision = np.asarray(gaussian()["mean"]), np.exp(gaussian()["log_precision"])
+  negatives = []
+  for sign in (1, -1):
+    x = POSITIVES
+    for step_key in jax.random.split(key, 2):
+      z = sign * oracles.langevin_noise(step_key, 6, (2,))
+      x = x - 0.2 * precision * (x - mean[None]) + np.sqrt(0.4) * z
+    negatives.append(x)
+  gradient = contrast(gaussian(), POSITIVES, np.concatenate(negatives))
+  assert_one_step(new.params, gaussian(), gradient)
+
+
+def test_antithetic_pairs_cancel_what_is_odd_in_the_noise():
+  """The gradient in a Gaussian's mean is linear in the noise: none of it is left."""
+
+  def mean_gradient(antithetic, seed):
+    algorithm = contrastive_divergence(
+      energy, optax.sgd(1.0), num_steps=3, step_size=0.2, antithetic=antithetic
+    )
+    state = algorithm.init(KEY, gaussian(), POSITIVES)
+    new, _ = algorithm.update(jax.random.key(seed), state, POSITIVES)
+    return np.asarray(gaussian()["mean"]) - np.asarray(new.params["mean"])
+
+  plain = [mean_gradient(False, seed) for seed in range(4)]
+  paired = [mean_gradient(True, seed) for seed in range(4)]
+  assert np.std(plain, axis=0).min() > 0.01
+  assert np.std(paired, axis=0).max() < 1e-6
+
+
+def test_antithetic_chains_keep_their_contexts():
+  def conditional(means, x, label):
+    return 0.5 * jnp.sum(jnp.square(x - means[label]))
+
+  means = jnp.array([[0.0, 0.0], [9.0, 9.0]])
+  labels = np.array([0, 1, 1, 0, 1, 0])
+  batch = {"x": POSITIVES, "context": labels}
+  algorithm = contrastive_divergence(
+    conditional, optax.sgd(1.0), num_steps=1, step_size=0.1, antithetic=True
+  )
+  new, _ = algorithm.update(KEY, algorithm.init(KEY, means, batch), batch)
+  # ±z cancel: ∂/∂μ_c = −Σ (x − x')/m with x' = x + ε (μ_c − x) on average
+  for label in range(2):
+    mine = labels == label
+    drift = 0.1 * (np.asarray(means)[label] - POSITIVES[mine]).sum(axis=0) / 6
+    np.testing.assert_allclose(new.params[label], means[label] - drift, rtol=1e-4)
+
+
+@pytest.mark.parametrize("other", ["persistent", "metropolis"])
+def test_antithetic_excludes_what_would_part_the_pairs(other):
+  with pytest.raises(ValueError, match="antithetic excludes"):
+    contrastive_divergence(
+      energy,
+      optax.sgd(RATE),
+      num_steps=1,
+      step_size=0.1,
+      antithetic=True,
+      **{other: True},
+    )
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_negatives_of_ones_own_are_contrasted_with_the_batch(persistent):
+  def halved(key, params, start):
+    return start / 2 + params["mean"][None], {"seen": start.sum()}
+
+  algorithm = learn_from_negatives(
+    energy, halved, optax.sgd(RATE), persistent=persistent
+  )
+  state, batches = algorithm.init(KEY, gaussian(), POSITIVES), (POSITIVES, -POSITIVES)
+  chains = POSITIVES
+  for batch in batches:
+    params = jax.tree.map(np.asarray, state.params)
+    start = chains if persistent else batch
+    state, metrics = algorithm.update(KEY, state, batch)
+    chains = start / 2 + params["mean"][None]
+    gradient = contrast(params, batch, chains)
+    assert_one_step(state.params, params, gradient)
+    np.testing.assert_allclose(metrics["seen"], start.sum(), rtol=1e-5)
+    norm = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)

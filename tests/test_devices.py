@@ -235,6 +235,31 @@ ALGORITHMS = {
   "stein_cd symmetric": lambda axis: stein_jax.stein_cd(
     bent, own_features, SGD, step_size=0.1, symmetric=True, axis_name=axis
   ),
+  "stein_cd regularised": lambda axis: stein_jax.stein_cd(
+    bent,
+    own_features,
+    SGD,
+    step_size=0.1,
+    num_steps=2,
+    regularization=0.3,
+    axis_name=axis,
+  ),
+  "stein_cd persistent": lambda axis: stein_jax.stein_cd(
+    bent,
+    kernels.rbf(),
+    SGD,
+    step_size=0.1,
+    num_steps=2,
+    regularization=0.3,
+    persistent=True,
+    axis_name=axis,
+  ),
+  "stein_score_matching regularised": lambda axis: stein_jax.stein_score_matching(
+    bent, kernels.rbf(1.5), SGD, regularization=0.3, axis_name=axis
+  ),
+  "cd antithetic": lambda axis: stein_jax.contrastive_divergence(
+    bent, SGD, num_steps=2, step_size=0.2, antithetic=True, axis_name=axis
+  ),
   "stein_score_matching": lambda axis: stein_jax.stein_score_matching(
     bent, own_features, SGD, axis_name=axis
   ),

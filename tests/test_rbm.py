@@ -507,3 +507,53 @@ def test_too_many_hidden_states_are_refused():
     rbm.mixture(params)
   with pytest.raises(ValueError, match=r"2\^20 means of 784"):
     GaussianBernoulliRBM(20).mixture(as_params(random_theta(784, 20), np.float32))
+
+
+# ------------------------------------------------------------------------- Gibbs
+
+
+def test_gibbs_leaves_the_model_as_it_is():
+  rbm = GaussianBernoulliRBM(num_hidden=3)
+  rng = np.random.default_rng(11)
+  B, b, c = rng.normal(size=(2, 3)), rng.normal(size=2), rng.normal(size=3)
+  params = {"params": {"B": jnp.asarray(B), "b": jnp.asarray(b), "c": jnp.asarray(c)}}
+  n = 40_000
+  start = rbm.sample(jax.random.key(0), params, n)
+  end = rbm.gibbs(jax.random.key(1), params, start, num_steps=2)
+  assert end.shape == start.shape
+  assert abs(end - start).mean() > 0.5  # it moved
+  log_w, means = (np.asarray(v, np.float64) for v in rbm.mixture(params))
+  w = np.exp(log_w)
+  mean = w @ means
+  covariance = np.eye(2) + (means - mean).T @ ((means - mean) * w[:, None])
+  np.testing.assert_allclose(
+    end.mean(axis=0), mean, atol=5 * np.sqrt(covariance.max() / n)
+  )
+  np.testing.assert_allclose(np.cov(np.asarray(end).T), covariance, atol=0.15)
+  # and each point keeps close to where it was: the chain is no independent draw
+  assert np.corrcoef(start[:, 0], end[:, 0])[0, 1] > 0.1
+
+
+def test_gibbs_moves_each_point_by_its_own_hidden_units():
+  rbm = GaussianBernoulliRBM(num_hidden=1)
+  params = {
+    "params": {"B": jnp.array([[3.0]]), "b": jnp.zeros(1), "c": jnp.array([0.2])}
+  }
+  n = 20_000
+  for x in (-0.3, 0.1, 2.0):
+    end = rbm.gibbs(jax.random.key(2), params, jnp.full((n, 1), x))
+    up = 1 / (1 + np.exp(-2 * (3 * x + 0.2)))  # P(h = 1 | x)
+    mean, variance = 3 * (2 * up - 1), 1 + 36 * up * (1 - up)
+    np.testing.assert_allclose(end.mean(), mean, atol=5 * np.sqrt(variance / n))
+    assert abs(end.var() - variance) < 0.05 * variance + 0.05
+
+
+def test_gibbs_keeps_the_shape_of_images_and_names_bad_input():
+  rbm = GaussianBernoulliRBM(num_hidden=2)
+  x = jnp.zeros((5, 2, 3))
+  params = rbm.init(jax.random.key(0), x[0])
+  assert rbm.gibbs(jax.random.key(1), params, x).shape == x.shape
+  with pytest.raises(ValueError, match="num_steps must be at least 1"):
+    rbm.gibbs(jax.random.key(1), params, x, num_steps=0)
+  with pytest.raises(ValueError, match="needs 6"):
+    rbm.gibbs(jax.random.key(1), params, jnp.zeros((5, 4)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from stein_jax.samplers import langevin, mala
+from tests import oracles
 
 KEY = jax.random.key(0)
 
@@ -23,12 +24,7 @@ def documented_noise(key, num_steps, shape):
   """One key a step; in a step, particle i draws from fold_in of its place."""
   n, *event = shape
   step_keys = jax.random.split(key, num_steps)
-  return np.array(
-    [
-      [jax.random.normal(jax.random.fold_in(k, i), event) for i in range(n)]
-      for k in step_keys
-    ]
-  )
+  return np.array([oracles.langevin_noise(k, n, event) for k in step_keys])
 
 
 def within_standard_errors(values, mean, variance, fourth=3.0, num_errors=5):
@@ -82,6 +78,41 @@ def test_langevin_gives_every_leaf_of_a_tree_its_own_score_and_noise():
   z = np.column_stack([got["a"] - centre[:, None] / 2, got["b"] - 0.5])
   np.testing.assert_allclose(z.mean(axis=0), 0, atol=5 / np.sqrt(n))
   np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=5 * np.sqrt(2 / n))
+
+
+def test_antithetic_chains_are_mirror_images_without_a_score_that_parts_them():
+  start = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+  shift = np.arange(5, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
+  options = {"num_steps": 3, "step_size": 0.1, "context": shift}
+  score = lambda x, c: c - x  # linear: the mean of a pair has no noise in it  # noqa: E731
+  pairs = langevin(KEY, start, score, antithetic=True, **options)
+  assert pairs.shape == (10, 3)
+  one = langevin(KEY, start, score, **options)
+  np.testing.assert_allclose(pairs[:5], one, rtol=1e-6)
+  np.testing.assert_allclose(
+    (pairs[:5] + pairs[5:]) / 2, shift + 0.9**3 * (start - shift), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("size", [1, 7, 40_000])
+def test_noise_is_standard_normal(size):
+  z = np.asarray(
+    langevin(
+      KEY, jnp.zeros((60_000 // size, size)), jnp.zeros_like, num_steps=1, step_size=0.5
+    )
+  ).ravel()
+  assert scipy.stats.kstest(z, "norm").pvalue > 1e-3
+  assert scipy.stats.kurtosistest(z).pvalue > 1e-3
+  # Neighbours, and the two words of a block, are independent.
+  for lag in (1, size // 2 + size % 2 or 1, min(size, len(z) // 2)):
+    assert abs(np.corrcoef(z[:-lag], z[lag:])[0, 1]) < 4 / np.sqrt(len(z) - lag)
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_any_kind_of_key_draws_normal_noise(impl):
+  key = jax.random.key(0, impl=impl)
+  x = langevin(key, jnp.zeros((300, 50)), jnp.negative, num_steps=1, step_size=0.5)
+  within_standard_errors(x, mean=0.0, variance=1.0)
 
 
 # ------------------------------------------------------------------------ MALA

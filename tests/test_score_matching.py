@@ -236,6 +236,91 @@ def test_stein_algorithm_in_a_scan_brings_the_discrepancy_down():
   np.testing.assert_allclose(got, expected, rtol=1e-3)
 
 
+# ------------------------------------------ the regularised Stein discrepancy
+
+
+def regularised_discrepancy(x, s, h, eta):
+  """max_φ {E[T_p φ] − ½E‖φ‖² − (η/2n)‖φ‖²_H}, by solving for the coefficients.
+
+  The maximum lies in the span of k(xᵢ, ·) and ∂k(xᵢ, ·), one component at a time.
+  """
+  n, d = x.shape
+  difference = x[:, None] - x[None]
+  k = jnp.exp(-jnp.square(difference).sum(axis=2) / h)
+  total = 0.0
+  for c in range(d):
+    r = difference[:, :, c]
+    slope = 2 / h * r * k
+    curvature = (2 / h - 4 / h**2 * r**2) * k
+    gram = jnp.block([[k, slope], [slope.T, curvature]])
+    linear = (gram[:, :n] @ s[:, c] + gram[:, n:].sum(axis=1)) / n
+    quadratic = (gram[:, :n] @ gram[:n] + eta * gram) / n
+    total += linear @ jnp.linalg.lstsq(quadratic, linear, rcond=1e-13)[0] / 2
+  return total
+
+
+@pytest.mark.parametrize("name", ["mlp", "rbm"])
+@pytest.mark.usefixtures("x64")
+def test_regularised_gradient_is_that_of_the_maximum_it_is_defined_by(name):
+  energy, params = ENERGIES[name][0], ENERGIES[name][1]()
+
+  def maximum(params):
+    return regularised_discrepancy(DATA, scores(params, energy, DATA), 2.0, 0.3)
+
+  got = stein_score_matching_gradient(
+    params, energy, DATA, kernels.rbf(2.0), regularization=0.3
+  )
+  assert_same(got, finite_differences(maximum, params), rtol=1e-5, atol=1e-6)
+
+
+def explicit_loss(params, energy, x, h):
+  """½ mean ‖s(xᵢ) − ŝᵢ‖², with Li & Turner's estimate ŝ = −K⁻¹V of the data's score."""
+  k, grad_k = oracles.rbf(h)
+  K = np.array([[k(y, z) for y in x] for z in x])
+  V = np.array([np.sum([grad_k(y, z) for y in x], axis=0) for z in x])
+  difference = scores(params, energy, x) + np.linalg.solve(K, V)
+  return jnp.square(difference).sum() / (2 * len(x))
+
+
+@pytest.mark.usefixtures("x64")
+def test_without_regularisation_it_matches_an_estimate_of_the_datas_score():
+  """On a sample the limit η → 0 is explicit score matching, and not Hyvärinen's."""
+  energy, params = ENERGIES["mlp"][0], ENERGIES["mlp"][1]()
+  got = stein_score_matching_gradient(
+    params, energy, DATA, kernels.rbf(2.0), regularization=1e-10
+  )
+  want = finite_differences(lambda p: explicit_loss(p, energy, DATA, 2.0), params)
+  assert_same(got, want, rtol=1e-4, atol=1e-5)
+  fisher = jax.grad(lambda p: score_matching_loss(p, energy, DATA))(params)
+  difference = jax.tree.map(jnp.subtract, got, fisher)
+  assert optax.tree.norm(difference) > 0.1 * optax.tree.norm(fisher)
+
+
+@pytest.mark.usefixtures("x64")
+def test_with_many_points_and_little_regularisation_it_is_fisher_score_matching():
+  """In the limit of many points the two agree: the error falls as n grows."""
+  energy, params = ENERGIES["mlp"][0], mlp_params()
+  params["in"] = params["in"][:, :1]
+  points = np.random.default_rng(5).normal(size=(3000, 1)) * 1.3 + 0.5
+  errors = []
+  for x in (points[:30], points[:300], points):
+    fisher = jax.grad(lambda p: score_matching_loss(p, energy, x))(params)  # noqa: B023
+    got = stein_score_matching_gradient(
+      params, energy, x, kernels.rbf(1.0), regularization=0.01
+    )
+    difference = jax.tree.map(jnp.subtract, got, fisher)
+    errors.append(float(optax.tree.norm(difference) / optax.tree.norm(fisher)))
+  assert errors[2] < 0.05, errors
+  assert errors[2] < errors[1] < errors[0], errors
+
+
+def test_a_regularisation_that_is_not_above_zero_is_named():
+  with pytest.raises(ValueError, match="regularization must be a finite number"):
+    stein_score_matching(
+      gaussian, kernels.rbf(2.0), optax.sgd(RATE), regularization=0.0
+    )
+
+
 # ------------------------------------------------------- Fisher score matching
 
 

@@ -372,3 +372,109 @@ def test_what_is_no_kernel_is_named():
   for not_a_kernel in ("rbf", lambda params: 1.0):
     with pytest.raises(TypeError, match="kernel must be a kernel"):
       stein_cd_gradient(np.ones(3), unit_gaussian, DATA, not_a_kernel, step_size=0.1)
+
+
+# ------------------------------------------ several moves, regularised, persistent
+
+
+def regularised_by_hand(params, x, kernel, eta):
+  k, _ = kernel
+  K = np.array([[k(y, z) for y in x] for z in x])
+  scores = np.array([score_by_hand(params, p) for p in x])
+  sums = len(x) * oracles.svgd_direction(x, scores, *kernel)
+  return np.linalg.solve(K + eta * np.eye(len(x)), sums)
+
+
+def moved_by_hand(params, x, kernel, step_size, num_steps, eta):
+  for _ in range(num_steps):
+    if eta is None:
+      x = x + step_size * direction_by_hand(params, x, kernel)
+    else:
+      x = x + step_size * regularised_by_hand(params, x, kernel, eta)
+  return x
+
+
+def contrast_by_hand(params, positives, negatives):
+  positive = mean_of([energy_gradient(params, p) for p in positives])
+  negative = mean_of([energy_gradient(params, p) for p in negatives])
+  return {name: positive[name] - negative[name] for name in positive}
+
+
+@pytest.mark.parametrize(("num_steps", "eta"), [(3, None), (1, 0.2), (2, 0.2)])
+@pytest.mark.usefixtures("x64")
+def test_gradient_is_the_contrast_with_the_moved_data(num_steps, eta):
+  options = {"step_size": 0.2, "num_steps": num_steps, "regularization": eta}
+  got = stein_cd_gradient(some_params(), energy, DATA, kernels.rbf(2.0), **options)
+  negatives = moved_by_hand(some_params(), DATA, oracles.rbf(2.0), 0.2, num_steps, eta)
+  want = contrast_by_hand(some_params(), DATA, negatives)
+  assert_same(got, {k: v / (0.2 * num_steps) for k, v in want.items()})
+
+
+@pytest.mark.usefixtures("x64")
+def test_symmetric_and_regularised():
+  got = stein_cd_gradient(
+    some_params(),
+    energy,
+    DATA,
+    kernels.rbf(2.0),
+    step_size=0.2,
+    symmetric=True,
+    regularization=0.1,
+  )
+  phi = regularised_by_hand(some_params(), DATA, oracles.rbf(2.0), 0.1)
+  want = contrast_by_hand(some_params(), DATA - 0.2 * phi, DATA + 0.2 * phi)
+  assert_same(got, {k: v / 0.4 for k, v in want.items()})
+
+
+@pytest.mark.parametrize("eta", [None, 0.2])
+@pytest.mark.usefixtures("x64")
+def test_persistent_particles_live_on_and_the_contrast_is_whole(eta):
+  algorithm = stein_cd(
+    energy,
+    kernels.rbf(2.0),
+    optax.sgd(RATE),
+    step_size=0.2,
+    num_steps=2,
+    regularization=eta,
+    persistent=True,
+  )
+  state, particles = algorithm.init(KEY, some_params(), DATA), DATA
+  for batch in (DATA, DATA[::-1] + 0.1):
+    params = jax.tree.map(np.asarray, state.params)
+    particles = moved_by_hand(params, particles, oracles.rbf(2.0), 0.2, 2, eta)
+    want = contrast_by_hand(params, batch, particles)
+    state, metrics = algorithm.update(KEY, state, batch)
+    np.testing.assert_allclose(state.particles, particles, rtol=1e-9)
+    assert_same(state.params, {k: params[k] - RATE * want[k] for k in params})
+    assert np.isfinite(metrics["loss"])
+
+
+def test_options_that_exclude_each_other_are_named():
+  make = lambda **options: stein_cd(  # noqa: E731
+    energy, kernels.rbf(2.0), optax.sgd(RATE), step_size=0.1, **options
+  )
+  with pytest.raises(ValueError, match="num_steps=2"):
+    make(symmetric=True, num_steps=2)
+  with pytest.raises(ValueError, match="persistent excludes symmetric"):
+    make(symmetric=True, persistent=True)
+  with pytest.raises(ValueError, match="num_steps must be an integer"):
+    make(num_steps=0)
+  with pytest.raises(ValueError, match="regularization must be a finite number"):
+    make(regularization=0.0)
+  with pytest.raises(ValueError, match="num_steps=2"):
+    stein_cd_gradient(
+      some_params(), energy, DATA, None, step_size=0.1, symmetric=True, num_steps=2
+    )
+
+
+def test_particles_keep_their_dtype():
+  step_size = np.float64(0.1)
+  got = stein_cd_gradient(
+    some_params(np.float32),
+    energy,
+    DATA.astype(np.float32),
+    kernels.rbf(2.0),
+    step_size=step_size,
+    num_steps=2,
+  )
+  assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}

@@ -451,6 +451,82 @@ def test_regularised_direction_is_the_maximum_by_brute_force(x64, eta):
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.parametrize("row_normalized", [False, True])
+def test_affine_features_spare_the_pull_backs_and_change_nothing(x64, row_normalized):
+  rng = np.random.default_rng(6)
+  x, s = rng.normal(size=(2, 9, 5))
+  A, a = rng.normal(size=(5, 3)), rng.normal(size=3)
+  features = Partial(lambda A, a, x: x @ A + a, A, a)
+  for base, oracle in (
+    (kernels.rbf(1.7), oracles.rbf(1.7)),
+    (kernels.imq(1.7), oracles.imq(1.7, -0.5)),
+  ):
+    kernel = kernels.on_features(base, features, affine=True)
+    composed = oracles.on_features(oracle, lambda x: x @ A + a, lambda x: A.T)
+    want = oracles.svgd_direction(x, s, *composed, row_normalized=row_normalized)
+    for block_size in (None, 2):
+      got = svgd_direction(
+        x, s, kernel, row_normalized=row_normalized, block_size=block_size
+      )
+      np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_affine_features_of_trees(x64):
+  rng = np.random.default_rng(7)
+  x, s = rng.normal(size=(2, 8, 4))
+
+  def tree(flat):
+    return {"a": flat[:, :3], "b": flat[:, 3]}
+
+  def feature(x):
+    return {"u": 2 * x["a"] - 1, "v": x["b"] - x["a"].sum()}
+
+  want = svgd_direction(tree(x), tree(s), kernels.on_features(kernels.rbf(), feature))
+  got = svgd_direction(
+    tree(x), tree(s), kernels.on_features(kernels.rbf(), feature, affine=True)
+  )
+  for name in want:
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("d", [2, 30])  # few and many right-hand sides
+def test_regularised_direction_solves_its_equation_in_float32(d):
+  x, s = np.random.default_rng(8).normal(size=(2, 12, d)).astype(np.float32)
+  h, eta = 2.0 * d, 0.05
+  k, grad_k = oracles.rbf(h)
+  K = np.array([[k(y, z) for y in x.astype(float)] for z in x.astype(float)])
+  sums = 12 * oracles.svgd_direction(x, s, k, grad_k)
+  want = np.linalg.solve(K + eta * np.eye(12), sums)
+  got = svgd_direction(x, s, kernels.rbf(h), regularization=eta)
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_weak_regularisation_leaves_the_score_less_an_estimate_of_the_datas(x64):
+  """η → 0: Φ = S + K⁻¹V, and −K⁻¹V estimates the score of what x was drawn from."""
+  rng = np.random.default_rng(9)
+  x = rng.normal(size=(400, 1)) * 1.5 + 0.3
+  few, few_scores = np.linspace(-2, 2, 9)[:, None], rng.normal(size=(9, 1))
+  k, grad_k = oracles.rbf(0.5)
+  K = np.array([[k(y[0], z[0]) for y in few] for z in few])
+  V = np.array([[sum(grad_k(y[0], z[0]) for y in few)] for z in few])
+  got = svgd_direction(few, few_scores, kernels.rbf(0.5), regularization=1e-9)
+  np.testing.assert_allclose(got, few_scores + np.linalg.solve(K, V), rtol=1e-5)
+  no_scores = np.zeros_like(x)
+  estimate = -svgd_direction(x, no_scores, kernels.rbf(4.0), regularization=0.1)
+  truth = -(x - 0.3) / 1.5**2
+  assert np.square(estimate - truth).mean() < 0.05 * np.square(truth).mean()
+
+
+def test_svgd_along_the_regularised_direction(x64):
+  x, _ = points(9, 2)
+  algorithm = svgd(lambda x: -x, kernels.rbf(1.5), optax.sgd(0.2), regularization=0.3)
+  state, _ = algorithm.update(None, algorithm.init(None, x, None), None)
+  phi = svgd_direction(x, -x, kernels.rbf(1.5), regularization=0.3)
+  np.testing.assert_allclose(state.particles, x + 0.2 * phi, rtol=1e-12)
+  with pytest.raises(ValueError, match="regularization must be a finite number"):
+    svgd(lambda x: -x, kernels.rbf(), optax.sgd(0.2), regularization=-1.0)
+
+
 def _identity(x):
   return x
 

@@ -222,6 +222,30 @@ class GaussianBernoulliRBM(nn.Module):
     return _sample(key, theta, n, first, _checked_block_size(theta, None))
 
   @nn.nowrap
+  def gibbs(self, key: Key, params: Params, x: Array, *, num_steps: int = 1) -> Array:
+    """Points after k steps of block Gibbs sampling, a chain that leaves p invariant.
+
+    h ~ p(h | x): P(hᵢ = 1) = 1 / (1 + exp(−2yᵢ)), y = Bᵀx + c;  then x ~ N(b + Bh, I)
+
+    (the joint of section 5.1).
+
+    Args:
+      key: a PRNG key. Point i uses `fold_in` of its place i and nothing else.
+      params: the parameters.
+      x: points [n, ...], where the chains begin.
+      num_steps: k.
+
+    Returns:
+      The moved points, shaped like x.
+
+    Raises:
+      ValueError: if num_steps is below 1, or the points do not fit B.
+    """
+    if num_steps < 1:
+      raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    return _gibbs(key, self._theta(params), x, num_steps)
+
+  @nn.nowrap
   def _init_weights(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     scale = self.weight_scale
     return jax.random.uniform(key, shape, dtype, minval=-scale, maxval=scale)
@@ -402,6 +426,24 @@ def _sample(
   indices = jnp.uint32(first) + jnp.arange(n, dtype=jnp.uint32)
   examples = max(1, _BLOCK_SIZE // max(halves.a2.size, num_visible))
   return jax.lax.map(draw, indices, batch_size=min(examples, max(n, 1)))
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _gibbs(key: Key, theta: _Theta, x: Array, num_steps: int) -> Array:
+  def chain(index: Array, x: Array) -> Array:
+    def step(x: Array, step_key: Key) -> tuple[Array, None]:
+      hidden_key, noise_key = jax.random.split(step_key)
+      y = _features(theta, x)
+      up = jax.random.bernoulli(hidden_key, jax.nn.sigmoid(2 * y))
+      h = jnp.where(up, 1, -1).astype(theta.B.dtype)
+      z = jax.random.normal(noise_key, theta.b.shape, theta.B.dtype)
+      return theta.b + _matmul(theta.B, h) + z, None
+
+    step_keys = jax.random.split(jax.random.fold_in(key, index), num_steps)
+    end, _ = jax.lax.scan(step, _flatten_point(x, theta), step_keys)
+    return end.reshape(jnp.shape(x)).astype(jnp.promote_types(x.dtype, end.dtype))
+
+  return jax.vmap(chain)(jnp.arange(x.shape[0]), x)
 
 
 def _draw_state(uniforms: Array, states: Array, log_weights: Array) -> Array:
