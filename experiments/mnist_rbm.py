@@ -15,10 +15,11 @@ figure1a.png, a picture of filters and samples for every method, summary.json,
 metrics.jsonl, checkpoints, and flags.txt, which is a flagfile itself.
 """
 
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,22 @@ import optax
 from absl import app, flags, logging
 
 from experiments import data, plots, prepare_data, rbm_methods, rbm_summary, workdirs
-from stein_jax import evaluation, kernels, training
+from stein_jax import Algorithm, evaluation, kernels, training
 from stein_jax.energies import GaussianBernoulliRBM
+
+Transform = Callable[[Any], Any]
+"""Pixels -> what the model sees."""
+
+OVERRIDABLE = (
+  "learning_rate",
+  "schedule",
+  "step_size",
+  "langevin_step_size",
+  "stein_steps",
+  "stein_step_size",
+  "regularization",
+  "feature_bandwidth_multiple",
+)
 
 _METHOD = flags.DEFINE_list(
   "method",
@@ -66,6 +81,12 @@ _OVERWRITE = flags.DEFINE_bool(
 
 _NUM_HIDDEN = flags.DEFINE_integer(
   "num_hidden", 10, "ℓ, the RBM's hidden units.", lower_bound=1, upper_bound=25
+)
+_CENTER = flags.DEFINE_bool(
+  "center", False, "Subtract the training set's mean picture."
+)
+_SCALE = flags.DEFINE_float(
+  "scale", 1.0, "A factor on the pixels, which are in [0, 1] without it."
 )
 _INITIALIZATION = flags.DEFINE_enum(
   "initialization",
@@ -123,9 +144,27 @@ _BANDWIDTH_SUBSAMPLE = flags.DEFINE_integer(
 _STEP_SIZE = flags.DEFINE_float(
   "step_size", 0.1, "ε of SteinCD's finite difference, in squared pixels."
 )
+_REGULARIZATION = flags.DEFINE_float(
+  "regularization", 0.1, "η of regularised SteinCD's direction, (K + ηI)⁻¹(K S + V)."
+)
+_STEIN_STEPS = flags.DEFINE_integer(
+  "stein_steps", 3, "k, how many moves regularised SteinCD makes.", lower_bound=1
+)
+_STEIN_STEP_SIZE = flags.DEFINE_float(
+  "stein_step_size", 0.5, "ε of regularised SteinCD's moves, in squared pixels."
+)
+_FEATURE_BANDWIDTH = flags.DEFINE_string(
+  "feature_bandwidth",
+  "median_no_log",
+  "h of the kernel on the RBM's features y = Bᵀx + c; as --bandwidth.",
+)
+_FEATURE_BANDWIDTH_MULTIPLE = flags.DEFINE_float(
+  "feature_bandwidth_multiple", 1.0, "A factor on the features' bandwidth."
+)
 _LANGEVIN_STEPS = flags.DEFINE_list(
   "langevin_steps", ["1", "10"], "k of CD-k and PCD-k; one curve for each."
 )
+_GIBBS_STEPS = flags.DEFINE_integer("gibbs_steps", 1, "k of Gibbs CD-k.", lower_bound=1)
 _LANGEVIN_STEP_SIZE = flags.DEFINE_list(
   "langevin_step_size", ["0.5"], "ε of the Langevin steps; one curve for each."
 )
@@ -145,6 +184,12 @@ _MLE_NEGATIVES = flags.DEFINE_enum(
   ["log_partition", "samples"],
   "Exact maximum likelihood by the gradient of log Z, or by exact samples.",
 )
+_OVERRIDES = flags.DEFINE_string(
+  "overrides",
+  "",
+  "Flags of single curves, as 'cd_10: learning_rate=1e-3 schedule=cosine; mle: ...'. "
+  f"A curve may have its own {', '.join(OVERRIDABLE)}.",
+)
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 # What may change when a command continues an earlier one in the same --workdir: where
@@ -158,7 +203,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"unexpected arguments {argv[1:]}; flags begin with --.")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
-  settings, seeds = _settings(), _numbers("seeds", int, at_least=0)
+  settings, seeds = _settings({}), _numbers("seeds", int, at_least=0)
   rbm = GaussianBernoulliRBM(_NUM_HIDDEN.value, weight_scale=_WEIGHT_SCALE.value)
   methods = _METHOD.value
   if not methods or set(methods) - set(rbm_methods.METHODS):
@@ -166,6 +211,7 @@ def main(argv: list[str]) -> None:
       f"--method must name some of {', '.join(rbm_methods.METHODS)}; got {methods}."
     )
   runs = rbm_methods.runs(dict.fromkeys(methods), rbm, settings)
+  own_settings = _own_settings(runs)
   workdir = Path(_WORKDIR.value)
   values = workdirs.own_flags("method", leave_out={"overwrite"})
   # The schedule's shape depends on the number of steps.
@@ -188,17 +234,19 @@ def main(argv: list[str]) -> None:
     jnp.asarray(split.reshape(len(split), -1))
     for split in (dataset.train, dataset.validation, dataset.test)
   )
-  baseline = evaluation.gaussian_baseline(
-    training.unit_interval(train), training.unit_interval(test)
-  )
-  evaluate = _evaluation(rbm, train=train, validation=validation, test=test)
+  transform = _transform(train)
+  baseline = evaluation.gaussian_baseline(transform(train), transform(test))
+  evaluate = _evaluation(rbm, transform, train=train, validation=validation, test=test)
   summaries: dict[str, Any] = {}
   for run in runs:
     histories: dict[int, list[dict[str, Any]]] = {}
     diverged: dict[int, int] = {}
+    algorithm = run.build(own_settings.get(run.name, settings))
     for seed in seeds:
       try:
-        params, histories[seed] = _train(run, seed, rbm, train, evaluate, workdir)
+        params, histories[seed] = _train(
+          run, algorithm, seed, rbm, train, transform, evaluate, workdir
+        )
       except training.TrainingDiverged as error:
         print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
         diverged[seed] = error.step
@@ -229,25 +277,28 @@ def main(argv: list[str]) -> None:
 
 def _train(
   run: rbm_methods.Run,
+  algorithm: Algorithm,
   seed: int,
   rbm: GaussianBernoulliRBM,
   train: jax.Array,
+  transform: Transform,
   evaluate: Callable[[Any], Mapping[str, float]],
   workdir: Path,
 ) -> tuple[Any, list[dict[str, Any]]]:
   """Trains one method from one seed; all methods share a seed's start and batches."""
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   if _INITIALIZATION.value == "data_mean":
-    params = rbm.init_from_data(init_key, training.unit_interval(train))
+    params = rbm.init_from_data(init_key, transform(train))
   else:
     params = rbm.init(init_key, jnp.zeros(train.shape[1]))
   fit = training.fit(
     fit_key,
-    run.algorithm,
+    algorithm,
     params,
     train,
     num_steps=_STEPS.value,
     batch_size=_BATCH_SIZE.value,
+    transform=transform,
     log_every=_EVAL_EVERY.value,
     evaluate={"log_likelihood": lambda state: evaluate(state.params)},
     eval_every=_EVAL_EVERY.value,
@@ -258,13 +309,21 @@ def _train(
   return fit.state.params, fit.history
 
 
+def _transform(train: jax.Array) -> Transform:
+  """Pixels 0 to 255 -> what the model sees, as --center and --scale say."""
+  if not _CENTER.value and _SCALE.value == 1:
+    return training.unit_interval
+  origin = training.unit_interval(train).mean(axis=0) if _CENTER.value else 0.0
+  return lambda x: _SCALE.value * (training.unit_interval(x) - origin)
+
+
 def _evaluation(
-  rbm: GaussianBernoulliRBM, **splits: jax.Array
+  rbm: GaussianBernoulliRBM, transform: Transform, **splits: jax.Array
 ) -> Callable[[Any], Mapping[str, float]]:
   """params -> the mean exact log-likelihood of every split, in nats."""
 
   def log_likelihood(params: Any, x: jax.Array) -> jax.Array:
-    return rbm.log_likelihood(params, training.unit_interval(x))
+    return rbm.log_likelihood(params, transform(x))
 
   return lambda params: {
     name: float(evaluation.mean_log_likelihood(params, log_likelihood, x).mean)
@@ -337,49 +396,103 @@ def _gather_metrics(
           file.write(json.dumps(row) + "\n")
 
 
-def _settings() -> rbm_methods.Settings:
-  """The flags as objects of the library; an exit with a message names what is wrong."""
-  try:
-    bandwidth: Any = float(_BANDWIDTH.value)
-  except ValueError:
-    bandwidth = _BANDWIDTH.value
-  options = {
-    "multiple": _BANDWIDTH_MULTIPLE.value,
-    "subsample": _BANDWIDTH_SUBSAMPLE.value,
-  }
-  try:
-    kernel = {
-      "rbf": lambda: kernels.rbf(bandwidth, **options),
-      "imq": lambda: kernels.imq(bandwidth, **options),
-      "constant": kernels.constant,
-    }[_KERNEL.value]()
-  except ValueError as error:
-    sys.exit(f"--bandwidth: {error}")
-  for name in ("step_size", "learning_rate"):
-    if not 0 < flags.FLAGS[name].value < math.inf:
-      sys.exit(f"--{name} must be above 0, got {flags.FLAGS[name].value}.")
+def _settings(own: Mapping[str, Any]) -> rbm_methods.Settings:
+  """The flags as objects of the library; an exit with a message names what is wrong.
+
+  Args:
+    own: values that take the place of flags, for a curve of its own settings.
+  """
+  value = {name: own.get(name, flags.FLAGS[name].value) for name in OVERRIDABLE}
+  for name in ("step_size", "learning_rate", "regularization", "stein_step_size"):
+    if not 0 < value[name] < math.inf:
+      sys.exit(f"--{name} must be above 0, got {value[name]}.")
+  if not 0 < _SCALE.value < math.inf:
+    sys.exit(f"--scale must be above 0, got {_SCALE.value}.")
   if not _WEIGHT_SCALE.value < math.inf:
     sys.exit(f"--weight_scale must be finite, got {_WEIGHT_SCALE.value}.")
+  rate, steps = value["learning_rate"], _STEPS.value
   learning_rate = {
-    "constant": lambda: _LEARNING_RATE.value,
-    "cosine": lambda: optax.cosine_decay_schedule(_LEARNING_RATE.value, _STEPS.value),
-    "linear": lambda: optax.linear_schedule(_LEARNING_RATE.value, 0.0, _STEPS.value),
-  }[_SCHEDULE.value]()
+    "constant": lambda: rate,
+    "cosine": lambda: optax.cosine_decay_schedule(rate, steps),
+    "linear": lambda: optax.linear_schedule(rate, 0.0, steps),
+  }[value["schedule"]]()
   optimizer = {
     "adam": lambda: optax.adam(learning_rate, b1=_ADAM_B1.value),
     "sgd": lambda: optax.sgd(learning_rate),
     "rmsprop": lambda: optax.rmsprop(learning_rate),
   }[_OPTIMIZER.value]()
+  langevin_step_size = _numbers("langevin_step_size", float)
+  if "langevin_step_size" in own:
+    langevin_step_size = [own["langevin_step_size"]]
   return rbm_methods.Settings(
-    kernel=kernel,
     optimizer=optimizer,
-    step_size=_STEP_SIZE.value,
+    kernel=_kernel(
+      "bandwidth", _BANDWIDTH_MULTIPLE.value, subsample=_BANDWIDTH_SUBSAMPLE.value
+    ),
+    step_size=value["step_size"],
+    feature_kernel=_kernel("feature_bandwidth", value["feature_bandwidth_multiple"]),
+    regularization=value["regularization"],
+    stein_steps=value["stein_steps"],
+    stein_step_size=value["stein_step_size"],
     langevin_steps=_numbers("langevin_steps", int, at_least=1),
-    langevin_step_size=_numbers("langevin_step_size", float),
+    langevin_step_size=langevin_step_size,
     metropolis=_METROPOLIS.value,
+    gibbs_steps=_GIBBS_STEPS.value,
     trace=_TRACE.value,
     mle_negatives=_MLE_NEGATIVES.value,
   )
+
+
+def _kernel(
+  name: str, multiple: float, *, subsample: int | None = None
+) -> kernels.Kernel:
+  """The kernel of --kernel with the bandwidth of the flag of this name."""
+  bandwidth: Any = flags.FLAGS[name].value
+  with contextlib.suppress(ValueError):
+    bandwidth = float(bandwidth)
+  options = {"multiple": multiple, "subsample": subsample}
+  try:
+    return {
+      "rbf": lambda: kernels.rbf(bandwidth, **options),
+      "imq": lambda: kernels.imq(bandwidth, **options),
+      "constant": kernels.constant,
+    }[_KERNEL.value]()
+  except ValueError as error:
+    sys.exit(f"--{name}: {error}")
+
+
+def _own_settings(
+  runs: Sequence[rbm_methods.Run],
+) -> dict[str, rbm_methods.Settings]:
+  """The settings of the curves that --overrides names."""
+  names = [run.name for run in runs]
+  settings = {}
+  for clause in filter(str.strip, _OVERRIDES.value.split(";")):
+    name, colon, assignments = clause.strip().partition(":")
+    if not colon or name not in names:
+      sys.exit(
+        f"--overrides: {clause.strip()!r} does not begin with a curve and a colon; the "
+        f"curves of this run are {', '.join(names)}."
+      )
+    own = {}
+    for assignment in assignments.split():
+      flag, equals, text = assignment.partition("=")
+      if not equals or flag not in OVERRIDABLE:
+        sys.exit(
+          f"--overrides: {name}: {assignment!r} is not FLAG=VALUE with a flag out of "
+          f"{', '.join(OVERRIDABLE)}."
+        )
+      parser = flags.FLAGS[flag].parser
+      try:
+        own[flag] = float(text) if flag == "langevin_step_size" else parser.parse(text)
+      except ValueError as error:
+        sys.exit(f"--overrides: {name}: {flag}: {error}")
+    if not 0 < own.get("langevin_step_size", 1.0) < math.inf:
+      sys.exit(f"--overrides: {name}: langevin_step_size must be above 0.")
+    if "langevin_step_size" in own and len(_LANGEVIN_STEP_SIZE.value) > 1:
+      sys.exit("--overrides of langevin_step_size need a single --langevin_step_size.")
+    settings[name] = _settings(own)
+  return settings
 
 
 def _numbers(name: str, kind: type, *, at_least: int | None = None) -> list[Any]:

@@ -89,6 +89,16 @@ class Kernel:
       at_query, queries, num_columns, block_size or self.rows_in_flight
     )
 
+  def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
+    """The repulsion Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ), factored.
+
+    Returns:
+      R, `[n, r]`, and a linear function `pull_back` with V = pull_back(R), shaped like
+      the particles. It acts on every row alike, so M V = pull_back(M R).
+    """
+    no_scores = jax.tree.map(jnp.zeros_like, particles)
+    return pairwise.as_matrix(self.stein_sums(particles, particles, no_scores)[0])
+
   def stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
   ) -> Array:
@@ -237,6 +247,18 @@ class Radial(Kernel):
     direction, mass = pairwise.map_rows(at_query, x, len(y), block_size)
     return unravel(direction), mass
 
+  def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
+    """As in `Kernel`: V = (2/h) (P − diag(P 1)) x with Pᵢⱼ = ρ'ᵢⱼ, so that r = n."""
+    h = self._number()
+    x, unravel = pairwise.as_matrix(particles)
+    x = x - pairwise.mean_point(x)
+    norms = jnp.square(x).sum(axis=1)
+    t = jax.vmap(lambda row: pairwise.squared_distances(row, x, norms))(x) / h
+    _, slope, _ = self.profile(t)
+    return (2 / h) * (slope - jnp.diag(slope.sum(axis=1))), lambda factor: unravel(
+      _matmul(factor, x)
+    )
+
   def stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
   ) -> Array:
@@ -359,6 +381,16 @@ class OnFeatures(Kernel):
     )
     sums = jax.tree.map(jnp.add, unravel(attraction), pull_back(repulsion)[0])
     return sums, mass
+
+  def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
+    """As in `Kernel`; of affine features, V = R A with R the features' repulsion."""
+    if not self.affine:
+      return super().repulsion(particles)
+    features, pull_back = jax.vjp(jax.vmap(self.feature_fn), particles)
+    no_scores = jax.tree.map(jnp.zeros_like, features)
+    sums, _ = self.base.stein_sums(features, features, no_scores)
+    factor, unravel = pairwise.as_matrix(sums)
+    return factor, lambda factor: pull_back(unravel(factor))[0]
 
 
 KernelLike: TypeAlias = "Kernel | Callable[[Params], Kernel | None] | None"

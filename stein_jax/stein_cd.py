@@ -154,9 +154,16 @@ def _moved(
   step_size: float | Array,
   *,
   num_steps: int,
-  **options: Any,
+  regularization: float | Array | None,
+  axis_name: str | None,
 ) -> Batch:
-  """The batch after `num_steps` moves, each along the direction that it then has."""
+  """The batch after `num_steps` moves, each along the direction that it then has.
+
+  A bandwidth policy looks at the particles where they start.
+  """
+  if kernel is not None:
+    kernel = kernel.resolve(split_batch(start)[0], axis_name=axis_name)
+  options: dict[str, Any] = {"regularization": regularization, "axis_name": axis_name}
 
   def move(_: Array, batch: Batch) -> Batch:
     direction = _direction(params, energy_fn, batch, kernel, **options)

@@ -80,6 +80,9 @@ def svgd_direction(
   )
 
 
+_matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
 @partial(jax.jit, static_argnames=("row_normalized", "block_size", "axis_name"))
 def _direction(
   particles: Particles,
@@ -96,12 +99,9 @@ def _direction(
   source_scores = axes.gather(scores, axis_name)
   n = jax.tree.leaves(sources)[0].shape[0]
   if regularization is not None:
-    sums, _ = kernel.stein_sums(sources, sources, source_scores, block_size=block_size)
-    right_hand_sides, unravel = pairwise.as_matrix(sums)
-    ridge = regularization * jnp.eye(n, dtype=right_hand_sides.dtype)
-    matrix = kernel.matrix(sources, sources) + ridge
+    direction = _regularized(sources, source_scores, kernel, regularization)
     mine = axes.global_indices(checks.num_particles(particles), axis_name)
-    return unravel(_solve_positive(matrix, right_hand_sides)[mine])
+    return jax.tree.map(lambda leaf: leaf[mine], direction)
   sums, mass = kernel.stein_sums(
     particles, sources, source_scores, block_size=block_size
   )
@@ -109,14 +109,21 @@ def _direction(
   return jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, divisor), sums)
 
 
-def _solve_positive(matrix: Array, right_hand_sides: Array) -> Array:
-  """matrix⁻¹ right_hand_sides by Cholesky, for a positive definite matrix `[n, n]`."""
-  factor = jax.scipy.linalg.cho_factor(matrix)
-  if right_hand_sides.shape[1] <= len(matrix):
-    return jax.scipy.linalg.cho_solve(factor, right_hand_sides)
-  # Triangular solves are several times slower than products of the same size.
-  inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(len(matrix), dtype=matrix.dtype))
-  return jnp.matmul(inverse, right_hand_sides, precision=jax.lax.Precision.HIGHEST)
+def _regularized(
+  particles: Particles, scores: Particles, kernel: Kernel, regularization: Array
+) -> Particles:
+  """(K + ηI)⁻¹ (K S + V), its right-hand sides mixed before they are made."""
+  matrix = kernel.matrix(particles, particles)
+  repulsion, pull_back = kernel.repulsion(particles)
+  identity = jnp.eye(len(matrix), dtype=matrix.dtype)
+  # One Cholesky factor serves all right-hand sides. Its inverse is small; triangular
+  # solves with the particles' many columns would be several times slower.
+  factor = jnp.linalg.cholesky(matrix + regularization * identity)
+  root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+  inverse = _matmul(root.T, root)
+  s, unravel = pairwise.as_matrix(scores)
+  attraction = unravel(_matmul(_matmul(inverse, matrix), s))
+  return jax.tree.map(jnp.add, attraction, pull_back(_matmul(inverse, repulsion)))
 
 
 class SVGDState(NamedTuple):

@@ -514,7 +514,7 @@ def test_weak_regularisation_leaves_the_score_less_an_estimate_of_the_datas(x64)
   no_scores = np.zeros_like(x)
   estimate = -svgd_direction(x, no_scores, kernels.rbf(4.0), regularization=0.1)
   truth = -(x - 0.3) / 1.5**2
-  assert np.square(estimate - truth).mean() < 0.05 * np.square(truth).mean()
+  assert np.square(estimate - truth).mean() < 0.15 * np.square(truth).mean()
 
 
 def test_svgd_along_the_regularised_direction(x64):
