@@ -21,7 +21,8 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,12 @@ _STEIN_STEPS = flags.DEFINE_integer(
 _STEIN_STEP_SIZE = flags.DEFINE_float(
   "stein_step_size", 0.5, "ε of regularised SteinCD's moves, in squared pixels."
 )
+_REFRESH_STEPS = flags.DEFINE_integer(
+  "refresh_steps",
+  5,
+  "How many antithetic Langevin steps follow the Stein moves of stein_cd_refreshed.",
+  lower_bound=1,
+)
 _FEATURE_BANDWIDTH = flags.DEFINE_string(
   "feature_bandwidth",
   "median_no_log",
@@ -163,6 +170,9 @@ _FEATURE_BANDWIDTH_MULTIPLE = flags.DEFINE_float(
 )
 _LANGEVIN_STEPS = flags.DEFINE_list(
   "langevin_steps", ["1", "10"], "k of CD-k and PCD-k; one curve for each."
+)
+_ANTITHETIC_STEPS = flags.DEFINE_list(
+  "antithetic_steps", ["1"], "k of antithetic CD-k; one curve for each."
 )
 _GIBBS_STEPS = flags.DEFINE_integer("gibbs_steps", 1, "k of Gibbs CD-k.", lower_bound=1)
 _LANGEVIN_STEP_SIZE = flags.DEFINE_list(
@@ -203,40 +213,21 @@ def main(argv: list[str]) -> None:
     sys.exit(f"unexpected arguments {argv[1:]}; flags begin with --.")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
-  settings, seeds = _settings({}), _numbers("seeds", int, at_least=0)
-  rbm = GaussianBernoulliRBM(_NUM_HIDDEN.value, weight_scale=_WEIGHT_SCALE.value)
-  methods = _METHOD.value
-  if not methods or set(methods) - set(rbm_methods.METHODS):
-    sys.exit(
-      f"--method must name some of {', '.join(rbm_methods.METHODS)}; got {methods}."
-    )
-  runs = rbm_methods.runs(dict.fromkeys(methods), rbm, settings)
+  settings, seeds = settings_of_flags(), _numbers("seeds", int, at_least=0)
+  runs = runs_of_flags(settings)
   own_settings = _own_settings(runs)
   workdir = Path(_WORKDIR.value)
   values = workdirs.own_flags("method", leave_out={"overwrite"})
   # The schedule's shape depends on the number of steps.
-  may_grow = _MAY_GROW - ({"steps"} if _SCHEDULE.value != "constant" else set())
+  scheduled = _SCHEDULE.value != "constant" or "schedule=" in _OVERRIDES.value
+  may_grow = _MAY_GROW - ({"steps"} if scheduled else set())
   overwrite = _OVERWRITE.value
   # Asked before the data is loaded, which may take half a minute.
   workdirs.check(
     workdir, values, may_differ=_MAY_DIFFER, may_grow=may_grow, overwrite=overwrite
   )
-  dataset = _load_data()
-  if _BATCH_SIZE.value > len(dataset.train):
-    sys.exit(
-      f"--batch_size={_BATCH_SIZE.value} is more than the {len(dataset.train)} "
-      f"training points of {dataset.name}."
-    )
-  print(f"Data: {dataset.source}", file=sys.stderr)
+  problem = load_problem()
   workdirs.prepare(workdir, values, overwrite=overwrite)
-
-  train, validation, test = (
-    jnp.asarray(split.reshape(len(split), -1))
-    for split in (dataset.train, dataset.validation, dataset.test)
-  )
-  transform = _transform(train)
-  baseline = evaluation.gaussian_baseline(transform(train), transform(test))
-  evaluate = _evaluation(rbm, transform, train=train, validation=validation, test=test)
   summaries: dict[str, Any] = {}
   for run in runs:
     histories: dict[int, list[dict[str, Any]]] = {}
@@ -244,9 +235,10 @@ def main(argv: list[str]) -> None:
     algorithm = run.build(own_settings.get(run.name, settings))
     for seed in seeds:
       try:
-        params, histories[seed] = _train(
-          run, algorithm, seed, rbm, train, transform, evaluate, workdir
+        fit = train(
+          problem, algorithm, seed, run.label, workdir / run.name / f"seed_{seed}"
         )
+        params, histories[seed] = fit.state.params, fit.history
       except training.TrainingDiverged as error:
         print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
         diverged[seed] = error.step
@@ -261,60 +253,111 @@ def main(argv: list[str]) -> None:
     _draw_model(
       workdir / f"filters_and_samples_{run.name}.png",
       run.label,
-      rbm,
+      problem.rbm,
       params,
-      dataset.train.shape[1:],
+      problem.dataset.train.shape[1:],
     )
-    _write_results(workdir, dataset, baseline, summaries)
-  _write_results(workdir, dataset, baseline, summaries)
+    _write_results(workdir, problem, summaries)
+  _write_results(workdir, problem, summaries)
   _gather_metrics(workdir, runs, seeds)
-  rows = rbm_summary.rows(summaries, float(baseline.mean))
+  rows = rbm_summary.rows(summaries, float(problem.baseline.mean))
   print(plots.table(rbm_summary.HEADER, rows))
   print(f"\nExact log-likelihood in nats. Pictures and summary.json: {workdir}")
   if any("diverged" in summary for summary in summaries.values()):
     sys.exit(1)
 
 
-def _train(
-  run: rbm_methods.Run,
-  algorithm: Algorithm,
-  seed: int,
-  rbm: GaussianBernoulliRBM,
-  train: jax.Array,
-  transform: Transform,
-  evaluate: Callable[[Any], Mapping[str, float]],
-  workdir: Path,
-) -> tuple[Any, list[dict[str, Any]]]:
+def runs_of_flags(settings: rbm_methods.Settings) -> list[rbm_methods.Run]:
+  """The curves of --method."""
+  methods = _METHOD.value
+  if not methods or set(methods) - set(rbm_methods.METHODS):
+    sys.exit(
+      f"--method must name some of {', '.join(rbm_methods.METHODS)}; got {methods}."
+    )
+  return rbm_methods.runs(list(dict.fromkeys(methods)), _rbm(), settings)
+
+
+class Problem(NamedTuple):
+  """What is learned, and how it is judged."""
+
+  rbm: GaussianBernoulliRBM
+  dataset: data.Dataset
+  pixels: jax.Array  # the training set, uint8 [N, d]
+  transform: Transform
+  baseline: evaluation.MeanLogLikelihood  # of N(mean, I)
+  evaluate: Callable[[Any], Mapping[str, float]]  # params -> nats of every split
+
+
+def load_problem() -> Problem:
+  """The data and the model that the flags ask for."""
+  dataset = _load_data()
+  if _BATCH_SIZE.value > len(dataset.train):
+    sys.exit(
+      f"--batch_size={_BATCH_SIZE.value} is more than the {len(dataset.train)} "
+      f"training points of {dataset.name}."
+    )
+  print(f"Data: {dataset.source}", file=sys.stderr)
+  splits = {
+    name: jnp.asarray(split.reshape(len(split), -1))
+    for name, split in (
+      ("train", dataset.train),
+      ("validation", dataset.validation),
+      ("test", dataset.test),
+    )
+  }
+  transform = _transform(splits["train"])
+  rbm = _rbm()
+  return Problem(
+    rbm=rbm,
+    dataset=dataset,
+    pixels=splits["train"],
+    transform=transform,
+    baseline=evaluation.gaussian_baseline(
+      transform(splits["train"]), transform(splits["test"])
+    ),
+    evaluate=_evaluation(rbm, transform, **splits),
+  )
+
+
+def train(
+  problem: Problem, algorithm: Algorithm, seed: int, label: str, workdir: Path | None
+) -> training.Fit:
   """Trains one method from one seed; all methods share a seed's start and batches."""
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   if _INITIALIZATION.value == "data_mean":
-    params = rbm.init_from_data(init_key, transform(train))
+    start = problem.transform(problem.pixels)
+    params = problem.rbm.init_from_data(init_key, start)
   else:
-    params = rbm.init(init_key, jnp.zeros(train.shape[1]))
-  fit = training.fit(
+    params = problem.rbm.init(init_key, jnp.zeros(problem.pixels.shape[1]))
+  return training.fit(
     fit_key,
     algorithm,
     params,
-    train,
+    problem.pixels,
     num_steps=_STEPS.value,
     batch_size=_BATCH_SIZE.value,
-    transform=transform,
+    transform=problem.transform,
     log_every=_EVAL_EVERY.value,
-    evaluate={"log_likelihood": lambda state: evaluate(state.params)},
+    evaluate={"log_likelihood": lambda state: problem.evaluate(state.params)},
     eval_every=_EVAL_EVERY.value,
-    workdir=workdir / run.name / f"seed_{seed}",
+    workdir=workdir,
     progress=_PROGRESS.value,
-    label=f"{run.label}, seed {seed}",
+    label=label if workdir is None else f"{label}, seed {seed}",
   )
-  return fit.state.params, fit.history
 
 
-def _transform(train: jax.Array) -> Transform:
+def _rbm() -> GaussianBernoulliRBM:
+  return GaussianBernoulliRBM(_NUM_HIDDEN.value, weight_scale=_WEIGHT_SCALE.value)
+
+
+def _transform(pixels: jax.Array) -> Transform:
   """Pixels 0 to 255 -> what the model sees, as --center and --scale say."""
   if not _CENTER.value and _SCALE.value == 1:
     return training.unit_interval
-  origin = training.unit_interval(train).mean(axis=0) if _CENTER.value else 0.0
-  return lambda x: _SCALE.value * (training.unit_interval(x) - origin)
+  origin = jnp.zeros(pixels.shape[1])
+  if _CENTER.value:
+    origin = training.unit_interval(pixels).mean(axis=0)
+  return lambda x: _SCALE.value * (training.unit_interval(x) - origin[None])
 
 
 def _evaluation(
@@ -356,13 +399,11 @@ def _draw_model(
 
 
 def _write_results(
-  workdir: Path,
-  dataset: data.Dataset,
-  baseline: evaluation.MeanLogLikelihood,
-  summaries: Mapping[str, Any],
+  workdir: Path, problem: Problem, summaries: Mapping[str, Any]
 ) -> None:
   """Writes summary.json and figure1a.png; called after every method."""
   device = jax.devices()[0]
+  dataset, baseline = problem.dataset, problem.baseline
   summary = {
     "command": f"python -m experiments.mnist_rbm --flagfile={workdir / 'flags.txt'}",
     "dataset": dataset.name,
@@ -396,7 +437,9 @@ def _gather_metrics(
           file.write(json.dumps(row) + "\n")
 
 
-def _settings(own: Mapping[str, Any]) -> rbm_methods.Settings:
+def settings_of_flags(
+  own: Mapping[str, Any] = MappingProxyType({}),
+) -> rbm_methods.Settings:
   """The flags as objects of the library; an exit with a message names what is wrong.
 
   Args:
@@ -434,8 +477,10 @@ def _settings(own: Mapping[str, Any]) -> rbm_methods.Settings:
     regularization=value["regularization"],
     stein_steps=value["stein_steps"],
     stein_step_size=value["stein_step_size"],
+    refresh_steps=_REFRESH_STEPS.value,
     langevin_steps=_numbers("langevin_steps", int, at_least=1),
     langevin_step_size=langevin_step_size,
+    antithetic_steps=_numbers("antithetic_steps", int, at_least=1),
     metropolis=_METROPOLIS.value,
     gibbs_steps=_GIBBS_STEPS.value,
     trace=_TRACE.value,
@@ -491,7 +536,7 @@ def _own_settings(
       sys.exit(f"--overrides: {name}: langevin_step_size must be above 0.")
     if "langevin_step_size" in own and len(_LANGEVIN_STEP_SIZE.value) > 1:
       sys.exit("--overrides of langevin_step_size need a single --langevin_step_size.")
-    settings[name] = _settings(own)
+    settings[name] = settings_of_flags(own)
   return settings
 
 

@@ -93,3 +93,152 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
   rule = "  ".join("-" * width for width in widths)
   return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def epsilon_errors(
+  path: Path,
+  epsilons: Sequence[float],
+  panels: Mapping[str, Mapping[str, Sequence[float]]],
+  *,
+  title: str,
+) -> None:
+  """Relative error against ε, both axes logarithmic.
+
+  Args:
+    path: the PNG to write.
+    epsilons: the step sizes [t].
+    panels: caption -> label -> relative errors [t].
+    title: the picture's title.
+  """
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(4.5 * len(panels), 4), sharey=True, squeeze=False
+  )
+  order = np.argsort(epsilons)
+  for axis, (caption, curves) in zip(axes[0], panels.items()):
+    for label, errors in curves.items():
+      # An error of exactly 0 has no place on a logarithmic axis.
+      errors = np.maximum(np.asarray(errors)[order], 1e-17)
+      axis.loglog(np.asarray(epsilons)[order], errors, marker=".", label=label)
+    axis.set(xlabel="ε (squared pixels)", title=caption)
+    axis.grid(alpha=0.3)
+  axes[0, 0].set_ylabel("relative error of the gradient")
+  axes[0, -1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+  figure.suptitle(title)
+  _save(figure, path)
+
+
+def gradient_cosines(
+  path: Path,
+  steps: Sequence[int],
+  panels: Mapping[str, Mapping[str, Sequence[float]]],
+  *,
+  title: str,
+) -> None:
+  """Cosine to the exact gradient against the training step, a line for each method.
+
+  Args:
+    path: the PNG to write.
+    steps: the training steps [t].
+    panels: caption -> label -> cosines [t].
+    title: the picture's title.
+  """
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(3.6 * len(panels), 4), sharey=True, squeeze=False
+  )
+  for axis, (caption, curves) in zip(axes[0], panels.items()):
+    # More methods than the cycle has colours: the line tells those of a colour apart.
+    dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
+    markers = itertools.cycle("osv^Dx+")
+    for label, cosines in curves.items():
+      style = {"color": "black"} if "MLE" in label else {"linestyle": next(dashes)}
+      marker = next(markers)
+      axis.plot(steps, cosines, label=label, marker=marker, markersize=4, **style)
+    axis.axhline(0, color="grey", linewidth=0.8)
+    # Logarithmic from the first step on, with room for step 0.
+    axis.set_xscale("symlog", linthresh=min([s for s in steps if s > 0], default=1))
+    axis.set(xlabel="training steps", title=caption)
+    axis.grid(alpha=0.3)
+  axes[0, 0].set_ylabel("mean cosine to the exact gradient")
+  axes[0, -1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+  figure.suptitle(title)
+  _save(figure, path)
+
+
+def gap_curves(
+  path: Path,
+  curves: Mapping[str, Mapping[str, Sequence[float]]],
+  *,
+  baseline: float,
+  baseline_label: str,
+  title: str,
+) -> None:
+  """KL(p*‖p) against training steps, with a band from the least seed to the greatest.
+
+  Args:
+    path: the PNG to write.
+    curves: label -> {"steps": [t], "mean": [t], "low": [t], "high": [t]}; the label
+      "exact MLE" is drawn in black, as the yardstick.
+    baseline: the gap of a model to compare with.
+    baseline_label: what that model is.
+    title: the picture's title.
+  """
+  figure, axis = plt.subplots(figsize=(7.5, 4.5))
+  dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
+  least = 1e-4  # below it an estimate of the gap is noise, and may be negative
+  for label, curve in curves.items():
+    style = {"color": "black"} if "MLE" in label else {"linestyle": next(dashes)}
+    mean, low, high = (np.maximum(curve[k], least) for k in ("mean", "low", "high"))
+    (line,) = axis.semilogy(curve["steps"], mean, label=label, **style)
+    axis.fill_between(
+      curve["steps"], low, high, color=line.get_color(), alpha=0.12, linewidth=0
+    )
+  axis.axhline(baseline, color="grey", linestyle=":", label=baseline_label)
+  axis.set(xlabel="training steps", ylabel="KL(p* ‖ p) in nats", title=title)
+  axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+  axis.grid(alpha=0.3)
+  _save(figure, path)
+
+
+def likelihood_by_seconds(
+  path: Path, curves: Mapping[str, Mapping[str, Any]], *, baseline: float, title: str
+) -> None:
+  """Test log-likelihood against seconds of training, on a logarithmic axis.
+
+  Args:
+    path: the PNG to write.
+    curves: label -> {"seconds": [t], "mean": [t], "sd": [t], "peer": bool}; the label
+      "exact MLE" is drawn in black, as the yardstick, and peers are dashed.
+    baseline: the log-likelihood of N(mean, I).
+    title: what was trained on what.
+  """
+  figure, axis = plt.subplots(figsize=(7.5, 4.5))
+  # Ours and the peers each from the first colour on, strong ones before pale ones.
+  palette = plt.get_cmap("tab20")([*range(0, 20, 2), *range(1, 20, 2)])
+  colors = {peer: itertools.cycle(palette) for peer in (False, True)}
+  dashes = itertools.cycle([(0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
+  finals = [baseline]
+  for label, curve in curves.items():
+    # The start, at 0 seconds, has no place on the axis.
+    seconds, mean, sd = (np.asarray(curve[k])[1:] for k in ("seconds", "mean", "sd"))
+    if not len(seconds):
+      continue
+    style = {"color": "black" if "MLE" in label else next(colors[curve["peer"]])}
+    if curve["peer"]:
+      style["linestyle"] = next(dashes)
+    (line,) = axis.semilogx(seconds, mean, label=label, **style)
+    axis.fill_between(
+      seconds, mean - sd, mean + sd, color=line.get_color(), alpha=0.2, linewidth=0
+    )
+    finals += [mean[-1], mean.max()]
+  axis.axhline(baseline, color="grey", linestyle=":", label="N(mean, I)")
+  high, low = max(finals), max(min(finals), max(finals) - 15)
+  margin = 0.12 * max(high - low, 1.0)
+  axis.set_ylim(low - margin, high + margin)
+  axis.set(
+    xlabel="seconds of training, without compilation and evaluation",
+    ylabel="exact test log-likelihood (nats)",
+    title=title,
+  )
+  axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+  axis.grid(alpha=0.3)
+  _save(figure, path)

@@ -14,8 +14,10 @@ from stein_jax import (
   learn_from_negatives,
   maximum_likelihood,
   sampled_maximum_likelihood,
+  samplers,
   score_matching,
   stein_cd,
+  stein_moves,
   stein_score_matching,
 )
 from stein_jax.energies import GaussianBernoulliRBM
@@ -32,8 +34,10 @@ class Settings(NamedTuple):
   regularization: float
   stein_steps: int
   stein_step_size: float
+  refresh_steps: int
   langevin_steps: Sequence[int]
   langevin_step_size: Sequence[float]
+  antithetic_steps: Sequence[int]
   metropolis: bool
   gibbs_steps: int
   trace: str
@@ -61,17 +65,16 @@ def runs(
 def _contrastive_divergence(
   rbm: GaussianBernoulliRBM,
   settings: Settings,
-  prefix: str,
-  suffix: str,
-  **options: bool,
+  *,
+  persistent: bool = False,
+  antithetic: bool = False,
 ) -> Iterator[Run]:
   several = len(settings.langevin_step_size) > 1
-  for k in settings.langevin_steps:
+  for k in settings.antithetic_steps if antithetic else settings.langevin_steps:
     for i, epsilon in enumerate(settings.langevin_step_size):
-      label = f"{prefix.upper()}CD-{k}"
-      name = label.lower().replace("-", "_")
-      if suffix:
-        name, label = f"{name}_{suffix}", f"{label}, {suffix}"
+      name, label = (f"pcd_{k}", f"PCD-{k}") if persistent else (f"cd_{k}", f"CD-{k}")
+      if antithetic:
+        name, label = f"{name}_antithetic", f"{label}, antithetic"
       if several:
         name, label = f"{name}_eps_{epsilon}", f"{label} (ε = {epsilon})"
 
@@ -81,8 +84,9 @@ def _contrastive_divergence(
           s.optimizer,
           num_steps=k,
           step_size=s.langevin_step_size[i],
-          metropolis=s.metropolis and not options.get("antithetic"),
-          **options,
+          persistent=persistent,
+          metropolis=s.metropolis and not antithetic,
+          antithetic=antithetic,
         )
 
       yield Run(name, label, build)
@@ -150,6 +154,43 @@ def _regularized_stein_cd(
   yield Run(name, label, build)
 
 
+def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterator[Run]:
+  """Regularised Stein moves, then Langevin steps with antithetic noise.
+
+  The moves take the particles to where the model is; collapsed within a component of
+  the mixture, they get its spread back by the noise.
+  """
+  del settings
+
+  def build(s: Settings) -> Algorithm:
+    kernel_fn = _on_features(rbm, s.feature_kernel)
+
+    def negatives(key: Key, params: Params, x: Array) -> tuple[Array, Metrics]:
+      moved = stein_moves(
+        params,
+        rbm.apply,
+        x,
+        kernels.at(kernel_fn, params),
+        step_size=s.stein_step_size,
+        num_steps=s.stein_steps,
+        regularization=s.regularization,
+      )
+      score_fn = Partial(rbm.score, params)
+      refreshed = samplers.langevin(
+        key,
+        moved,
+        score_fn,
+        num_steps=s.refresh_steps,
+        step_size=s.langevin_step_size[0],
+        antithetic=True,
+      )
+      return refreshed, {}
+
+    return learn_from_negatives(rbm.apply, negatives, s.optimizer)
+
+  yield Run("stein_cd_refreshed", "regularised SteinCD, Langevin last", build)
+
+
 def _on_features(
   rbm: GaussianBernoulliRBM, kernel: kernels.Kernel
 ) -> Callable[[Params], kernels.Kernel]:
@@ -202,11 +243,9 @@ def _maximum_likelihood(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
 _Builder = Callable[[GaussianBernoulliRBM, Settings], Iterator[Run]]
 
 _BUILDERS: dict[str, _Builder] = {
-  "cd": partial(_contrastive_divergence, prefix="", suffix=""),
-  "cd_antithetic": partial(
-    _contrastive_divergence, prefix="", suffix="antithetic", antithetic=True
-  ),
-  "pcd": partial(_contrastive_divergence, prefix="p", suffix="", persistent=True),
+  "cd": _contrastive_divergence,
+  "cd_antithetic": partial(_contrastive_divergence, antithetic=True),
+  "pcd": partial(_contrastive_divergence, persistent=True),
   "gibbs": _gibbs,
   "stein_cd": _stein_cd,
   "stein_cd_symmetric": partial(_stein_cd, kind="symmetric"),
@@ -214,6 +253,7 @@ _BUILDERS: dict[str, _Builder] = {
   "stein_cd_features": partial(_stein_cd, kind="features"),
   "stein_cd_regularized": _regularized_stein_cd,
   "stein_cd_regularized_persistent": partial(_regularized_stein_cd, kind="persistent"),
+  "stein_cd_refreshed": _refreshed_stein_cd,
   "stein_cd_regularized_pixels": partial(_regularized_stein_cd, kind="pixels"),
   "stein_score_matching": _stein_score_matching,
   "score_matching": _score_matching,

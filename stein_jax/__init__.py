@@ -22,7 +22,7 @@ from stein_jax.score_matching import (
   stein_score_matching_gradient,
 )
 from stein_jax.scores import score, scores
-from stein_jax.stein_cd import stein_cd, stein_cd_gradient
+from stein_jax.stein_cd import stein_cd, stein_cd_gradient, stein_moves
 from stein_jax.svgd import svgd, svgd_direction
 from stein_jax.types import Algorithm
 
@@ -48,6 +48,7 @@ __all__ = [
   "scores",
   "stein_cd",
   "stein_cd_gradient",
+  "stein_moves",
   "stein_score_matching",
   "stein_score_matching_gradient",
   "svgd",

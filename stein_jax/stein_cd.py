@@ -1,7 +1,6 @@
 """Stein contrastive divergence: negatives are the data after a Stein move."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import optax
@@ -73,7 +72,8 @@ def stein_cd_gradient(
 
   Source: Liu & Wang (2017), equations 13, 16 and 17; algorithm 1.
   """
-  _check(step_size, num_steps, regularization, symmetric=symmetric)
+  _check(step_size, num_steps, regularization)
+  _check_symmetric(symmetric, num_steps)
   kernel = kernels.checked(kernel)
   return _value_and_gradient(
     params,
@@ -101,16 +101,29 @@ def _value_and_gradient(
   num_steps: int,
   axis_name: str | None,
 ) -> tuple[Array, Params]:
-  options: dict[str, Any] = {"regularization": regularization, "axis_name": axis_name}
   if symmetric:
-    direction = _direction(params, energy_fn, data, kernel, **options)
+    direction = _direction(
+      params,
+      energy_fn,
+      data,
+      kernel,
+      regularization=regularization,
+      axis_name=axis_name,
+    )
     positives = _along(data, direction, -step_size)
     negatives = _along(data, direction, step_size)
     distance = 2 * step_size
   else:
     positives = data
-    negatives = _moved(
-      params, energy_fn, data, kernel, step_size, num_steps=num_steps, **options
+    negatives = stein_moves(
+      params,
+      energy_fn,
+      data,
+      kernel,
+      step_size=step_size,
+      num_steps=num_steps,
+      regularization=regularization,
+      axis_name=axis_name,
     )
     distance = num_steps * step_size
   return axes.value_and_gradient(
@@ -146,27 +159,79 @@ def _along(batch: Batch, direction: Particles, epsilon: float | Array) -> Batch:
   return with_points(batch, jax.lax.stop_gradient(points))
 
 
-def _moved(
+def stein_moves(
+  params: Params,
+  energy_fn: EnergyFn,
+  start: Batch,
+  kernel: Kernel | None,
+  *,
+  step_size: float | Array,
+  num_steps: int = 1,
+  regularization: float | Array | None = None,
+  axis_name: str | None = None,
+) -> Batch:
+  """Points after k Stein moves towards the model: x ← x + ε φ(x), φ anew each time.
+
+  What SteinCD takes as negatives, and what other negatives may begin with: a Langevin
+  step after the moves, say, gives back the noise that they take away.
+
+  Args:
+    params: θ.
+    energy_fn: E(x; θ) of one point.
+    start: `[m, ...]`, or `{"x": ..., "context": ...}`.
+    kernel: out of `kernels`; None takes φ = score. A bandwidth policy looks at the
+      points where they start.
+    step_size: ε, in units of squared distance.
+    num_steps: k.
+    regularization: η of the regularised Stein direction; None moves along φ*.
+    axis_name: the axis over which the points are spread.
+
+  Returns:
+    The moved points, as a batch like `start`; constants under differentiation.
+
+  Raises:
+    ValueError: as in `stein_cd_gradient`.
+
+  Source: Liu & Wang (2017), equations 5 and 16.
+  """
+  _check(step_size, num_steps, regularization)
+  kernel = kernels.checked(kernel)
+  return _moves(
+    params,
+    energy_fn,
+    start,
+    kernel,
+    step_size,
+    regularization,
+    num_steps=num_steps,
+    axis_name=axis_name,
+  )
+
+
+@partial(jax.jit, static_argnames=("energy_fn", "num_steps", "axis_name"))
+def _moves(
   params: Params,
   energy_fn: EnergyFn,
   start: Batch,
   kernel: Kernel | None,
   step_size: float | Array,
+  regularization: float | Array | None,
   *,
   num_steps: int,
-  regularization: float | Array | None,
   axis_name: str | None,
 ) -> Batch:
-  """The batch after `num_steps` moves, each along the direction that it then has.
-
-  A bandwidth policy looks at the particles where they start.
-  """
   if kernel is not None:
     kernel = kernel.resolve(split_batch(start)[0], axis_name=axis_name)
-  options: dict[str, Any] = {"regularization": regularization, "axis_name": axis_name}
 
   def move(_: Array, batch: Batch) -> Batch:
-    direction = _direction(params, energy_fn, batch, kernel, **options)
+    direction = _direction(
+      params,
+      energy_fn,
+      batch,
+      kernel,
+      regularization=regularization,
+      axis_name=axis_name,
+    )
     return _along(batch, direction, step_size)
 
   return jax.lax.fori_loop(0, num_steps, move, start)
@@ -212,7 +277,8 @@ def stein_cd(
 
   Source: Liu & Wang (2017), algorithm 1.
   """
-  _check(step_size, num_steps, regularization, symmetric=symmetric)
+  _check(step_size, num_steps, regularization)
+  _check_symmetric(symmetric, num_steps)
   if persistent and symmetric:
     raise ValueError("persistent excludes symmetric: the moves do not begin at data.")
 
@@ -233,12 +299,12 @@ def stein_cd(
 
   def negatives_fn(key: Key, params: Params, start: Batch) -> tuple[Batch, Metrics]:
     del key
-    negatives = _moved(
+    negatives = stein_moves(
       params,
       energy_fn,
       start,
       kernels.at(kernel, params),
-      step_size,
+      step_size=step_size,
       num_steps=num_steps,
       regularization=regularization,
       axis_name=axis_name,
@@ -253,16 +319,15 @@ def stein_cd(
 
 
 def _check(
-  step_size: float | Array,
-  num_steps: int,
-  regularization: float | Array | None,
-  *,
-  symmetric: bool,
+  step_size: float | Array, num_steps: int, regularization: float | Array | None
 ) -> None:
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
   if regularization is not None:
     checks.positive("regularization", regularization)
+
+
+def _check_symmetric(symmetric: bool, num_steps: int) -> None:
   if symmetric and num_steps > 1:
     raise ValueError(
       f"symmetric is the difference of one move each way, got num_steps={num_steps}."

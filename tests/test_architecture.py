@@ -123,8 +123,11 @@ def test_experiments_import_what_their_extra_installs():
   allowed = REQUIRED | {"experiments"} | set(installed(extras["experiments"]))
   for name, path in modules("experiments"):
     found = {imported.partition(".")[0] for imported in imports(path)}
-    # preparing a data set is what the extra `prepare` is for
-    tools = {"tensorflow", "requests"} if name == "prepare_data" else set()
+    # what the extras `prepare` and `peers` are for
+    tools = {
+      "prepare_data": {"tensorflow", "requests"},
+      "torch_peer": {"torch", "torchebm"},
+    }.get(name, set())
     assert found <= allowed | tools, f"experiments.{name} imports {found - allowed}"
 
 

@@ -1,0 +1,206 @@
+"""What the command lines of several experiments share: flags, data, tables, summaries.
+
+Flags are defined by calls and not at import, so that tests may import every experiment
+into one process.
+"""
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from absl import flags
+
+from experiments import data, prepare_data, rbm_methods, workdirs
+from stein_jax import Algorithm, kernels
+from stein_jax.energies import GaussianBernoulliRBM
+
+# Flags count as those of the binary that calls, in its --help and in flags.txt.
+flags.disclaim_key_flags()
+
+_ELSEWHERE = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
+
+
+def define_run_flags(workdir: str) -> None:
+  """--workdir, --overwrite, --progress and --from_summary."""
+  flags.DEFINE_string("workdir", workdir, "Where results go.")
+  flags.DEFINE_bool(
+    "overwrite", False, "Delete what an earlier run left in --workdir and start anew."
+  )
+  flags.DEFINE_bool("progress", True, "Show progress bars.")
+  flags.DEFINE_string(
+    "from_summary", None, "Print the table of this summary.json in Markdown and exit."
+  )
+
+
+def define_data_flags() -> None:
+  """--dataset, --data_dir and --cache_dir."""
+  flags.DEFINE_string(
+    "dataset",
+    data.EMBEDDED,
+    "mnist5k (5 000 real digits, embedded in a PyPI package), or a tfds image data "
+    "set: mnist, fashion_mnist, ...",
+  )
+  flags.DEFINE_string(
+    "data_dir", None, "Where tfds data sets are; by default $TFDS_DATA_DIR."
+  )
+  flags.DEFINE_string(
+    "cache_dir", None, "Where decoded data is kept; by default ~/.cache/stein_jax."
+  )
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+  """Ends the program at a word that is not a flag."""
+  if len(argv) > 1:
+    sys.exit(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
+
+
+def positive(*names: str) -> None:
+  """Ends the program unless these flags are finite and above 0."""
+  for name in names:
+    if not 0 < flags.FLAGS[name].value < math.inf:
+      sys.exit(f"--{name} must be above 0, got {flags.FLAGS[name].value}.")
+
+
+def numbers(
+  name: str, texts: Sequence[str], kind: type = float, *, at_least: int | None = None
+) -> list[Any]:
+  """A list flag as numbers without repetition; a message ends the program.
+
+  Args:
+    name: the flag's.
+    texts: its value.
+    kind: float, for finite numbers above 0, or int.
+    at_least: the least integer.
+  """
+  wanted = "numbers above 0" if kind is float else f"integers of at least {at_least}"
+  message = f"--{name} must be {wanted}, separated by commas; got {','.join(texts)!r}."
+  try:
+    values = [kind(text) for text in texts]
+  except ValueError:
+    sys.exit(message)
+  if kind is float:
+    fits = [0 < v < math.inf for v in values]
+  else:
+    fits = [at_least <= v < 2**32 for v in values]  # seeds are 32-bit numbers
+  if not values or not all(fits):
+    sys.exit(message)
+  return list(dict.fromkeys(values))
+
+
+def chosen(name: str, texts: Sequence[str], known: Sequence[str]) -> list[str]:
+  """A list flag of names without repetition; a message ends the program."""
+  if not texts or set(texts) - set(known):
+    sys.exit(f"--{name} must name some of {', '.join(known)}; got {','.join(texts)!r}.")
+  return list(dict.fromkeys(texts))
+
+
+def load_training_data(batch_size: int) -> tuple[str, jax.Array]:
+  """The name of the data that the flags ask for, and its training set [n, d], uint8."""
+  name = flags.FLAGS.dataset
+  try:
+    dataset = prepare_data.load_or_prepare(
+      name, data_dir=flags.FLAGS.data_dir, cache_dir=flags.FLAGS.cache_dir
+    )
+  except (data.DatasetNotPrepared, data.UnknownDataset, ImportError) as error:
+    sys.exit(str(error))
+  except ValueError as error:  # pictures of several shapes, or without a test split
+    sys.exit(f"--dataset={name}: {error}")
+  if batch_size > len(dataset.train):
+    sys.exit(
+      f"--batch_size={batch_size} is more than the {len(dataset.train)} training "
+      f"points of {dataset.name}."
+    )
+  print(f"Data: {dataset.source}", file=sys.stderr)
+  return dataset.name, jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
+
+
+def algorithms(
+  methods: Sequence[str],
+  rbm: GaussianBernoulliRBM,
+  optimizer: optax.GradientTransformation,
+  *,
+  langevin_steps: Sequence[int] = (1, 10),
+  **settings: Any,
+) -> dict[str, Algorithm]:
+  """label -> the learning rule, with the default settings of `experiments.mnist_rbm`.
+
+  Args:
+    methods: names out of `rbm_methods.METHODS`.
+    rbm: the model.
+    optimizer: an optax optimizer.
+    langevin_steps: k of CD-k and PCD-k; a rule for each.
+    **settings: fields of `rbm_methods.Settings` other than the defaults.
+  """
+  defaults: dict[str, Any] = {
+    "kernel": kernels.rbf(),
+    "step_size": 0.1,
+    "feature_kernel": kernels.rbf("median_no_log"),
+    "regularization": 0.1,
+    "stein_steps": 3,
+    "stein_step_size": 0.5,
+    "langevin_step_size": [0.5],
+    "antithetic_steps": [1],
+    "metropolis": False,
+    "gibbs_steps": 1,
+    "trace": "closed",
+    "mle_negatives": "log_partition",
+  }
+  chosen_settings = rbm_methods.Settings(
+    optimizer=optimizer, langevin_steps=langevin_steps, **(defaults | settings)
+  )
+  runs = rbm_methods.runs(methods, rbm, chosen_settings)
+  return {run.label: run.build(chosen_settings) for run in runs}
+
+
+def claim_workdir(*, before_work: bool) -> Path:
+  """--workdir; ends the program where it holds a run with other settings.
+
+  Args:
+    before_work: only look, before data is loaded; otherwise make the folder and write
+      flags.txt.
+  """
+  workdir = Path(flags.FLAGS.workdir)
+  overwrite = flags.FLAGS.overwrite
+  values = workdirs.own_flags("workdir", leave_out={"overwrite", "from_summary"})
+  if before_work:
+    workdirs.check(workdir, values, may_differ=_ELSEWHERE, overwrite=overwrite)
+  else:
+    workdirs.prepare(workdir, values, overwrite=overwrite)
+  return workdir
+
+
+def write_summary(
+  workdir: Path, module: str, results: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes summary.json: the command, the flags, and what was measured."""
+  summary = {
+    "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+    "flags": workdirs.own_flags("workdir", leave_out={"overwrite", "from_summary"}),
+    **results,
+    "environment": {
+      "jax": jax.__version__,
+      "device": jax.devices()[0].device_kind,
+    },
+  }
+  (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+  return summary
+
+
+def read_summary(path: str) -> dict[str, Any]:
+  """A summary.json; a message ends the program where it is none."""
+  try:
+    return json.loads(Path(path).read_text())
+  except (OSError, ValueError) as error:
+    sys.exit(f"--from_summary={path}: {error}")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown, as `plots.table` is in plain text."""
+  rule = ["---"] * len(header)
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
