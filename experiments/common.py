@@ -17,7 +17,7 @@ import optax
 from absl import flags
 
 from experiments import data, prepare_data, rbm_methods, workdirs
-from stein_jax import Algorithm, kernels
+from stein_jax import Algorithm
 from stein_jax.energies import GaussianBernoulliRBM
 
 # Flags count as those of the binary that calls, in its --help and in flags.txt.
@@ -26,16 +26,17 @@ flags.disclaim_key_flags()
 _ELSEWHERE = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
 
 
-def define_run_flags(workdir: str) -> None:
-  """--workdir, --overwrite, --progress and --from_summary."""
+def define_run_flags(workdir: str, *, from_summary: bool = True) -> None:
+  """--workdir, --overwrite, --progress and, unless without, --from_summary."""
   flags.DEFINE_string("workdir", workdir, "Where results go.")
   flags.DEFINE_bool(
     "overwrite", False, "Delete what an earlier run left in --workdir and start anew."
   )
   flags.DEFINE_bool("progress", True, "Show progress bars.")
-  flags.DEFINE_string(
-    "from_summary", None, "Print the table of this summary.json in Markdown and exit."
-  )
+  if from_summary:
+    flags.DEFINE_string(
+      "from_summary", None, "Print the table of this summary.json in Markdown and exit."
+    )
 
 
 def define_data_flags() -> None:
@@ -100,12 +101,17 @@ def chosen(name: str, texts: Sequence[str], known: Sequence[str]) -> list[str]:
   return list(dict.fromkeys(texts))
 
 
-def load_training_data(batch_size: int) -> tuple[str, jax.Array]:
-  """The name of the data that the flags ask for, and its training set [n, d], uint8."""
+def load_data(batch_size: int, **options: Any) -> data.Dataset:
+  """The data that the flags ask for, prepared first where that can be done.
+
+  Args:
+    batch_size: which must not be more than the training set holds.
+    **options: as in `data.load`.
+  """
   name = flags.FLAGS.dataset
   try:
     dataset = prepare_data.load_or_prepare(
-      name, data_dir=flags.FLAGS.data_dir, cache_dir=flags.FLAGS.cache_dir
+      name, data_dir=flags.FLAGS.data_dir, cache_dir=flags.FLAGS.cache_dir, **options
     )
   except (data.DatasetNotPrepared, data.UnknownDataset, ImportError) as error:
     sys.exit(str(error))
@@ -117,6 +123,12 @@ def load_training_data(batch_size: int) -> tuple[str, jax.Array]:
       f"points of {dataset.name}."
     )
   print(f"Data: {dataset.source}", file=sys.stderr)
+  return dataset
+
+
+def load_training_data(batch_size: int) -> tuple[str, jax.Array]:
+  """The name of the data that the flags ask for, and its training set [n, d], uint8."""
+  dataset = load_data(batch_size)
   return dataset.name, jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
 
 
@@ -124,8 +136,6 @@ def algorithms(
   methods: Sequence[str],
   rbm: GaussianBernoulliRBM,
   optimizer: optax.GradientTransformation,
-  *,
-  langevin_steps: Sequence[int] = (1, 10),
   **settings: Any,
 ) -> dict[str, Algorithm]:
   """label -> the learning rule, with the default settings of `experiments.mnist_rbm`.
@@ -134,26 +144,9 @@ def algorithms(
     methods: names out of `rbm_methods.METHODS`.
     rbm: the model.
     optimizer: an optax optimizer.
-    langevin_steps: k of CD-k and PCD-k; a rule for each.
     **settings: fields of `rbm_methods.Settings` other than the defaults.
   """
-  defaults: dict[str, Any] = {
-    "kernel": kernels.rbf(),
-    "step_size": 0.1,
-    "feature_kernel": kernels.rbf("median_no_log"),
-    "regularization": 0.1,
-    "stein_steps": 3,
-    "stein_step_size": 0.5,
-    "langevin_step_size": [0.5],
-    "antithetic_steps": [1],
-    "metropolis": False,
-    "gibbs_steps": 1,
-    "trace": "closed",
-    "mle_negatives": "log_partition",
-  }
-  chosen_settings = rbm_methods.Settings(
-    optimizer=optimizer, langevin_steps=langevin_steps, **(defaults | settings)
-  )
+  chosen_settings = rbm_methods.Settings(optimizer, **settings)
   runs = rbm_methods.runs(methods, rbm, chosen_settings)
   return {run.label: run.build(chosen_settings) for run in runs}
 
@@ -198,9 +191,3 @@ def read_summary(path: str) -> dict[str, Any]:
     return json.loads(Path(path).read_text())
   except (OSError, ValueError) as error:
     sys.exit(f"--from_summary={path}: {error}")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table in Markdown, as `plots.table` is in plain text."""
-  rule = ["---"] * len(header)
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

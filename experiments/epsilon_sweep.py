@@ -22,7 +22,7 @@ import optax
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import common, plots
+from experiments import common, plots, rbm_summary
 from stein_jax import (
   kernels,
   maximum_likelihood,
@@ -166,7 +166,7 @@ def _in_precision(
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a `summary.json` in Markdown: relative errors, a row for each ε."""
-  return common.markdown_table(*_table(summary))
+  return rbm_summary.markdown_table(*_table(summary))
 
 
 def _table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -31,7 +31,7 @@ import optax
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from experiments import common, plots, rbm_methods
+from experiments import common, plots, rbm_methods, rbm_summary
 from stein_jax import Algorithm, negative_log_likelihood, training
 from stein_jax.energies import GaussianBernoulliRBM
 
@@ -272,7 +272,9 @@ def markdown(summary: Mapping[str, Any], steps: Sequence[int] | None = None) -> 
   missing = [step for step in steps if str(step) not in summary["steps"]]
   if missing:
     sys.exit(f"--at: {missing} are not among the steps {[*summary['steps']]}.")
-  return "\n\n".join(common.markdown_table(*_table(summary, step)) for step in steps)
+  return "\n\n".join(
+    rbm_summary.markdown_table(*_table(summary, step)) for step in steps
+  )
 
 
 def _table(summary: Mapping[str, Any], step: int) -> tuple[list[str], list[list[str]]]:

@@ -26,7 +26,7 @@ import optax
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import common, plots, rbm_methods
+from experiments import common, plots, rbm_methods, rbm_summary
 from stein_jax import Algorithm, kernels, training
 from stein_jax.energies import GaussianBernoulliRBM
 
@@ -222,7 +222,7 @@ def _curve(by_seed: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The two tables of a `summary.json` in Markdown, with a blank line between them."""
-  return "\n\n".join(common.markdown_table(*table) for table in _tables(summary))
+  return "\n\n".join(rbm_summary.markdown_table(*table) for table in _tables(summary))
 
 
 def _tables(

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 
-from experiments import data, plots, prepare_data, rbm_methods, rbm_summary, workdirs
+from experiments import common, data, plots, rbm_methods, rbm_summary, workdirs
 from stein_jax import Algorithm, evaluation, kernels, training
 from stein_jax.energies import GaussianBernoulliRBM
 
@@ -54,18 +54,7 @@ _METHOD = flags.DEFINE_list(
   f"Learning rules to compare, separated by commas, out of: "
   f"{', '.join(rbm_methods.METHODS)}.",
 )
-_DATASET = flags.DEFINE_string(
-  "dataset",
-  data.EMBEDDED,
-  "mnist5k (5 000 real digits, embedded in a PyPI package), or a tfds image data set: "
-  "mnist, fashion_mnist, ...",
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where tfds data sets are; by default $TFDS_DATA_DIR."
-)
-_CACHE_DIR = flags.DEFINE_string(
-  "cache_dir", None, "Where decoded data is kept; by default ~/.cache/stein_jax."
-)
+common.define_data_flags()
 _VALIDATION = flags.DEFINE_float(
   "validation",
   0.1,
@@ -73,12 +62,7 @@ _VALIDATION = flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=0.9,
 )
-_WORKDIR = flags.DEFINE_string(
-  "workdir", "runs/mnist_rbm", "Where results and checkpoints go."
-)
-_OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Delete what an earlier run left in --workdir and start anew."
-)
+common.define_run_flags("runs/mnist_rbm", from_summary=False)
 
 _NUM_HIDDEN = flags.DEFINE_integer(
   "num_hidden", 10, "ℓ, the RBM's hidden units.", lower_bound=1, upper_bound=25
@@ -143,20 +127,29 @@ _BANDWIDTH_SUBSAMPLE = flags.DEFINE_integer(
   "Take the median of so many particles of the batch; all by default.",
 )
 _STEP_SIZE = flags.DEFINE_float(
-  "step_size", 0.1, "ε of SteinCD's finite difference, in squared pixels."
+  "step_size",
+  rbm_methods.DEFAULTS["step_size"],
+  "ε of SteinCD's finite difference, in squared pixels.",
 )
 _REGULARIZATION = flags.DEFINE_float(
-  "regularization", 0.1, "η of regularised SteinCD's direction, (K + ηI)⁻¹(K S + V)."
+  "regularization",
+  rbm_methods.DEFAULTS["regularization"],
+  "η of regularised SteinCD's direction, (K + ηI)⁻¹(K S + V).",
 )
 _STEIN_STEPS = flags.DEFINE_integer(
-  "stein_steps", 3, "k, how many moves regularised SteinCD makes.", lower_bound=1
+  "stein_steps",
+  rbm_methods.DEFAULTS["stein_steps"],
+  "k, how many moves regularised SteinCD makes.",
+  lower_bound=1,
 )
 _STEIN_STEP_SIZE = flags.DEFINE_float(
-  "stein_step_size", 0.5, "ε of regularised SteinCD's moves, in squared pixels."
+  "stein_step_size",
+  rbm_methods.DEFAULTS["stein_step_size"],
+  "ε of regularised SteinCD's moves, in squared pixels.",
 )
 _REFRESH_STEPS = flags.DEFINE_integer(
   "refresh_steps",
-  5,
+  rbm_methods.DEFAULTS["refresh_steps"],
   "How many antithetic Langevin steps follow the Stein moves of stein_cd_refreshed.",
   lower_bound=1,
 )
@@ -174,7 +167,9 @@ _LANGEVIN_STEPS = flags.DEFINE_list(
 _ANTITHETIC_STEPS = flags.DEFINE_list(
   "antithetic_steps", ["1"], "k of antithetic CD-k; one curve for each."
 )
-_GIBBS_STEPS = flags.DEFINE_integer("gibbs_steps", 1, "k of Gibbs CD-k.", lower_bound=1)
+_GIBBS_STEPS = flags.DEFINE_integer(
+  "gibbs_steps", rbm_methods.DEFAULTS["gibbs_steps"], "k of Gibbs CD-k.", lower_bound=1
+)
 _LANGEVIN_STEP_SIZE = flags.DEFINE_list(
   "langevin_step_size", ["0.5"], "ε of the Langevin steps; one curve for each."
 )
@@ -200,7 +195,6 @@ _OVERRIDES = flags.DEFINE_string(
   "Flags of single curves, as 'cd_10: learning_rate=1e-3 schedule=cosine; mle: ...'. "
   f"A curve may have its own {', '.join(OVERRIDABLE)}.",
 )
-_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 # What may change when a command continues an earlier one in the same --workdir: where
 # things are and what is shown; and there may be more of it.
@@ -209,19 +203,21 @@ _MAY_GROW = frozenset(("method", "seeds", "steps"))
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    sys.exit(f"unexpected arguments {argv[1:]}; flags begin with --.")
+  common.refuse_arguments(argv)
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
-  settings, seeds = settings_of_flags(), _numbers("seeds", int, at_least=0)
+  settings, seeds = (
+    settings_of_flags(),
+    common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0),
+  )
   runs = runs_of_flags(settings)
   own_settings = _own_settings(runs)
-  workdir = Path(_WORKDIR.value)
+  workdir = Path(flags.FLAGS.workdir)
   values = workdirs.own_flags("method", leave_out={"overwrite"})
   # The schedule's shape depends on the number of steps.
   scheduled = _SCHEDULE.value != "constant" or "schedule=" in _OVERRIDES.value
   may_grow = _MAY_GROW - ({"steps"} if scheduled else set())
-  overwrite = _OVERWRITE.value
+  overwrite = flags.FLAGS.overwrite
   # Asked before the data is loaded, which may take half a minute.
   workdirs.check(
     workdir, values, may_differ=_MAY_DIFFER, may_grow=may_grow, overwrite=overwrite
@@ -269,12 +265,8 @@ def main(argv: list[str]) -> None:
 
 def runs_of_flags(settings: rbm_methods.Settings) -> list[rbm_methods.Run]:
   """The curves of --method."""
-  methods = _METHOD.value
-  if not methods or set(methods) - set(rbm_methods.METHODS):
-    sys.exit(
-      f"--method must name some of {', '.join(rbm_methods.METHODS)}; got {methods}."
-    )
-  return rbm_methods.runs(list(dict.fromkeys(methods)), _rbm(), settings)
+  methods = common.chosen("method", _METHOD.value, rbm_methods.METHODS)
+  return rbm_methods.runs(methods, _rbm(), settings)
 
 
 class Problem(NamedTuple):
@@ -290,13 +282,9 @@ class Problem(NamedTuple):
 
 def load_problem() -> Problem:
   """The data and the model that the flags ask for."""
-  dataset = _load_data()
-  if _BATCH_SIZE.value > len(dataset.train):
-    sys.exit(
-      f"--batch_size={_BATCH_SIZE.value} is more than the {len(dataset.train)} "
-      f"training points of {dataset.name}."
-    )
-  print(f"Data: {dataset.source}", file=sys.stderr)
+  if not _VALIDATION.value > 0:
+    sys.exit("--validation must be above 0: the best step is chosen on it.")
+  dataset = common.load_data(_BATCH_SIZE.value, validation_fraction=_VALIDATION.value)
   splits = {
     name: jnp.asarray(split.reshape(len(split), -1))
     for name, split in (
@@ -341,7 +329,7 @@ def train(
     evaluate={"log_likelihood": lambda state: problem.evaluate(state.params)},
     eval_every=_EVAL_EVERY.value,
     workdir=workdir,
-    progress=_PROGRESS.value,
+    progress=flags.FLAGS.progress,
     label=label if workdir is None else f"{label}, seed {seed}",
   )
 
@@ -464,7 +452,9 @@ def settings_of_flags(
     "sgd": lambda: optax.sgd(learning_rate),
     "rmsprop": lambda: optax.rmsprop(learning_rate),
   }[_OPTIMIZER.value]()
-  langevin_step_size = _numbers("langevin_step_size", float)
+  langevin_step_size = common.numbers(
+    "langevin_step_size", flags.FLAGS.langevin_step_size
+  )
   if "langevin_step_size" in own:
     langevin_step_size = [own["langevin_step_size"]]
   return rbm_methods.Settings(
@@ -478,9 +468,13 @@ def settings_of_flags(
     stein_steps=value["stein_steps"],
     stein_step_size=value["stein_step_size"],
     refresh_steps=_REFRESH_STEPS.value,
-    langevin_steps=_numbers("langevin_steps", int, at_least=1),
+    langevin_steps=common.numbers(
+      "langevin_steps", flags.FLAGS.langevin_steps, int, at_least=1
+    ),
     langevin_step_size=langevin_step_size,
-    antithetic_steps=_numbers("antithetic_steps", int, at_least=1),
+    antithetic_steps=common.numbers(
+      "antithetic_steps", flags.FLAGS.antithetic_steps, int, at_least=1
+    ),
     metropolis=_METROPOLIS.value,
     gibbs_steps=_GIBBS_STEPS.value,
     trace=_TRACE.value,
@@ -538,42 +532,6 @@ def _own_settings(
       sys.exit("--overrides of langevin_step_size need a single --langevin_step_size.")
     settings[name] = settings_of_flags(own)
   return settings
-
-
-def _numbers(name: str, kind: type, *, at_least: int | None = None) -> list[Any]:
-  """A list flag as numbers without repetition."""
-  wanted = "numbers above 0" if at_least is None else f"integers of at least {at_least}"
-  texts = flags.FLAGS[name].value
-  message = f"--{name} must be {wanted}, separated by commas; got {','.join(texts)!r}."
-  try:
-    values = [kind(text) for text in texts]
-  except ValueError:
-    sys.exit(message)
-  if at_least is None:
-    fits = [0 < v < math.inf for v in values]
-  else:
-    fits = [at_least <= v < 2**32 for v in values]  # seeds are 32-bit numbers
-  if not values or not all(fits):
-    sys.exit(message)
-  return list(dict.fromkeys(values))
-
-
-def _load_data() -> data.Dataset:
-  """The data set that was asked for; prepared first where that can be done."""
-  if not _VALIDATION.value > 0:
-    sys.exit("--validation must be above 0: the best step is chosen on it.")
-
-  try:
-    return prepare_data.load_or_prepare(
-      _DATASET.value,
-      data_dir=_DATA_DIR.value,
-      cache_dir=_CACHE_DIR.value,
-      validation_fraction=_VALIDATION.value,
-    )
-  except (data.DatasetNotPrepared, data.UnknownDataset, ImportError) as error:
-    sys.exit(str(error))
-  except ValueError as error:  # pictures of several shapes, or without a test split
-    sys.exit(f"--dataset={_DATASET.value}: {error}")
 
 
 if __name__ == "__main__":

@@ -155,7 +155,9 @@ def gradient_cosines(
       axis.plot(steps, cosines, label=label, marker=marker, markersize=4, **style)
     axis.axhline(0, color="grey", linewidth=0.8)
     # Logarithmic from the first step on, with room for step 0.
-    axis.set_xscale("symlog", linthresh=min([s for s in steps if s > 0], default=1))
+    first = min([step for step in steps if step > 0], default=1)
+    axis.set_xscale("symlog", linthresh=first)
+    axis.set_xlim(-0.2 * first, 1.5 * max(steps[-1], first))
     axis.set(xlabel="training steps", title=caption)
     axis.grid(alpha=0.3)
   axes[0, 0].set_ylabel("mean cosine to the exact gradient")

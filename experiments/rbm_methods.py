@@ -25,23 +25,29 @@ from stein_jax.types import Array, Key, Metrics, Params
 
 
 class Settings(NamedTuple):
-  """What a user may vary; most fields are the binary's flags of the same names."""
+  """What a user may vary; most fields are the binary's flags of the same names.
+
+  The defaults are the binary's, too.
+  """
 
   optimizer: optax.GradientTransformation
-  kernel: kernels.Kernel
-  step_size: float
-  feature_kernel: kernels.Kernel
-  regularization: float
-  stein_steps: int
-  stein_step_size: float
-  refresh_steps: int
-  langevin_steps: Sequence[int]
-  langevin_step_size: Sequence[float]
-  antithetic_steps: Sequence[int]
-  metropolis: bool
-  gibbs_steps: int
-  trace: str
-  mle_negatives: str
+  kernel: kernels.Kernel = kernels.rbf()
+  step_size: float = 0.1
+  feature_kernel: kernels.Kernel = kernels.rbf("median_no_log")
+  regularization: float = 0.1
+  stein_steps: int = 3
+  stein_step_size: float = 0.5
+  refresh_steps: int = 5
+  langevin_steps: Sequence[int] = (1, 10)
+  langevin_step_size: Sequence[float] = (0.5,)
+  antithetic_steps: Sequence[int] = (1,)
+  metropolis: bool = False
+  gibbs_steps: int = 1
+  trace: str = "closed"
+  mle_negatives: str = "log_partition"
+
+
+DEFAULTS = Settings._field_defaults
 
 
 class Run(NamedTuple):

@@ -3,7 +3,8 @@
   python -m experiments.rbm_summary experiments/results/figure1a/summary.json
 
 prints the table of a summary in Markdown, as it stands in the README; a number after
-the path prints instead every seed's test log-likelihood at that step.
+the path prints instead every seed's test log-likelihood at that step, and several paths
+the final test log-likelihoods side by side.
 """
 
 import json
@@ -97,22 +98,47 @@ def rows(methods: Mapping[str, Mapping[str, Any]], baseline: float) -> list[list
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a `summary.json` in Markdown."""
   lines = rows(summary["methods"], summary["gaussian_baseline"]["mean"])
-  rule = ["---"] * len(HEADER)
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *lines))
+  return markdown_table(HEADER, lines)
+
+
+def markdown_side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+  """Final test log-likelihoods of several summaries, a column for each name.
+
+  Methods that some summaries lack have an empty cell there.
+  """
+  labels = dict.fromkeys(label for s in summaries.values() for label in s["methods"])
+  columns = [
+    {
+      row[0]: row[1]
+      for row in rows(summary["methods"], summary["gaussian_baseline"]["mean"])
+    }
+    for summary in summaries.values()
+  ]
+  lines = [
+    [label, *(column.get(label, "") for column in columns)]
+    for label in ("N(mean, I)", *labels)
+  ]
+  return markdown_table(("test, final", *summaries), lines)
 
 
 def markdown_at(summary: Mapping[str, Any], step: int) -> str:
   """Test log-likelihoods in nats after so many steps, a column for each seed."""
   curves = {k: m["curve"] for k, m in summary["methods"].items() if "curve" in m}
   seeds = next(m["seeds"] for m in summary["methods"].values() if "seeds" in m)
-  lines = [[f"after {step} steps", *(f"seed {seed}" for seed in seeds)]]
-  lines.append(["---"] * len(lines[0]))
+  header = [f"after {step} steps", *(f"seed {seed}" for seed in seeds)]
+  lines = []
   for label, curve in curves.items():
     if step not in curve["steps"]:
       raise ValueError(f"{label} was not evaluated at step {step}: {curve['steps']}")
     place = curve["steps"].index(step)
     lines.append([label, *(f"{values[place]:.2f}" for values in curve["values"])])
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+  return markdown_table(header, lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown, as `plots.table` is in plain text."""
+  rule = ["---"] * len(header)
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
@@ -138,9 +164,18 @@ def _nats(entry: Mapping[str, Any]) -> str:
   return f"{entry['mean']:.2f}{spread}"
 
 
-if __name__ == "__main__":
-  if len(sys.argv) not in (2, 3):
+def main(arguments: Sequence[str]) -> str:
+  """What the command line prints."""
+  step = int(arguments[-1]) if arguments and arguments[-1].isdigit() else None
+  paths = [Path(text) for text in (arguments if step is None else arguments[:-1])]
+  if not paths or (step is not None and len(paths) > 1):
     sys.exit(__doc__)
-  result = json.loads(Path(sys.argv[1]).read_text())
-  at_step = len(sys.argv) == 3
-  print(markdown_at(result, int(sys.argv[2])) if at_step else markdown(result))
+  summaries = {path.parent.name: json.loads(path.read_text()) for path in paths}
+  if len(summaries) > 1:
+    return markdown_side_by_side(summaries)
+  (summary,) = summaries.values()
+  return markdown(summary) if step is None else markdown_at(summary, step)
+
+
+if __name__ == "__main__":
+  print(main(sys.argv[1:]))

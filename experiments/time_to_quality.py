@@ -36,7 +36,15 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import common, data, plots, prepare_data, torch_peer, workdirs
+from experiments import (
+  common,
+  data,
+  plots,
+  prepare_data,
+  rbm_summary,
+  torch_peer,
+  workdirs,
+)
 from stein_jax import evaluation, training
 from stein_jax.energies import GaussianBernoulliRBM
 
@@ -296,7 +304,7 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a `summary.json` in Markdown."""
-  return common.markdown_table(HEADER, rows(summary))
+  return rbm_summary.markdown_table(HEADER, rows(summary))
 
 
 def _seconds(steps: Sequence[int], ms_per_step: float) -> list[float]:

