@@ -26,6 +26,8 @@ def likelihood_curves(
     title: what was trained on what.
   """
   figure, axis = plt.subplots(figsize=(7.5, 4.5))
+  colors = plt.get_cmap("tab20").colors  # a strong and a pale one of every hue
+  axis.set_prop_cycle(color=colors[::2] + colors[1::2])
   finals = []
   # Curves that coincide, as SteinCD and its limit do, stay visible through the dashes.
   dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])

@@ -55,8 +55,10 @@ def stein_cd_gradient(
     energy_fn: E(x; θ) of one point.
     data: positives, `[m, ...]`, or `{"x": ..., "context": ...}`.
     kernel: out of `kernels`; None takes φ = score.
-    step_size: ε, in units of squared distance. Rounding sets the lower end: in float32
-      differences of energies lose all their digits for ε far below 1e-3.
+    step_size: ε, in units of squared distance. Above, the difference's own error grows
+      as ε (symmetric: ε²); below, rounding takes over as 1/ε. On the RBM of section 5.1
+      float32 does best at ε = 0.1 (relative error 5e-4; symmetric: ε = 1, 2e-5 to 6e-5)
+      and is useless below 1e-4; `experiments.epsilon_sweep` measures it.
     symmetric: the two-sided difference, of one move.
     num_steps: k, how many moves.
     regularization: η above 0; None moves along φ*.
