@@ -35,7 +35,7 @@ from stein_jax import Algorithm, evaluation, kernels, training
 from stein_jax.energies import GaussianBernoulliRBM
 
 Transform = Callable[[Any], Any]
-"""Pixels -> what the model sees."""
+"""A batch of points -> the same batch, otherwise scaled."""
 
 OVERRIDABLE = (
   "learning_rate",
@@ -71,7 +71,10 @@ _CENTER = flags.DEFINE_bool(
   "center", False, "Subtract the training set's mean picture."
 )
 _SCALE = flags.DEFINE_float(
-  "scale", 1.0, "A factor on the pixels, which are in [0, 1] without it."
+  "scale",
+  1.0,
+  "A factor on the pixels, which are in [0, 1] without it. Likelihoods are of the "
+  "scaled pixels: compare them with N(mean, I), not with another scale's.",
 )
 _INITIALIZATION = flags.DEFINE_enum(
   "initialization",
@@ -249,9 +252,8 @@ def main(argv: list[str]) -> None:
     _draw_model(
       workdir / f"filters_and_samples_{run.name}.png",
       run.label,
-      problem.rbm,
+      problem,
       params,
-      problem.dataset.train.shape[1:],
     )
     _write_results(workdir, problem, summaries)
   _write_results(workdir, problem, summaries)
@@ -275,7 +277,8 @@ class Problem(NamedTuple):
   rbm: GaussianBernoulliRBM
   dataset: data.Dataset
   pixels: jax.Array  # the training set, uint8 [N, d]
-  transform: Transform
+  transform: Transform  # pixels -> what the model sees
+  untransform: Transform  # what the model sees -> pictures in [0, 1]
   baseline: evaluation.MeanLogLikelihood  # of N(mean, I)
   evaluate: Callable[[Any], Mapping[str, float]]  # params -> nats of every split
 
@@ -293,13 +296,14 @@ def load_problem() -> Problem:
       ("test", dataset.test),
     )
   }
-  transform = _transform(splits["train"])
+  transform, untransform = _transforms(splits["train"])
   rbm = _rbm()
   return Problem(
     rbm=rbm,
     dataset=dataset,
     pixels=splits["train"],
     transform=transform,
+    untransform=untransform,
     baseline=evaluation.gaussian_baseline(
       transform(splits["train"]), transform(splits["test"])
     ),
@@ -338,14 +342,17 @@ def _rbm() -> GaussianBernoulliRBM:
   return GaussianBernoulliRBM(_NUM_HIDDEN.value, weight_scale=_WEIGHT_SCALE.value)
 
 
-def _transform(pixels: jax.Array) -> Transform:
-  """Pixels 0 to 255 -> what the model sees, as --center and --scale say."""
+def _transforms(pixels: jax.Array) -> tuple[Transform, Transform]:
+  """Pixels 0 to 255 -> what the model sees, as --center and --scale say; and back."""
   if not _CENTER.value and _SCALE.value == 1:
-    return training.unit_interval
-  origin = jnp.zeros(pixels.shape[1])
+    return training.unit_interval, lambda x: x
+  scale, origin = _SCALE.value, jnp.zeros(pixels.shape[1])
   if _CENTER.value:
     origin = training.unit_interval(pixels).mean(axis=0)
-  return lambda x: _SCALE.value * (training.unit_interval(x) - origin[None])
+  return (
+    lambda x: scale * (training.unit_interval(x) - origin[None]),
+    lambda x: x / scale + origin[None],
+  )
 
 
 def _evaluation(
@@ -365,20 +372,20 @@ def _evaluation(
 def _draw_model(
   path: Path,
   label: str,
-  rbm: GaussianBernoulliRBM,
+  problem: Problem,
   params: Any,
-  image_shape: tuple[int, ...],
 ) -> None:
   """Pictures the columns of B, and exact samples with and without pixel noise."""
-  weights = params["params"]["B"]
+  rbm, weights = problem.rbm, params["params"]["B"]
   samples = rbm.sample(jax.random.key(0), params, 10)
   y = jax.vmap(lambda x: rbm.features(params, x))(samples)
   denoised = params["params"]["b"] + jnp.tanh(y) @ weights.T
   rows = {
     "filters: the columns of B": weights.T,
-    "exact samples x ~ p": samples,
-    "the same without pixel noise: E[b + Bh | x]": denoised,
+    "exact samples x ~ p": problem.untransform(samples),
+    "the same without pixel noise: E[b + Bh | x]": problem.untransform(denoised),
   }
+  image_shape = problem.dataset.train.shape[1:]
   plots.image_rows(
     path,
     {k: np.asarray(v).reshape(-1, *image_shape) for k, v in rows.items()},

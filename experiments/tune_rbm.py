@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
   problem = mnist_rbm.load_problem()
   workdirs.prepare(workdir, values, overwrite=overwrite)
   record = workdir / "trials.jsonl"
-  done = [json.loads(line) for line in record.open()] if record.exists() else []
+  done = _trials(record)
   known = {(trial["curve"], trial["place"]) for trial in done}
   planned = [
     (run, place, own)
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
   summary = {
     "command": f"python -m experiments.tune_rbm --flagfile={workdir / 'flags.txt'}",
     "budget": _BUDGET.value,
-    "steps": flags.FLAGS["steps"].value,
+    "flags": workdirs.own_flags("method"),
     "ranges": {"learning_rate": LEARNING_RATES, **STEP_SIZES},
     "trials": [trial for trial in done if trial["place"] < _BUDGET.value],
   }
@@ -101,6 +101,15 @@ def main(argv: list[str]) -> None:
   flagfile.write_text(winners_flagfile(summary))
   print(plots.table(HEADER, rows(summary)))
   print(f"\nThe winners' flagfile: {flagfile}. All trials: {workdir / 'summary.json'}")
+
+
+def _trials(record: Path) -> list[dict[str, Any]]:
+  """The trials of a search that was stopped, less a line that was cut off."""
+  if not record.exists():
+    return []
+  *whole, _ = record.read_text().split("\n")
+  record.write_text("".join(f"{line}\n" for line in whole))
+  return [json.loads(line) for line in whole]
 
 
 def candidates(curve: str, budget: int) -> list[dict[str, Any]]:
@@ -145,8 +154,6 @@ def _validation(
 ) -> float | None:
   """The validation log-likelihood of the last step; None where the run diverged."""
   settings = mnist_rbm.settings_of_flags(own)
-  if "langevin_step_size" in own:
-    settings = settings._replace(langevin_step_size=[own["langevin_step_size"]])
   try:
     fit = mnist_rbm.train(problem, run.build(settings), 0, run.label, None)
   except training.TrainingDiverged:
@@ -203,15 +210,17 @@ def winners_flagfile(summary: Mapping[str, Any]) -> str:
     for trial in winners(summary)
     if trial["settings"]
   ]
+  here = ("workdir", "data_dir", "cache_dir", "progress", "overwrite")
+  own = {k: v for k, v in summary["flags"].items() if k not in here} | {
+    "seeds": "0,1,2",
+    "eval_every": "250",
+    "workdir": "runs/figure1a_tuned",
+    "overrides": "; ".join(clauses),
+  }
   return (
     "# Figure 1(a) with the settings that experiments.tune_rbm chose for every method\n"
     f"# by {summary['budget']} runs each on the validation set.\n"
-    "--flagfile=experiments/flags/tune_rbm.flags\n"
-    "--seeds=0,1,2\n"
-    "--eval_every=250\n"
-    "--workdir=runs/figure1a_tuned\n"
-    f"--overrides={'; '.join(clauses)}\n"
-  )
+  ) + "".join(f"--{name}={value}\n" for name, value in own.items())
 
 
 if __name__ == "__main__":

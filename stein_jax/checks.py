@@ -28,6 +28,14 @@ def at_least_one(name: str, value: Any) -> None:
     raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
 
 
+def regularization(value: Any, kernel: Any) -> None:
+  """Raises ValueError unless η is None, or above 0 beside a kernel."""
+  if value is not None:
+    positive("regularization", value)
+    if kernel is None:
+      raise ValueError("regularization needs a kernel, got kernel=None.")
+
+
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
   """Raises ValueError unless `value` is one of `allowed`."""
   if value not in allowed:

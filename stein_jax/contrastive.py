@@ -143,7 +143,9 @@ def learn_from_negatives(
   Args:
     energy_fn: E(x; θ) of one point.
     negatives_fn: `(key, params, start)` -> negatives and metrics. `start` is the batch
-      or, with `persistent`, the negatives of the step before.
+      or, with `persistent`, the negatives of the step before, whose shapes it keeps.
+      Over several devices the key is the same on each: draw each point's noise by its
+      place among all points, and return metrics that the devices agree on.
     optimizer: an optax optimizer.
     persistent: let the negatives live on from step to step (Tieleman, 2008). They
       begin at the first batch.
@@ -156,6 +158,10 @@ def learn_from_negatives(
     key: Key, params: Params, batch: Batch, start: Batch
   ) -> tuple[Params, Batch, Metrics]:
     negatives, metrics = negatives_fn(key, params, start)
+    if persistent:
+      checks.same_shapes(
+        start, negatives, ("start", "negatives_fn(key, params, start)")
+      )
     loss, gradient = axes.value_and_gradient(
       lambda p: contrastive_loss(p, energy_fn, batch, negatives), params, axis_name
     )

@@ -197,13 +197,14 @@ class Radial(Kernel):
     )
     return dataclasses.replace(self, bandwidth=h)
 
-  def _number(self) -> Array:
+  def _number(self, dtype: Any = None) -> Array:
+    """h; in the particles' precision, which a float64 h does not change."""
     if isinstance(self.bandwidth, MedianBandwidth):
       raise ValueError(
         "this kernel's bandwidth is a policy; kernel.resolve(particles) gives it a "
         "number."
       )
-    return self.bandwidth
+    return jnp.asarray(self.bandwidth, dtype)
 
   def matrix(self, queries: Particles, sources: Particles) -> Array:
     """As in `Kernel`, by one matrix product."""
@@ -213,7 +214,7 @@ class Radial(Kernel):
     x, y = x - centre, y - centre
     norms = jnp.square(y).sum(axis=1)
     t = jax.vmap(lambda row: pairwise.squared_distances(row, y, norms))(x)
-    return self.profile(t / self._number())[0]
+    return self.profile(t / self._number(t.dtype))[0]
 
   def stein_sums(
     self,
@@ -228,8 +229,8 @@ class Radial(Kernel):
     With t = ‖x − y‖²/h and ∇_y k(y, x) = (2/h) ρ'(t) (y − x), the repulsion is
     Σⱼ ∇_{yⱼ} k(yⱼ, xᵢ) = (2/h) [Σⱼ ρ'ᵢⱼ yⱼ − xᵢ Σⱼ ρ'ᵢⱼ].
     """
-    h = self._number()
     x, unravel = pairwise.as_matrix(queries)
+    h = self._number(x.dtype)
     y, _ = pairwise.as_matrix(sources)
     s, _ = pairwise.as_matrix(scores)
     centre = pairwise.mean_point(y)
@@ -249,8 +250,8 @@ class Radial(Kernel):
 
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
     """As in `Kernel`: V = (2/h) (P − diag(P 1)) x with Pᵢⱼ = ρ'ᵢⱼ, so that r = n."""
-    h = self._number()
     x, unravel = pairwise.as_matrix(particles)
+    h = self._number(x.dtype)
     x = x - pairwise.mean_point(x)
     norms = jnp.square(x).sum(axis=1)
     t = jax.vmap(lambda row: pairwise.squared_distances(row, x, norms))(x) / h

@@ -69,6 +69,7 @@ def stein_score_matching_gradient(
   Source: Liu & Wang (2017), equation 15.
   """
   kernel = kernels.checked(kernel)
+  checks.regularization(regularization, kernel)
   return _stein_score_matching(
     params, energy_fn, data, kernel, regularization, axis_name=axis_name
   )[1]
@@ -123,12 +124,11 @@ def stein_score_matching(
     axis_name: the axis over which the batch is spread.
 
   Raises:
-    ValueError: a regularisation that is not above 0.
+    ValueError: a regularisation that is not above 0, or without a kernel.
 
   Source: Liu & Wang (2017), equations 14 and 15.
   """
-  if regularization is not None:
-    checks.positive("regularization", regularization)
+  checks.regularization(regularization, kernel)
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     del key  # nothing is drawn at random

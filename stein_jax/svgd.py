@@ -42,7 +42,10 @@ def svgd_direction(
     scores: ∇ log p at the particles, shaped like them.
     kernel: out of `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ.
     row_normalized: divide by Σⱼ k(xⱼ, xᵢ) in place of n, as the authors' code does.
-    regularization: η > 0; holds the whole n × n matrix K on every device.
+    regularization: η > 0; holds the whole n × n matrix K on every device, whatever
+      block_size. Rounding sets the lower end: far below n times the precision of the
+      floats (1e-5 for n = 100 in float32) K + ηI may have no Cholesky factor, and the
+      direction is NaN.
     block_size: how many rows of the n × n table of pairs are held at a time; None
       holds all of them up to n = 4096, and blocks of 2²² pairs beyond.
     axis_name: the axis over which the particles are spread; the result is this
@@ -63,10 +66,9 @@ def svgd_direction(
   kernel = kernels.checked(kernel)
   if block_size is not None:
     checks.at_least_one("block_size", block_size)
-  if regularization is not None:
-    checks.positive("regularization", regularization)
-    if kernel is None or row_normalized:
-      raise ValueError("regularization needs a kernel, and excludes row_normalized.")
+  checks.regularization(regularization, kernel)
+  if regularization is not None and row_normalized:
+    raise ValueError("regularization excludes row_normalized.")
   if kernel is None:
     return scores
   return _direction(
@@ -100,6 +102,8 @@ def _direction(
   n = jax.tree.leaves(sources)[0].shape[0]
   if regularization is not None:
     direction = _regularized(sources, source_scores, kernel, regularization)
+    if axis_name is None:
+      return direction
     mine = axes.global_indices(checks.num_particles(particles), axis_name)
     return jax.tree.map(lambda leaf: leaf[mine], direction)
   sums, mass = kernel.stein_sums(
@@ -115,14 +119,20 @@ def _regularized(
   """(K + ηI)⁻¹ (K S + V), its right-hand sides mixed before they are made."""
   matrix = kernel.matrix(particles, particles)
   repulsion, pull_back = kernel.repulsion(particles)
+  dtype = matrix.dtype
+  # LAPACK knows no floats of 16 bits.
+  matrix = matrix.astype(jnp.promote_types(dtype, jnp.float32))
+  regularization = jnp.asarray(regularization, matrix.dtype)
   identity = jnp.eye(len(matrix), dtype=matrix.dtype)
   # One Cholesky factor serves all right-hand sides. Its inverse is small; triangular
   # solves with the particles' many columns would be several times slower.
   factor = jnp.linalg.cholesky(matrix + regularization * identity)
   root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
   inverse = _matmul(root.T, root)
+  weights = _matmul(inverse, matrix).astype(dtype)
+  inverse = inverse.astype(dtype)
   s, unravel = pairwise.as_matrix(scores)
-  attraction = unravel(_matmul(_matmul(inverse, matrix), s))
+  attraction = unravel(_matmul(weights, s))
   return jax.tree.map(jnp.add, attraction, pull_back(_matmul(inverse, repulsion)))
 
 
@@ -158,12 +168,11 @@ def svgd(
     axis_name: as in `svgd_direction`.
 
   Raises:
-    ValueError: a regularisation that is not above 0.
+    ValueError: a regularisation that is not above 0, or without a kernel.
 
   Source: Liu & Wang (2017), equation 5.
   """
-  if regularization is not None:
-    checks.positive("regularization", regularization)
+  checks.regularization(regularization, kernel)
 
   def init(key: Key, params: Particles, batch: Batch = None) -> SVGDState:
     del key, batch

@@ -563,6 +563,14 @@ def test_antithetic_excludes_what_would_part_the_pairs(other):
     )
 
 
+def test_persistent_negatives_of_another_number_are_named():
+  doubled = lambda key, params, start: (jnp.concatenate([start, start]), {})  # noqa: E731
+  algorithm = learn_from_negatives(energy, doubled, optax.sgd(RATE), persistent=True)
+  state = algorithm.init(KEY, gaussian(), POSITIVES)
+  with pytest.raises(ValueError, match="negatives_fn"):
+    algorithm.update(KEY, state, POSITIVES)
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_negatives_of_ones_own_are_contrasted_with_the_batch(persistent):
   def halved(key, params, start):

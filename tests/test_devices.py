@@ -244,6 +244,17 @@ ALGORITHMS = {
     regularization=0.3,
     axis_name=axis,
   ),
+  "stein_cd affine": lambda axis: stein_jax.stein_cd(
+    bent,
+    lambda params: kernels.on_features(
+      kernels.rbf(), Partial(jnp.matmul, b=params["weights"]), affine=True
+    ),
+    SGD,
+    step_size=0.1,
+    num_steps=2,
+    regularization=0.3,
+    axis_name=axis,
+  ),
   "stein_cd persistent": lambda axis: stein_jax.stein_cd(
     bent,
     kernels.rbf(),
@@ -316,6 +327,25 @@ def test_algorithms(name):
       how, many.update, (key, state, batch), (SAME, specs, SPREAD), (specs, SAME)
     )
     assert_equal(got, want, rtol=1e-9, atol=1e-10)
+
+
+def test_langevin_noise_in_float32_is_that_of_one_device():
+  x = np.zeros((16, 3), np.float32)
+
+  def chains(x, axis_name=None):
+    return stein_jax.samplers.langevin(
+      jax.random.key(0),
+      x,
+      jnp.negative,
+      num_steps=2,
+      step_size=0.5,
+      axis_name=axis_name,
+    )
+
+  want = chains(x)
+  for how in WAYS:
+    got = on_eight_devices(how, lambda x: chains(x, "i"), (x,), (SPREAD,), SPREAD)
+    assert_equal(got, want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")

@@ -361,10 +361,11 @@ def test_center_and_scale_are_of_the_training_set():
   parsed_flags()
   pixels = np.random.default_rng(0).integers(0, 256, (6, 5)).astype(np.uint8)
   with flagsaver.flagsaver(center=True, scale=2.0):
-    transform = mnist_rbm._transform(jax.numpy.asarray(pixels))
+    transform, untransform = mnist_rbm._transforms(jax.numpy.asarray(pixels))
     got = transform(jax.numpy.asarray(pixels[:3]))
   want = 2 * (pixels[:3] / 255 - (pixels / 255).mean(axis=0))
   np.testing.assert_allclose(got, want, atol=1e-6)
+  np.testing.assert_allclose(untransform(got), pixels[:3] / 255, atol=1e-6)
 
 
 def test_every_rival_takes_the_negatives_that_its_name_says():
@@ -396,9 +397,30 @@ def test_every_rival_takes_the_negatives_that_its_name_says():
   np.testing.assert_allclose(
     negatives_mean("stein_cd_refreshed"), moved.mean(axis=0) + 0.5 * score, atol=1e-4
   )
-  # not persistent: the contrast is divided by kε = 1 here
-  for name in ("stein_cd_regularized", "stein_cd_regularized_persistent"):
-    np.testing.assert_allclose(negatives_mean(name), moved.mean(axis=0), atol=1e-4)
+  np.testing.assert_allclose(
+    negatives_mean("stein_cd_regularized_persistent"), moved.mean(axis=0), atol=1e-4
+  )
+  # from the data the contrast is divided by kε
+  builds = {run.name: run.build(SETTINGS._replace(stein_steps=1)) for run in rbm_runs()}
+  moved = stein_moves(params, rbm.apply, x, kernel, **(options | {"num_steps": 1}))
+  contrast = x.mean(axis=0) - moved.mean(axis=0)
+  np.testing.assert_allclose(
+    x.mean(axis=0) - negatives_mean("stein_cd_regularized"), contrast / 0.5, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("name", ["stein_cd_regularized_persistent", "pcd_1", "pcd_2"])
+def test_persistent_methods_have_particles_that_live_on(name):
+  rbm = GaussianBernoulliRBM(4)
+  x = np.random.default_rng(1).uniform(size=(20, 6)).astype(np.float32)
+  (algorithm,) = (run.build(SETTINGS) for run in rbm_runs() if run.name == name)
+  params = rbm.init(jax.random.key(0), x[0])
+  state = algorithm.init(jax.random.key(1), params, x)
+  state, _ = algorithm.update(jax.random.key(2), state, x)
+  once = np.asarray(state.particles)
+  state, _ = algorithm.update(jax.random.key(2), state, 0 * x)
+  assert abs(state.particles - once).max() > 1e-3
+  assert abs(state.particles.mean()) > 0.01  # they did not start at the new batch
 
 
 def test_summaries_side_by_side():

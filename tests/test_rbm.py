@@ -534,6 +534,22 @@ def test_gibbs_leaves_the_model_as_it_is():
   assert np.corrcoef(start[:, 0], end[:, 0])[0, 1] > 0.1
 
 
+def test_gibbs_draws_by_place_and_keeps_the_dtype(x64):
+  rbm = GaussianBernoulliRBM(num_hidden=2)
+  x = jnp.ones((6, 3), jnp.float32)
+  params = rbm.init(jax.random.key(0), x[0])
+  whole = rbm.gibbs(jax.random.key(1), params, x, num_steps=2)
+  parts = [
+    rbm.gibbs(jax.random.key(1), params, x[:3], num_steps=2, first=first)
+    for first in (0, 3)
+  ]
+  np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-6)
+  assert len(np.unique(np.asarray(whole))) == whole.size
+  for x_type, params_type in (("float64", "float32"), ("float32", "bfloat16")):
+    cast = jax.tree.map(lambda leaf: leaf.astype(params_type), params)  # noqa: B023
+    assert rbm.gibbs(jax.random.key(1), cast, x.astype(x_type)).dtype == x_type
+
+
 def test_gibbs_moves_each_point_by_its_own_hidden_units():
   rbm = GaussianBernoulliRBM(num_hidden=1)
   params = {
@@ -553,7 +569,10 @@ def test_gibbs_keeps_the_shape_of_images_and_names_bad_input():
   x = jnp.zeros((5, 2, 3))
   params = rbm.init(jax.random.key(0), x[0])
   assert rbm.gibbs(jax.random.key(1), params, x).shape == x.shape
-  with pytest.raises(ValueError, match="num_steps must be at least 1"):
-    rbm.gibbs(jax.random.key(1), params, x, num_steps=0)
+  for num_steps in (0, 1.0):
+    with pytest.raises(ValueError, match="num_steps must be an integer"):
+      rbm.gibbs(jax.random.key(1), params, x, num_steps=num_steps)
+  with pytest.raises(ValueError, match="got a scalar"):
+    rbm.gibbs(jax.random.key(1), params, jnp.zeros(()))
   with pytest.raises(ValueError, match="needs 6"):
     rbm.gibbs(jax.random.key(1), params, jnp.zeros((5, 4)))

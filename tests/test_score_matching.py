@@ -319,6 +319,15 @@ def test_a_regularisation_that_is_not_above_zero_is_named():
     stein_score_matching(
       gaussian, kernels.rbf(2.0), optax.sgd(RATE), regularization=0.0
     )
+  for eta in (0.0, -1.0, np.nan):
+    with pytest.raises(ValueError, match="regularization must be a finite number"):
+      stein_score_matching_gradient(
+        gaussian_params(), gaussian, DATA, kernels.rbf(2.0), regularization=eta
+      )
+  with pytest.raises(ValueError, match="regularization needs a kernel"):
+    stein_score_matching_gradient(
+      gaussian_params(), gaussian, DATA, None, regularization=1.0
+    )
 
 
 # ------------------------------------------------------- Fisher score matching

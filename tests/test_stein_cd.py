@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.tree_util import Partial
 
-from stein_jax import kernels, scores, stein_cd, stein_cd_gradient
+from stein_jax import kernels, scores, stein_cd, stein_cd_gradient, stein_moves
 from stein_jax import stein_score_matching_gradient as exact_gradient
 from stein_jax.scores import energies
 from tests import oracles
@@ -461,12 +461,17 @@ def test_options_that_exclude_each_other_are_named():
     make(num_steps=0)
   with pytest.raises(ValueError, match="regularization must be a finite number"):
     make(regularization=0.0)
+  with pytest.raises(ValueError, match="regularization needs a kernel"):
+    stein_cd(energy, None, optax.sgd(RATE), step_size=0.1, regularization=0.1)
+  with pytest.raises(ValueError, match="regularization needs a kernel"):
+    stein_moves(some_params(), energy, DATA, None, step_size=0.1, regularization=0.1)
   with pytest.raises(ValueError, match="num_steps=2"):
     stein_cd_gradient(
       some_params(), energy, DATA, None, step_size=0.1, symmetric=True, num_steps=2
     )
 
 
+@pytest.mark.usefixtures("x64")
 def test_particles_keep_their_dtype():
   step_size = np.float64(0.1)
   got = stein_cd_gradient(
@@ -478,3 +483,14 @@ def test_particles_keep_their_dtype():
     num_steps=2,
   )
   assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
+  kernel = kernels.on_features(kernels.rbf(np.float64(2.0)), jnp.negative, affine=True)
+  for one in (kernel, kernels.rbf(np.float64(2.0)), kernels.imq(np.float64(2.0))):
+    options = {"step_size": step_size, "regularization": np.float64(0.1)}
+    data, params = DATA.astype(np.float32), some_params(np.float32)
+    assert stein_moves(params, energy, data, one, **options).dtype == jnp.float32
+    for gradient in (
+      stein_cd_gradient(params, energy, data, one, **options),
+      exact_gradient(params, energy, data, one, regularization=np.float64(0.1)),
+    ):
+      dtypes = {leaf.dtype for leaf in jax.tree.leaves(gradient)}
+      assert dtypes == {jnp.dtype("float32")}

@@ -489,7 +489,7 @@ def test_affine_features_of_trees(x64):
     np.testing.assert_allclose(got[name], want[name], rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("d", [2, 30])  # few and many right-hand sides
+@pytest.mark.parametrize("d", [2, 30])
 def test_regularised_direction_solves_its_equation_in_float32(d):
   x, s = np.random.default_rng(8).normal(size=(2, 12, d)).astype(np.float32)
   h, eta = 2.0 * d, 0.05
@@ -498,7 +498,33 @@ def test_regularised_direction_solves_its_equation_in_float32(d):
   sums = 12 * oracles.svgd_direction(x, s, k, grad_k)
   want = np.linalg.solve(K + eta * np.eye(12), sums)
   got = svgd_direction(x, s, kernels.rbf(h), regularization=eta)
-  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", [kernels.rbf(1.7), kernels.imq(), kernels.constant()])
+def test_regularised_direction_on_affine_features(x64, base):
+  rng = np.random.default_rng(6)
+  x, s = rng.normal(size=(2, 9, 5))
+  A, a = rng.normal(size=(5, 3)), rng.normal(size=3)
+  features = Partial(lambda A, a, x: x @ A + a, A, a)
+  want, got = (
+    svgd_direction(
+      x, s, kernels.on_features(base, features, affine=affine), regularization=0.2
+    )
+    for affine in (False, True)
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_regularised_direction_in_half_precision():
+  x, s = np.random.default_rng(8).normal(size=(2, 12, 5))
+  x16, s16 = jnp.asarray(x, jnp.bfloat16), jnp.asarray(s, jnp.bfloat16)
+  got = svgd_direction(x16, s16, kernels.rbf(3.0), regularization=0.3)
+  assert got.dtype == jnp.bfloat16
+  want = svgd_direction(
+    x16.astype(np.float32), s16.astype(np.float32), kernels.rbf(3.0), regularization=0.3
+  )
+  np.testing.assert_allclose(got.astype(np.float32), want, atol=0.1)
 
 
 def test_weak_regularisation_leaves_the_score_less_an_estimate_of_the_datas(x64):

@@ -70,6 +70,7 @@ def trial(curve, place, validation, **settings):
 
 SUMMARY = {
   "budget": 3,
+  "flags": {"steps": "7", "workdir": "runs/search", "seeds": "0"},
   "trials": [
     trial("cd_1", 0, -5.0),
     trial("cd_1", 1, None, learning_rate=3.0),
@@ -95,6 +96,8 @@ def test_the_best_on_validation_wins():
     "--overrides=cd_1: learning_rate=0.5 schedule=cosine langevin_step_size=0.2; "
     "gibbs: learning_rate=0.25 schedule=constant\n"
   ) in text
+  assert "--steps=7\n" in text
+  assert "--workdir=runs/figure1a_tuned\n" in text
   assert tune_rbm.markdown(SUMMARY).count("\n") == 4
 
 
@@ -124,6 +127,8 @@ def test_a_search_goes_on_and_its_flagfile_is_run(tmp_path):
   first = run("tune_rbm", *search, "--budget=1")
   assert first.returncode == 0, first.stderr
   before = (tmp_path / "w" / "trials.jsonl").read_text()
+  with (tmp_path / "w" / "trials.jsonl").open("a") as file:
+    file.write('{"curve": "cd_1", "pla')  # the search was killed here
   second = run("tune_rbm", *search, "--budget=2")
   assert second.returncode == 0, second.stderr
   after = (tmp_path / "w" / "trials.jsonl").read_text()
@@ -138,9 +143,9 @@ def test_a_search_goes_on_and_its_flagfile_is_run(tmp_path):
   again = run(
     "mnist_rbm",
     f"--flagfile={tmp_path / 'tuned.flags'}",
-    "--dataset=mnist5k",
-    *(flag for flag in search[:6]),
     "--seeds=0",
+    "--eval_every=10",
+    "--noprogress",
     f"--workdir={tmp_path / 'again'}",
   )
   assert again.returncode == 0, again.stderr

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from stein_jax import checks
 from stein_jax.types import Array, Key, Params
 
 MAX_HIDDEN = 34
@@ -222,7 +223,15 @@ class GaussianBernoulliRBM(nn.Module):
     return _sample(key, theta, n, first, _checked_block_size(theta, None))
 
   @nn.nowrap
-  def gibbs(self, key: Key, params: Params, x: Array, *, num_steps: int = 1) -> Array:
+  def gibbs(
+    self,
+    key: Key,
+    params: Params,
+    x: Array,
+    *,
+    num_steps: int = 1,
+    first: int | Array = 0,
+  ) -> Array:
     """Points after k steps of block Gibbs sampling, a chain that leaves p invariant.
 
     h ~ p(h | x): P(hᵢ = 1) = 1 / (1 + exp(−2yᵢ)), y = Bᵀx + c;  then x ~ N(b + Bh, I)
@@ -230,10 +239,11 @@ class GaussianBernoulliRBM(nn.Module):
     (the joint of section 5.1).
 
     Args:
-      key: a PRNG key. Point i uses `fold_in` of its place i and nothing else.
+      key: a PRNG key. Point i uses `fold_in` of its place, first + i, and nothing else.
       params: the parameters.
       x: points [n, ...], where the chains begin.
       num_steps: k.
+      first: the place of the first point among those of all devices.
 
     Returns:
       The moved points, shaped like x.
@@ -241,9 +251,11 @@ class GaussianBernoulliRBM(nn.Module):
     Raises:
       ValueError: if num_steps is below 1, or the points do not fit B.
     """
-    if num_steps < 1:
-      raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-    return _gibbs(key, self._theta(params), x, num_steps)
+    checks.at_least_one("num_steps", num_steps)
+    theta, x = self._theta(params), jnp.asarray(x)
+    if x.ndim == 0:
+      raise ValueError("x must be points [n, ...], got a scalar.")
+    return _gibbs(key, theta, x, num_steps, first)
 
   @nn.nowrap
   def _init_weights(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -429,7 +441,9 @@ def _sample(
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
-def _gibbs(key: Key, theta: _Theta, x: Array, num_steps: int) -> Array:
+def _gibbs(
+  key: Key, theta: _Theta, x: Array, num_steps: int, first: int | Array
+) -> Array:
   def chain(index: Array, x: Array) -> Array:
     def step(x: Array, step_key: Key) -> tuple[Array, None]:
       hidden_key, noise_key = jax.random.split(step_key)
@@ -437,13 +451,13 @@ def _gibbs(key: Key, theta: _Theta, x: Array, num_steps: int) -> Array:
       up = jax.random.bernoulli(hidden_key, jax.nn.sigmoid(2 * y))
       h = jnp.where(up, 1, -1).astype(theta.B.dtype)
       z = jax.random.normal(noise_key, theta.b.shape, theta.B.dtype)
-      return theta.b + _matmul(theta.B, h) + z, None
+      return (theta.b + _matmul(theta.B, h) + z).astype(x.dtype), None
 
     step_keys = jax.random.split(jax.random.fold_in(key, index), num_steps)
     end, _ = jax.lax.scan(step, _flatten_point(x, theta), step_keys)
-    return end.reshape(jnp.shape(x)).astype(jnp.promote_types(x.dtype, end.dtype))
+    return end.reshape(jnp.shape(x))
 
-  return jax.vmap(chain)(jnp.arange(x.shape[0]), x)
+  return jax.vmap(chain)(first + jnp.arange(x.shape[0]), x)
 
 
 def _draw_state(uniforms: Array, states: Array, log_weights: Array) -> Array:
