@@ -162,7 +162,14 @@ def _validation(
   return value if math.isfinite(value) else None
 
 
-HEADER = ("method", "learning rate", "schedule", "step size", "validation", "default")
+HEADER = (
+  "method",
+  "learning rate",
+  "schedule",
+  "step size",
+  "validation",
+  "validation, default",
+)
 
 
 def winners(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
