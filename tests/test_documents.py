@@ -13,6 +13,8 @@ from experiments import rbm_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+EXPERIMENTS = (ROOT / "experiments" / "README.md").read_text()
+DOCUMENTS = README + EXPERIMENTS
 
 
 def test_python_of_the_readme_runs(capsys):
@@ -22,18 +24,21 @@ def test_python_of_the_readme_runs(capsys):
 
 
 def test_commands_of_the_readme_name_files_that_exist():
-  commands = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S))
-  flagfiles = re.findall(r"--flagfile=(\S+)", README)
+  flagfiles = re.findall(r"--flagfile=(\S+?)[`\s]", DOCUMENTS)
   assert flagfiles
   for path in flagfiles:
     assert (ROOT / path.rstrip("`")).exists(), path
-  for module in re.findall(r"-m (experiments\.\w+)", commands):
+  for module in re.findall(r"-m (experiments\.\w+)", DOCUMENTS):
     assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
 
 
-def test_pictures_of_the_readme_exist():
-  for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-    assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("folder", [".", "experiments"])
+def test_pictures_of_the_readmes_exist(folder):
+  text = (ROOT / folder / "README.md").read_text()
+  pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+  assert pictures
+  for path in pictures:
+    assert (ROOT / folder / path).exists(), path
 
 
 def test_tables_of_the_readme_are_those_of_the_result_files(monkeypatch):
@@ -47,12 +52,12 @@ def test_tables_of_the_readme_are_those_of_the_result_files(monkeypatch):
 
 def test_tables_of_other_experiments_are_those_of_their_result_files():
   command = r"`python -m experiments\.(\w+) --from_summary=(\S+)`"
-  commands = re.findall(command, README)
-  assert commands
+  commands = re.findall(command, DOCUMENTS)
+  assert len(commands) >= 5
   for name, path in commands:
     module = importlib.import_module(f"experiments.{name}")
     table = module.markdown(json.loads((ROOT / path).read_text()))
-    assert table in README, f"the README's table of {name} {path} is out of date"
+    assert table in DOCUMENTS, f"the table of {name} {path} is out of date"
 
 
 def test_ci_runs_the_commands_of_the_readme():
