@@ -104,9 +104,10 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def markdown_side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> str:
   """Final test log-likelihoods of several summaries, a column for each name.
 
-  Methods that some summaries lack have an empty cell there.
+  Methods that one of the summaries lacks are left out.
   """
-  labels = dict.fromkeys(label for s in summaries.values() for label in s["methods"])
+  first, *others = (summary["methods"] for summary in summaries.values())
+  labels = [label for label in first if all(label in other for other in others)]
   columns = [
     {
       row[0]: row[1]
@@ -115,8 +116,7 @@ def markdown_side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     for summary in summaries.values()
   ]
   lines = [
-    [label, *(column.get(label, "") for column in columns)]
-    for label in ("N(mean, I)", *labels)
+    [label, *(column[label] for column in columns)] for label in ("N(mean, I)", *labels)
   ]
   return markdown_table(("test, final", *summaries), lines)
 

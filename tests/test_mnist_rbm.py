@@ -443,6 +443,5 @@ def test_summaries_side_by_side():
     "| test, final | one | two |",
     "| --- | --- | --- |",
     "| N(mean, I) | -9.00 | -8.00 |",
-    "| a | -5.00 ± 0.25 |  |",
     "| b | -4.00 ± 0.25 | -3.00 ± 0.25 |",
   ]
