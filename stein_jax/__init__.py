@@ -4,7 +4,7 @@ The public names, in the order of Liu & Wang (2017), *Learning Deep Energy Model
 Contrastive Divergence vs. Amortized MLE*.
 """
 
-from stein_jax import energies, evaluation, kernels, samplers, training
+from stein_jax import energies, evaluation, generators, kernels, samplers, training
 from stein_jax.contrastive import (
   contrastive_divergence,
   contrastive_loss,
@@ -23,6 +23,12 @@ from stein_jax.score_matching import (
 )
 from stein_jax.scores import score, scores
 from stein_jax.stein_cd import stein_cd, stein_cd_gradient, stein_moves
+from stein_jax.stein_gan import (
+  AlignmentController,
+  amortized_svgd_gradient,
+  amortized_svgd_loss,
+  stein_gan,
+)
 from stein_jax.svgd import svgd, svgd_direction
 from stein_jax.types import Algorithm
 
@@ -30,11 +36,15 @@ __version__ = "0.1.0"
 
 __all__ = [
   "Algorithm",
+  "AlignmentController",
+  "amortized_svgd_gradient",
+  "amortized_svgd_loss",
   "contrastive_divergence",
   "contrastive_loss",
   "descend",
   "energies",
   "evaluation",
+  "generators",
   "kernels",
   "ksd_squared",
   "learn_from_negatives",
@@ -48,6 +58,7 @@ __all__ = [
   "scores",
   "stein_cd",
   "stein_cd_gradient",
+  "stein_gan",
   "stein_moves",
   "stein_score_matching",
   "stein_score_matching_gradient",

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 import stein_jax
-from stein_jax import kernels, ksd_squared, svgd_direction
+from stein_jax import generators, kernels, ksd_squared, svgd_direction
 
 SPREAD, SAME = PartitionSpec("i"), PartitionSpec()
 
@@ -388,3 +389,51 @@ def test_svgd_moves_spread_particles():
       how, lambda x: moved(x, "i"), (x,), (SPREAD,), (SPREAD, SAME)
     )
     assert_equal(got, want, rtol=1e-9, atol=1e-10)
+
+
+class Normalized(nn.Module):
+  """A generator of points [3] with batch norm over all devices' noise."""
+
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, noise, train=True):
+    axis_name = None if self.is_initializing() else self.axis_name
+    norm = nn.BatchNorm(not train, axis_name=axis_name, param_dtype=jnp.float64)
+    hidden = nn.Dense(4, param_dtype=jnp.float64)(noise)
+    return nn.Dense(3, param_dtype=jnp.float64)(jnp.tanh(norm(hidden)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mix", [0.0, 1.0, 0.5])
+def test_stein_gan_with_batch_norm_over_all_devices(mix):
+  def noise_fn(key, m):
+    return jax.random.normal(key, (m, 2))
+
+  key, (batch, _) = jax.random.key(5), points(16, 3)
+  gen_params, stats = generators.initialize(key, Normalized(), noise_fn(key, 16))
+
+  def algorithm(axis_name=None):
+    return stein_jax.stein_gan(
+      bent,
+      generators.generate_fn(Normalized(axis_name)),
+      noise_fn,
+      kernels.rbf(),
+      SGD,
+      SGD,
+      gen_stats=stats,
+      mix=mix,
+      num_inner_steps=2,
+      axis_name=axis_name,
+    )
+
+  one, many = algorithm(), algorithm("i")
+  state = one.init(key, {"energy": start(), "generator": gen_params}, batch)
+  want = one.update(key, state, batch)
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), want[0].params, state.params)
+  assert max(jax.tree.leaves(moved["generator"])) > 1e-4
+  for how in WAYS:
+    got = on_eight_devices(
+      how, many.update, (key, state, batch), (SAME, SAME, SPREAD), (SAME, SAME)
+    )
+    assert_equal(got, want, rtol=1e-8, atol=1e-9)
