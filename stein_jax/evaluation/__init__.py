@@ -5,5 +5,25 @@ from stein_jax.evaluation.likelihood import (
   gaussian_baseline,
   mean_log_likelihood,
 )
+from stein_jax.evaluation.samples import (
+  Estimate,
+  frechet_distance,
+  inception_score,
+  kernel_inception_distance,
+  label_entropy,
+  mean_pairwise_distance,
+  precision_and_recall,
+)
 
-__all__ = ["MeanLogLikelihood", "gaussian_baseline", "mean_log_likelihood"]
+__all__ = [
+  "Estimate",
+  "MeanLogLikelihood",
+  "frechet_distance",
+  "gaussian_baseline",
+  "inception_score",
+  "kernel_inception_distance",
+  "label_entropy",
+  "mean_log_likelihood",
+  "mean_pairwise_distance",
+  "precision_and_recall",
+]

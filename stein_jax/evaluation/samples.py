@@ -1,0 +1,220 @@
+"""How good samples are: scores on any classifier's or network's view of them.
+
+The networks stay outside: every score takes the probabilities `[n, classes]` or the
+features `[n, d]` that one gave. The scores are computed in float64 by NumPy, once.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stein_jax.types import Array
+
+
+class Estimate(NamedTuple):
+  """A score of samples, and its standard error."""
+
+  value: float
+  standard_error: float
+
+
+def inception_score(probabilities: Array, *, num_blocks: int = 10) -> Estimate:
+  """exp(mean KL(p(y | x) ‖ p(y))), p(y) the mean of p(y | x) over all samples.
+
+  Between 1 (all samples alike, or all unclear) and the number of classes.
+
+  Args:
+    probabilities: p(y | x), `[n, classes]`, rows that sum to 1.
+    num_blocks: of the jackknife that estimates the standard error.
+
+  Raises:
+    ValueError: rows that are no probabilities.
+
+  Source: Salimans et al. (2016); Liu & Wang (2017), section 5.
+  """
+  p = _probabilities(probabilities)
+
+  def score(p: np.ndarray) -> float:
+    return float(np.exp(_entropy(p.mean(axis=0)) - _entropy(p).mean()))
+
+  return _jackknife(score, (p,), num_blocks)
+
+
+def label_entropy(probabilities: Array, *, num_blocks: int = 10) -> Estimate:
+  """The entropy, in nats, of how often each class is the most probable one.
+
+  log(classes) where all are equally frequent, 0 where all samples are of one class.
+
+  Args:
+    probabilities: p(y | x), `[n, classes]`, rows that sum to 1.
+    num_blocks: as in `inception_score`.
+  """
+  p = _probabilities(probabilities)
+  labels = np.eye(p.shape[1])[p.argmax(axis=1)]
+  return _jackknife(lambda y: float(_entropy(y.mean(axis=0))), (labels,), num_blocks)
+
+
+def frechet_distance(
+  features: Array, other_features: Array, *, num_blocks: int = 10
+) -> Estimate:
+  """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2 (C₁C₂)^½) of two sets of features.
+
+  The squared Wasserstein distance of the Gaussians with their means and covariances.
+  It is biased upwards by order d/n: compare sets of the same size.
+
+  Args:
+    features: `[n, d]`.
+    other_features: `[n', d]`.
+    num_blocks: as in `inception_score`.
+
+  Source: Heusel et al. (2017).
+  """
+  a, b = _features(features, other_features)
+
+  def distance(a: np.ndarray, b: np.ndarray) -> float:
+    means = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    covariances = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
+    # (C₁C₂)^½ has the eigenvalues of (C₁^½ C₂ C₁^½)^½, which is symmetric.
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    product = np.linalg.eigvalsh(root @ covariances[1] @ root)
+    traces = sum(np.trace(c) for c in covariances)
+    return float(means + traces - 2 * np.sqrt(np.maximum(product, 0)).sum())
+
+  return _jackknife(distance, (a, b), num_blocks)
+
+
+def kernel_inception_distance(
+  features: Array, other_features: Array, *, num_blocks: int = 10
+) -> Estimate:
+  """The unbiased squared MMD of two sets of features under (xᵀy/d + 1)³.
+
+  Args:
+    features: `[n, d]`.
+    other_features: `[n', d]`.
+    num_blocks: as in `inception_score`.
+
+  Source: Bińkowski et al. (2018).
+  """
+  a, b = _features(features, other_features)
+
+  def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+  def within(k: np.ndarray) -> float:
+    n = len(k)
+    return (k.sum() - np.trace(k)) / (n * (n - 1))
+
+  def distance(a: np.ndarray, b: np.ndarray) -> float:
+    between = kernel(a, b).mean()
+    return float(within(kernel(a, a)) + within(kernel(b, b)) - 2 * between)
+
+  return _jackknife(distance, (a, b), num_blocks)
+
+
+def mean_pairwise_distance(samples: Array, *, num_blocks: int = 10) -> Estimate:
+  """The mean Euclidean distance between different samples, a measure of diversity.
+
+  Args:
+    samples: `[n, ...]`.
+    num_blocks: as in `inception_score`.
+  """
+  x = np.asarray(samples, np.float64).reshape(len(samples), -1)
+
+  def distance(x: np.ndarray) -> float:
+    return float(np.sqrt(_squared_distances(x, x)).sum() / (len(x) * (len(x) - 1)))
+
+  return _jackknife(distance, (x,), num_blocks)
+
+
+def precision_and_recall(
+  real: Array, generated: Array, *, num_neighbors: int = 3
+) -> tuple[float, float]:
+  """The share of generated samples that look real, and of real ones that are reached.
+
+  A point counts as inside a set where it is no farther from one of its members than
+  that member's k-th nearest neighbour in the set is.
+
+  Args:
+    real: features `[n, d]`.
+    generated: features `[n', d]`.
+    num_neighbors: k.
+
+  Returns:
+    precision and recall, each in [0, 1].
+
+  Source: Kynkäänniemi et al. (2019).
+  """
+  a, b = _features(real, generated)
+  if not 1 <= num_neighbors < min(len(a), len(b)):
+    raise ValueError(
+      f"num_neighbors must be at least 1 and below the {min(len(a), len(b))} points of "
+      f"the smaller set, got {num_neighbors}."
+    )
+
+  def share_inside(points: np.ndarray, of: np.ndarray) -> float:
+    # place k, since a point's own distance, 0, comes first
+    own = _squared_distances(of, of)
+    np.fill_diagonal(own, 0.0)
+    radii = np.partition(own, num_neighbors, axis=1)[:, num_neighbors]
+    return float((_squared_distances(points, of) <= radii[None]).any(axis=1).mean())
+
+  return share_inside(b, a), share_inside(a, b)
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  centre = y.mean(axis=0)
+  x, y = x - centre, y - centre
+  norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)[None]
+  distances = np.maximum(norms - 2 * x @ y.T, 0)
+  if x.shape == y.shape and np.array_equal(x, y):
+    np.fill_diagonal(distances, 0.0)  # where rounding would leave a little
+  return distances
+
+
+def _entropy(p: np.ndarray) -> Any:
+  """−Σ p log p along the last axis, 0 log 0 = 0."""
+  return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
+
+
+def _jackknife(
+  statistic: Callable[..., float], arrays: tuple[np.ndarray, ...], num_blocks: int
+) -> Estimate:
+  """A statistic of all rows, and its standard error by leaving out block after block.
+
+  Blocks are strided, row i in block i mod num_blocks: rows in order of class, say, do
+  not make blocks of one class.
+  """
+  value = statistic(*arrays)
+  if not 2 <= num_blocks <= min(map(len, arrays)):
+    raise ValueError(
+      f"num_blocks must lie between 2 and the {min(map(len, arrays))} points, "
+      f"got {num_blocks}."
+    )
+  left = [
+    statistic(*(x[np.arange(len(x)) % num_blocks != block] for x in arrays))
+    for block in range(num_blocks)
+  ]
+  variance = (num_blocks - 1) * np.var(left)
+  return Estimate(value, float(np.sqrt(variance)))
+
+
+def _probabilities(probabilities: Array) -> np.ndarray:
+  p = np.asarray(probabilities, np.float64)
+  if p.ndim != 2 or (p < 0).any() or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
+    raise ValueError(
+      "probabilities must be [n, classes] with rows that sum to 1, got shape "
+      f"{p.shape}; apply a softmax to logits first."
+    )
+  return p / p.sum(axis=1, keepdims=True)
+
+
+def _features(*sets: Array) -> tuple[np.ndarray, ...]:
+  arrays = tuple(np.asarray(x, np.float64) for x in sets)
+  if any(x.ndim != 2 or x.shape[1] != arrays[0].shape[1] for x in arrays):
+    raise ValueError(
+      "features must be [n, d] with one d for both sets, got "
+      f"{' and '.join(str(x.shape) for x in arrays)}."
+    )
+  return arrays
