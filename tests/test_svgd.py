@@ -28,7 +28,10 @@ WEIGHTS = np.array([[1.0, -0.5, 0.3, 0.8], [0.2, 0.9, -1.1, 0.4]])
 
 def feature(x):
   """Nonlinear features of a point [2], as [4]."""
-  return jnp.tanh(x @ WEIGHTS) + 0.1 * jnp.sum(x**2)
+  # JAX remembers a NumPy array inside jit in the precision it first met it in, which
+  # another test may have chosen; a list has none.
+  weights = jnp.array(WEIGHTS.tolist(), x.dtype)
+  return jnp.tanh(x @ weights) + 0.1 * jnp.sum(x**2)
 
 
 def feature_np(x):
