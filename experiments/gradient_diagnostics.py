@@ -61,9 +61,11 @@ def main(argv: list[str]) -> None:
   methods = common.chosen("method", values.method, rbm_methods.METHODS)
   (trained_by,) = common.chosen("trained_by", [values.trained_by], rbm_methods.METHODS)
   rbm = GaussianBernoulliRBM(values.num_hidden)
-  algorithms = _algorithms(methods, rbm, keep_gradient(), langevin_steps)
-  trainers = _algorithms(
-    [trained_by], rbm, optax.adam(3e-4, b1=0.5), langevin_steps[:1]
+  algorithms = common.algorithms(
+    methods, rbm, keep_gradient(), langevin_steps=langevin_steps
+  )
+  trainers = common.algorithms(
+    [trained_by], rbm, optax.adam(3e-4, b1=0.5), langevin_steps=langevin_steps[:1]
   )
   common.claim_workdir(before_work=True)
   dataset, train = common.load_training_data(values.batch_size)
@@ -109,16 +111,6 @@ def main(argv: list[str]) -> None:
     title=f"One batch's gradient, RBM on {dataset} trained by {label}",
   )
   print(f"Splits into B, b and c: summary.json and the picture in {workdir}")
-
-
-def _algorithms(
-  methods: Sequence[str],
-  rbm: GaussianBernoulliRBM,
-  optimizer: optax.GradientTransformation,
-  langevin_steps: Sequence[int],
-) -> dict[str, Algorithm]:
-  """label -> algorithm, the one place that knows `experiments.rbm_methods`."""
-  return common.algorithms(methods, rbm, optimizer, langevin_steps=langevin_steps)
 
 
 def keep_gradient() -> optax.GradientTransformation:

@@ -22,6 +22,14 @@ def gather(tree: PyTree, axis_name: str | None) -> PyTree:
   )
 
 
+def own(tree: PyTree, n: int, axis_name: str | None) -> PyTree:
+  """This device's n rows out of all devices' rows: what `gather` undoes."""
+  if axis_name is None:
+    return tree
+  mine = global_indices(n, axis_name)
+  return jax.tree.map(lambda leaf: leaf[mine], tree)
+
+
 def mean(tree: PyTree, axis_name: str | None) -> PyTree:
   """The mean over devices, the same on each."""
   return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

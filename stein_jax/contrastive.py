@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from stein_jax import axes, checks, samplers
 from stein_jax.descent import DescentState, apply_gradient, descend
-from stein_jax.scores import energies, score, split_batch, with_points
+from stein_jax.scores import energies, score_of, split_batch, with_points
 from stein_jax.types import (
   Algorithm,
   Array,
@@ -232,8 +232,8 @@ def sampled_maximum_likelihood(
       raise ValueError(
         f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
       )
-    mine = axes.global_indices(m, axis_name)
-    return jax.tree.map(lambda s, x: s[mine].reshape(x.shape), samples, batch), {}
+    mine = axes.own(samples, m, axis_name)
+    return jax.tree.map(lambda s, x: s.reshape(x.shape), mine, batch), {}
 
   return learn_from_negatives(energy_fn, negatives_fn, optimizer, axis_name=axis_name)
 
@@ -274,7 +274,7 @@ def contrastive_divergence(
   if antithetic and (persistent or metropolis):
     raise ValueError("antithetic excludes persistent and metropolis: pairs would part.")
   # Made once: a chain under a fresh function would be compiled anew at every update.
-  score_fn = partial(_score, energy_fn)
+  score_fn = partial(score_of, energy_fn)
   log_density_fn = partial(_log_density, energy_fn)
 
   def negatives_fn(key: Key, params: Params, start: Batch) -> tuple[Batch, Metrics]:
@@ -307,10 +307,6 @@ def _refuse_context(batch: Batch) -> None:
       "exact maximum likelihood knows one log Z and one set of samples for all points; "
       "the batch has a context, got {'x', 'context'}."
     )
-
-
-def _score(energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree) -> PyTree:
-  return score(params, energy_fn, x, *context)
 
 
 def _log_density(

@@ -21,10 +21,6 @@ from stein_jax.bandwidths import MedianBandwidth as MedianBandwidth
 from stein_jax.bandwidths import median_bandwidth as median_bandwidth
 from stein_jax.types import Array, Params, Particles, PyTree
 
-# Accelerators multiply float32 in lower precision by default. The sums below are
-# differences of large terms, which that would drown.
-_matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
 
 class Kernel:
   """A symmetric kernel; `pair` alone defines it, the sums follow by differentiation.
@@ -211,10 +207,13 @@ class Radial(Kernel):
     x, _ = pairwise.as_matrix(queries)
     y, _ = pairwise.as_matrix(sources)
     centre = pairwise.mean_point(y)
-    x, y = x - centre, y - centre
+    return self._table(x - centre, y - centre)[0]
+
+  def _table(self, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """ρ, ρ' and ρ'' of every pair of centred points, each `[b, n]`."""
     norms = jnp.square(y).sum(axis=1)
     t = jax.vmap(lambda row: pairwise.squared_distances(row, y, norms))(x)
-    return self.profile(t / self._number(t.dtype))[0]
+    return self.profile(t / self._number(t.dtype))
 
   def stein_sums(
     self,
@@ -241,9 +240,9 @@ class Radial(Kernel):
       t = pairwise.squared_distances(x, y, norms) / h
       k, slope, _ = self.profile(t)
       if self.profile is _rbf_profile:  # ρ' = −ρ: both sums in one product
-        return _matmul(k, s - (2 / h) * y) + (2 / h) * x * k.sum(), k.sum()
-      repulsion = (2 / h) * (_matmul(slope, y) - x * slope.sum())
-      return _matmul(k, s) + repulsion, k.sum()
+        return pairwise.matmul(k, s - (2 / h) * y) + (2 / h) * x * k.sum(), k.sum()
+      repulsion = (2 / h) * (pairwise.matmul(slope, y) - x * slope.sum())
+      return pairwise.matmul(k, s) + repulsion, k.sum()
 
     direction, mass = pairwise.map_rows(at_query, x, len(y), block_size)
     return unravel(direction), mass
@@ -253,12 +252,9 @@ class Radial(Kernel):
     x, unravel = pairwise.as_matrix(particles)
     h = self._number(x.dtype)
     x = x - pairwise.mean_point(x)
-    norms = jnp.square(x).sum(axis=1)
-    t = jax.vmap(lambda row: pairwise.squared_distances(row, x, norms))(x) / h
-    _, slope, _ = self.profile(t)
-    return (2 / h) * (slope - jnp.diag(slope.sum(axis=1))), lambda factor: unravel(
-      _matmul(factor, x)
-    )
+    _, slope, _ = self._table(x, x)
+    factor = (2 / h) * (slope - jnp.diag(slope.sum(axis=1)))
+    return factor, lambda mixed: unravel(pairwise.matmul(mixed, x))
 
   def stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
@@ -277,9 +273,13 @@ class Radial(Kernel):
     t = pairwise.squared_distances(x, y, jnp.square(y).sum(axis=1)) / h
     k, slope, curvature = self.profile(t)
     # sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x)
-    along = _matmul(y - x[None], score_x) - (s * y).sum(axis=1) + _matmul(s, x)
+    along = (
+      pairwise.matmul(y - x[None], score_x)
+      - (s * y).sum(axis=1)
+      + pairwise.matmul(s, x)
+    )
     trace = -(2 * len(x) / h) * slope - (4 / h) * t * curvature
-    return _matmul(s, score_x) * k + (2 / h) * slope * along + trace
+    return pairwise.matmul(s, score_x) * k + (2 / h) * slope * along + trace
 
 
 @partial(register_dataclass, data_fields=[], meta_fields=["k"])
@@ -372,7 +372,7 @@ class OnFeatures(Kernel):
 
     def weighted_scores(z_query: PyTree) -> Array:
       one_query = jax.tree.map(lambda z: z[None], z_query)
-      return _matmul(self.base.matrix(one_query, features)[0], s)
+      return pairwise.matmul(self.base.matrix(one_query, features)[0], s)
 
     attraction = pairwise.map_rows(
       weighted_scores,

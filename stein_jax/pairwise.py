@@ -55,6 +55,15 @@ def map_rows(
   return jax.lax.map(fn, rows, batch_size=block_size)
 
 
+def matmul(a: Array, b: Array) -> Array:
+  """The product at the highest precision.
+
+  Accelerators multiply float32 in lower precision by default, which would drown the
+  differences of large terms that distances and kernel sums are.
+  """
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def squared_distances(x: Array, points: Array, squared_norms: Array) -> Array:
   """‖x − yⱼ‖² from one point `[d]` to all rows of `points [n, d]`, as `[n]`.
 
@@ -62,7 +71,7 @@ def squared_distances(x: Array, points: Array, squared_norms: Array) -> Array:
   should be centred: the form loses digits far from the origin. Lower precision, the
   default of accelerators, would ruin the difference.
   """
-  product = jnp.matmul(points, x, precision=jax.lax.Precision.HIGHEST)
+  product = matmul(points, x)
   return jnp.maximum(jnp.square(x).sum() + squared_norms - 2 * product, 0)
 
 

@@ -34,6 +34,17 @@ def score(params: Params, energy_fn: EnergyFn, x: PyTree, *context: PyTree) -> P
   return jax.tree.map(lambda g: -g, gradient)
 
 
+def score_of(
+  energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree
+) -> PyTree:
+  """`score` with the function first: `Partial(partial(score_of, energy_fn), params)`.
+
+  That is a score function of one point whose parameters are leaves of a pytree, so that
+  new values need no new compilation.
+  """
+  return score(params, energy_fn, x, *context)
+
+
 def scores(params: Params, energy_fn: EnergyFn, batch: Batch) -> Particles:
   """The scores of many points, `[n, ...]`, shaped like the points of the batch."""
   x, context = split_batch(batch)

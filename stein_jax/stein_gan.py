@@ -3,7 +3,7 @@ learns from the generator's samples."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from stein_jax import axes, checks, kernels
 from stein_jax.contrastive import contrastive_loss
 from stein_jax.kernels import Kernel, KernelLike
-from stein_jax.scores import energies, score, split_batch
+from stein_jax.scores import energies, score_of, split_batch, with_points
 from stein_jax.stein_cd import stein_cd_gradient
 from stein_jax.svgd import svgd_direction
 from stein_jax.types import (
@@ -250,7 +250,7 @@ def stein_gan(
   if kernel is None:
     checks.regularization(regularization, kernel)
   first_stats = gen_stats
-  score_fn = partial(_score, energy_fn)
+  score_fn = partial(score_of, energy_fn)
 
   def init(key: Key, params: Params, batch: Batch) -> SteinGANState:
     del key, batch
@@ -273,15 +273,15 @@ def stein_gan(
     gamma: Array,
     coin: Array,
     kernel: Kernel | None,
-  ) -> tuple[Array, Params]:
-    def plain() -> tuple[Array, Params]:
+  ) -> Params:
+    def plain() -> Params:
       return axes.value_and_gradient(
         lambda p: contrastive_loss(p, energy_fn, batch, negatives, discount=gamma),
         theta,
         axis_name,
-      )
+      )[1]
 
-    def stein_cd() -> tuple[Array, Params]:
+    def stein_cd() -> Params:
       gradient = stein_cd_gradient(
         theta,
         energy_fn,
@@ -291,7 +291,7 @@ def stein_gan(
         regularization=regularization,
         axis_name=axis_name,
       )
-      return jnp.zeros(()), jax.tree.map(lambda g: mix_scale * g, gradient)
+      return jax.tree.map(lambda g: mix_scale * g, gradient)
 
     if mix in (0, 1):
       return stein_cd() if mix else plain()
@@ -305,12 +305,9 @@ def stein_gan(
     x, given = split_batch(batch)
     context = given[0] if given else None
     m = checks.num_particles(x)
-    mine = axes.global_indices(m, axis_name)
-    noise = jax.tree.map(
-      lambda leaf: leaf[mine], noise_fn(noise_key, m * axes.size(axis_name))
-    )
+    noise = noise_fn(noise_key, m * axes.size(axis_name))
+    noise = axes.own(noise, m, axis_name)
     kernel_now = kernels.at(kernel, theta)
-    options: dict[str, Any] = {"context": context}
     gradient, generated = amortized_svgd_gradient(
       eta,
       generate_fn,
@@ -318,9 +315,9 @@ def stein_gan(
       Partial(score_fn, theta),
       kernel_now,
       gen_stats=state.gen_stats,
+      context=context,
       regularization=regularization,
       axis_name=axis_name,
-      **options,
     )
     gen_norm = optax.tree.norm(gradient)
     targets = jax.tree.map(
@@ -338,7 +335,7 @@ def stein_gan(
               targets,
               step_size=step_size,
               gen_stats=stats,  # noqa: B023
-              **options,
+              context=context,
             ),
             has_aux=True,
           )(axes.local(eta, axis_name)),
@@ -347,14 +344,12 @@ def stein_gan(
       updates, gen_opt_state = gen_optimizer.update(gradient, gen_opt_state, eta)
       eta = optax.apply_updates(eta, updates)
 
-    negatives: Batch = generated.samples
-    if given:
-      negatives = {"x": generated.samples, "context": context}
+    negatives = with_points(batch, generated.samples)
     real = axes.mean(energies(theta, energy_fn, batch).mean(), axis_name)
     simulated = axes.mean(energies(theta, energy_fn, negatives).mean(), axis_name)
     gamma = _gamma(discount, real, simulated)
     coin = jax.random.uniform(coin_key) < mix
-    _, gradient = energy_gradient(theta, batch, negatives, gamma, coin, kernel_now)
+    gradient = energy_gradient(theta, batch, negatives, gamma, coin, kernel_now)
     updates, energy_opt_state = energy_optimizer.update(
       gradient, state.energy_opt_state, theta
     )
@@ -372,10 +367,6 @@ def stein_gan(
     return SteinGANState(params, stats, energy_opt_state, gen_opt_state), metrics
 
   return Algorithm(init, update)
-
-
-def _score(energy_fn: EnergyFn, theta: Params, x: PyTree, *context: PyTree) -> PyTree:
-  return score(theta, energy_fn, x, *context)
 
 
 def _gamma(

@@ -82,9 +82,6 @@ def svgd_direction(
   )
 
 
-_matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-
 @partial(jax.jit, static_argnames=("row_normalized", "block_size", "axis_name"))
 def _direction(
   particles: Particles,
@@ -102,10 +99,7 @@ def _direction(
   n = jax.tree.leaves(sources)[0].shape[0]
   if regularization is not None:
     direction = _regularized(sources, source_scores, kernel, regularization)
-    if axis_name is None:
-      return direction
-    mine = axes.global_indices(checks.num_particles(particles), axis_name)
-    return jax.tree.map(lambda leaf: leaf[mine], direction)
+    return axes.own(direction, checks.num_particles(particles), axis_name)
   sums, mass = kernel.stein_sums(
     particles, sources, source_scores, block_size=block_size
   )
@@ -128,12 +122,14 @@ def _regularized(
   # solves with the particles' many columns would be several times slower.
   factor = jnp.linalg.cholesky(matrix + regularization * identity)
   root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-  inverse = _matmul(root.T, root)
-  weights = _matmul(inverse, matrix).astype(dtype)
+  inverse = pairwise.matmul(root.T, root)
+  weights = pairwise.matmul(inverse, matrix).astype(dtype)
   inverse = inverse.astype(dtype)
   s, unravel = pairwise.as_matrix(scores)
-  attraction = unravel(_matmul(weights, s))
-  return jax.tree.map(jnp.add, attraction, pull_back(_matmul(inverse, repulsion)))
+  attraction = unravel(pairwise.matmul(weights, s))
+  return jax.tree.map(
+    jnp.add, attraction, pull_back(pairwise.matmul(inverse, repulsion))
+  )
 
 
 class SVGDState(NamedTuple):
