@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from stein_jax.convolutions import Deconv
 from stein_jax.types import Array, Key, Params, PyTree
 
 
@@ -53,8 +54,8 @@ class MNISTGenerator(nn.Module):
     x = normalized(nn.Dense(wide(1024), kernel_init=init)(noise))
     x = normalized(nn.Dense(49 * wide(128), kernel_init=init)(x))
     x = x.reshape(-1, 7, 7, wide(128))
-    x = nn.ConvTranspose(wide(64), (5, 5), strides=(2, 2), kernel_init=init)(x)
-    x = nn.ConvTranspose(1, (5, 5), strides=(2, 2), kernel_init=init)(normalized(x))
+    x = Deconv(wide(64), kernel_init=init)(x)
+    x = Deconv(1, kernel_init=init)(normalized(x))
     return nn.sigmoid(x)
 
 
