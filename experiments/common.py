@@ -69,23 +69,33 @@ def positive(*names: str) -> None:
 
 
 def numbers(
-  name: str, texts: Sequence[str], kind: type = float, *, at_least: int | None = None
+  name: str,
+  texts: Sequence[str],
+  kind: type = float,
+  *,
+  at_least: int | None = None,
+  between: tuple[float, float] | None = None,
 ) -> list[Any]:
   """A list flag as numbers without repetition; a message ends the program.
 
   Args:
     name: the flag's.
     texts: its value.
-    kind: float, for finite numbers above 0, or int.
+    kind: float, for finite numbers above 0 or `between`, or int.
     at_least: the least integer.
+    between: the least and the greatest number.
   """
   wanted = "numbers above 0" if kind is float else f"integers of at least {at_least}"
+  if between is not None:
+    wanted = f"numbers from {between[0]:g} to {between[1]:g}"
   message = f"--{name} must be {wanted}, separated by commas; got {','.join(texts)!r}."
   try:
     values = [kind(text) for text in texts]
   except ValueError:
     sys.exit(message)
-  if kind is float:
+  if between is not None:
+    fits = [between[0] <= v <= between[1] for v in values]
+  elif kind is float:
     fits = [0 < v < math.inf for v in values]
   else:
     fits = [at_least <= v < 2**32 for v in values]  # seeds are 32-bit numbers

@@ -103,7 +103,10 @@ def load(
   if name == EMBEDDED:
     return _load_embedded(validation_fraction)
   return _load_tfds(
-    name, find_prepared(name, data_dir), _cache_dir(cache_dir), validation_fraction
+    name,
+    find_prepared(name, data_dir),
+    resolve_cache_dir(cache_dir),
+    validation_fraction,
   )
 
 
@@ -351,7 +354,8 @@ def _load_tfds(
 # --- the cache of decoded arrays --------------------------------------------------
 
 
-def _cache_dir(cache_dir: str | os.PathLike[str] | None) -> Path:
+def resolve_cache_dir(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+  """`cache_dir`, else $STEIN_JAX_CACHE, else ~/.cache/stein_jax."""
   cache_dir = cache_dir or os.environ.get("STEIN_JAX_CACHE") or "~/.cache/stein_jax"
   return Path(cache_dir).expanduser().resolve()
 
@@ -406,7 +410,7 @@ def _decode(
   """Writes a split's images and labels, one image at a time."""
   n, shape = prepared.size(split), None
   labels = np.zeros(n, np.int32)
-  with _in_place_of(image_path) as image_file:
+  with in_place_of(image_path) as image_file:
     for i, example in enumerate(_examples(prepared, split)):
       image = example[prepared.image_key]
       if shape is None:
@@ -422,7 +426,7 @@ def _decode(
       if prepared.label_key is not None:
         labels[i] = example[prepared.label_key]
     if prepared.label_key is not None:  # labels first, so that images mean both
-      with _in_place_of(label_path) as label_file:
+      with in_place_of(label_path) as label_file:
         np.save(label_file, labels)
 
 
@@ -436,7 +440,7 @@ def _examples(prepared: _Prepared, split: str) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _in_place_of(path: Path) -> Iterator[BinaryIO]:
+def in_place_of(path: Path) -> Iterator[BinaryIO]:
   """A file to write that takes the place of `path` once whole, or disappears."""
   temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
   try:

@@ -1,4 +1,4 @@
-"""Trains the RBM of section 5.1 by every CD-type method, beside exact MLE (figure 1a).
+"""Trains the RBM of section 5.1: CD-type methods, exact MLE, SteinGAN (figure 1).
 
 The quickstart needs no download and takes about a minute on two CPU cores:
 
@@ -8,51 +8,55 @@ Figure 1(a) on all of MNIST, three seeds:
 
   python -m experiments.mnist_rbm --flagfile=experiments/flags/figure1a.flags
 
+Figures 1(b) to 1(d), SteinGAN and its mix with SteinCD, with a generator beside:
+
+  python -m experiments.mnist_rbm --flagfile=experiments/flags/figure1b.flags
+
 Any flag after the flagfile wins: add `--seeds=0 --steps=1000 --workdir=runs/look` for a
 shorter look. A run that was stopped goes on where it stopped when the same command is
 given again; more seeds, methods or steps extend it. In --workdir it leaves
 figure1a.png, a picture of filters and samples for every method, summary.json,
-metrics.jsonl, checkpoints, and flags.txt, which is a flagfile itself.
+metrics.jsonl, checkpoints, and flags.txt, which is a flagfile itself; of generators
+also their samples over training, samples.png and, for several α, figure1b.png.
 """
 
-import contextlib
 import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags, logging
+from flax import linen as nn
 
-from experiments import common, data, plots, rbm_methods, rbm_summary, workdirs
-from stein_jax import Algorithm, evaluation, kernels, training
+from experiments import (
+  classifier,
+  common,
+  data,
+  plots,
+  rbm_flags,
+  rbm_generators,
+  rbm_methods,
+  rbm_summary,
+  workdirs,
+)
+from stein_jax import Algorithm, evaluation, training
 from stein_jax.energies import GaussianBernoulliRBM
+from stein_jax.stein_gan import SteinGANState
 
 Transform = Callable[[Any], Any]
 """A batch of points -> the same batch, otherwise scaled."""
-
-OVERRIDABLE = (
-  "learning_rate",
-  "schedule",
-  "step_size",
-  "langevin_step_size",
-  "stein_steps",
-  "stein_step_size",
-  "regularization",
-  "feature_bandwidth_multiple",
-)
 
 _METHOD = flags.DEFINE_list(
   "method",
   ["cd", "stein_cd", "stein_score_matching", "mle"],
   f"Learning rules to compare, separated by commas, out of: "
-  f"{', '.join(rbm_methods.METHODS)}.",
+  f"{', '.join(rbm_methods.METHODS)}; with a generator beside the energy: "
+  f"{', '.join(rbm_methods.GENERATOR_METHODS)}.",
 )
 common.define_data_flags()
 _VALIDATION = flags.DEFINE_float(
@@ -96,179 +100,118 @@ _SEEDS = flags.DEFINE_list(
 _EVAL_EVERY = flags.DEFINE_integer(
   "eval_every", 250, "Steps between exact evaluations.", lower_bound=1
 )
-_OPTIMIZER = flags.DEFINE_enum(
-  "optimizer", "adam", ["adam", "sgd", "rmsprop"], "The optax optimizer."
+_NUM_SAMPLES = flags.DEFINE_integer(
+  "num_samples",
+  50_000,
+  "How many samples of a generator are judged at the end.",
+  lower_bound=rbm_generators.COMPARED,
 )
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 3e-4, "The optimizer's learning rate, the paper's μ."
+_GENERATOR_AFTER = flags.DEFINE_integer(
+  "generator_after",
+  0,
+  "Train a generator for so many steps on the finished energy of every method that "
+  "has none.",
+  lower_bound=0,
 )
-_SCHEDULE = flags.DEFINE_enum(
-  "schedule",
-  "constant",
-  ["constant", "cosine", "linear"],
-  "How the learning rate goes over the steps: constant, or to zero.",
-)
-_ADAM_B1 = flags.DEFINE_float(
-  "adam_b1", 0.5, "Adam's β₁; the authors use 0.5.", lower_bound=0.0, upper_bound=0.999
-)
-
-_KERNEL = flags.DEFINE_enum(
-  "kernel", "rbf", ["rbf", "imq", "constant"], "The kernel of the Stein methods."
-)
-_BANDWIDTH = flags.DEFINE_string(
-  "bandwidth",
-  "median",
-  "h of the kernel: a number above 0, in squared pixels, or a policy out of "
-  f"{', '.join(kernels.BANDWIDTHS)}.",
-)
-_BANDWIDTH_MULTIPLE = flags.DEFINE_float(
-  "bandwidth_multiple", 1.0, "A factor on the bandwidth."
-)
-_BANDWIDTH_SUBSAMPLE = flags.DEFINE_integer(
-  "bandwidth_subsample",
+_CLASSIFIER_STEPS = flags.DEFINE_integer(
+  "classifier_steps",
   None,
-  "Take the median of so many particles of the batch; all by default.",
-)
-_STEP_SIZE = flags.DEFINE_float(
-  "step_size",
-  rbm_methods.DEFAULTS["step_size"],
-  "ε of SteinCD's finite difference, in squared pixels.",
-)
-_REGULARIZATION = flags.DEFINE_float(
-  "regularization",
-  rbm_methods.DEFAULTS["regularization"],
-  "η of regularised SteinCD's direction, (K + ηI)⁻¹(K S + V).",
-)
-_STEIN_STEPS = flags.DEFINE_integer(
-  "stein_steps",
-  rbm_methods.DEFAULTS["stein_steps"],
-  "k, how many moves regularised SteinCD makes.",
+  "Training steps of the classifier of samples, if not experiments.classifier's "
+  "own; it is kept in --cache_dir.",
   lower_bound=1,
 )
-_STEIN_STEP_SIZE = flags.DEFINE_float(
-  "stein_step_size",
-  rbm_methods.DEFAULTS["stein_step_size"],
-  "ε of regularised SteinCD's moves, in squared pixels.",
-)
-_REFRESH_STEPS = flags.DEFINE_integer(
-  "refresh_steps",
-  rbm_methods.DEFAULTS["refresh_steps"],
-  "How many antithetic Langevin steps follow the Stein moves of stein_cd_refreshed.",
-  lower_bound=1,
-)
-_FEATURE_BANDWIDTH = flags.DEFINE_string(
-  "feature_bandwidth",
-  "median_no_log",
-  "h of the kernel on the RBM's features y = Bᵀx + c; as --bandwidth.",
-)
-_FEATURE_BANDWIDTH_MULTIPLE = flags.DEFINE_float(
-  "feature_bandwidth_multiple", 1.0, "A factor on the features' bandwidth."
-)
-_LANGEVIN_STEPS = flags.DEFINE_list(
-  "langevin_steps", ["1", "10"], "k of CD-k and PCD-k; one curve for each."
-)
-_ANTITHETIC_STEPS = flags.DEFINE_list(
-  "antithetic_steps", ["1"], "k of antithetic CD-k; one curve for each."
-)
-_GIBBS_STEPS = flags.DEFINE_integer(
-  "gibbs_steps", rbm_methods.DEFAULTS["gibbs_steps"], "k of Gibbs CD-k.", lower_bound=1
-)
-_LANGEVIN_STEP_SIZE = flags.DEFINE_list(
-  "langevin_step_size", ["0.5"], "ε of the Langevin steps; one curve for each."
-)
-_METROPOLIS = flags.DEFINE_bool(
-  "metropolis", False, "CD by MALA, Langevin steps with a Metropolis test."
-)
-_TRACE = flags.DEFINE_enum(
-  "trace",
-  "closed",
-  ["closed", "exact", "hutchinson"],
-  "The trace in Fisher score matching: the RBM's closed form, all d directional "
-  "derivatives (slow), or Hutchinson's estimate with one random probe.",
-)
-_MLE_NEGATIVES = flags.DEFINE_enum(
-  "mle_negatives",
-  "log_partition",
-  ["log_partition", "samples"],
-  "Exact maximum likelihood by the gradient of log Z, or by exact samples.",
-)
-_OVERRIDES = flags.DEFINE_string(
-  "overrides",
-  "",
-  "Flags of single curves, as 'cd_10: learning_rate=1e-3 schedule=cosine; mle: ...'. "
-  f"A curve may have its own {', '.join(OVERRIDABLE)}.",
-)
+rbm_flags.define()
 
 # What may change when a command continues an earlier one in the same --workdir: where
 # things are and what is shown; and there may be more of it.
 _MAY_DIFFER = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
-_MAY_GROW = frozenset(("method", "seeds", "steps"))
+_MAY_GROW = frozenset(("method", "mix", "seeds", "steps"))
 
 
 def main(argv: list[str]) -> None:
   common.refuse_arguments(argv)
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
-  settings, seeds = (
-    settings_of_flags(),
-    common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0),
-  )
+  settings = rbm_flags.settings()
+  seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
   runs = runs_of_flags(settings)
-  own_settings = _own_settings(runs)
+  own_settings = rbm_flags.own_settings([r for r in runs if r.energy_from is None])
+  with_generator = any(run.has_generator for run in runs)
+  if with_generator and (_CENTER.value or _SCALE.value != 1):
+    sys.exit("A generator makes pixels in [0, 1]: leave --center and --scale out.")
   workdir = Path(flags.FLAGS.workdir)
   values = workdirs.own_flags("method", leave_out={"overwrite"})
   # The schedule's shape depends on the number of steps.
-  scheduled = _SCHEDULE.value != "constant" or "schedule=" in _OVERRIDES.value
-  may_grow = _MAY_GROW - ({"steps"} if scheduled else set())
+  scheduled = flags.FLAGS.schedule != "constant" or "schedule=" in flags.FLAGS.overrides
+  # Nor may a generator be trained half on one energy and half on another.
+  fixed = {"steps"} if scheduled or _GENERATOR_AFTER.value else set()
+  may_grow = _MAY_GROW - fixed
   overwrite = flags.FLAGS.overwrite
   # Asked before the data is loaded, which may take half a minute.
   workdirs.check(
     workdir, values, may_differ=_MAY_DIFFER, may_grow=may_grow, overwrite=overwrite
   )
   problem = load_problem()
+  judge = _judge(problem, settings.generator) if with_generator else None
   workdirs.prepare(workdir, values, overwrite=overwrite)
-  summaries: dict[str, Any] = {}
+  results = _Results(workdir, problem, judge, runs)
+  energies: dict[tuple[str, int], Any] = {}
   for run in runs:
     histories: dict[int, list[dict[str, Any]]] = {}
     diverged: dict[int, int] = {}
+    scores: list[dict[str, float]] = []
     algorithm = run.build(own_settings.get(run.name, settings))
     for seed in seeds:
+      folder = workdir / run.name / f"seed_{seed}"
+      energy = energies.get((run.energy_from, seed)) if run.energy_from else None
+      if run.energy_from and energy is None:
+        diverged[seed] = results.diverged[run.energy_from, seed]
+        continue
       try:
         fit = train(
-          problem, algorithm, seed, run.label, workdir / run.name / f"seed_{seed}"
+          problem,
+          algorithm,
+          seed,
+          run.label,
+          folder,
+          judge=judge if run.has_generator else None,
+          energy=energy,
         )
-        params, histories[seed] = fit.state.params, fit.history
       except training.TrainingDiverged as error:
         print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
-        diverged[seed] = error.step
+        diverged[seed] = results.diverged[run.name, seed] = error.step
+        continue
       except ValueError as error:  # the folder holds a run on other data
         sys.exit(f"{run.label}, seed {seed}: {error}")
-    if not histories:
-      summaries[run.label] = {"diverged": diverged}
-      continue
-    summaries[run.label] = rbm_summary.summarize(histories)
-    if diverged:
-      summaries[run.label]["diverged"] = diverged
-    _draw_model(
-      workdir / f"filters_and_samples_{run.name}.png",
-      run.label,
-      problem,
-      params,
-    )
-    _write_results(workdir, problem, summaries)
-  _write_results(workdir, problem, summaries)
-  _gather_metrics(workdir, runs, seeds)
-  rows = rbm_summary.rows(summaries, float(problem.baseline.mean))
-  print(plots.table(rbm_summary.HEADER, rows))
+      histories[seed] = fit.history
+      energies[run.name, seed] = _energy_params(fit.state)
+      if run.has_generator:
+        last = fit.history[-1]["step"]
+        record = folder / "scores.json"
+        scores.append(
+          rbm_generators.judged(judge, fit.state, last, _NUM_SAMPLES.value, record)
+        )
+    results.add(run, histories, diverged, scores, energies)
+  results.gather_metrics(seeds)
+  print(results.tables())
   print(f"\nExact log-likelihood in nats. Pictures and summary.json: {workdir}")
-  if any("diverged" in summary for summary in summaries.values()):
+  if any("diverged" in summary for summary in results.summaries.values()):
     sys.exit(1)
 
 
 def runs_of_flags(settings: rbm_methods.Settings) -> list[rbm_methods.Run]:
-  """The curves of --method."""
-  methods = common.chosen("method", _METHOD.value, rbm_methods.METHODS)
-  return rbm_methods.runs(methods, _rbm(), settings)
+  """The curves of --method, and the generators of --generator_after."""
+  known = (*rbm_methods.METHODS, *rbm_methods.GENERATOR_METHODS)
+  methods = common.chosen("method", _METHOD.value, known)
+  runs = rbm_methods.runs(methods, _rbm(), settings)
+  if not _GENERATOR_AFTER.value:
+    return runs
+  after = [rbm_methods.generator_after(_rbm(), r) for r in runs if not r.has_generator]
+  if not after:
+    sys.exit("--generator_after: every --method already trains a generator.")
+  if flags.FLAGS.schedule != "constant":
+    sys.exit("--generator_after needs --schedule=constant: it has its own steps.")
+  return runs + after
 
 
 class Problem(NamedTuple):
@@ -285,6 +228,10 @@ class Problem(NamedTuple):
 
 def load_problem() -> Problem:
   """The data and the model that the flags ask for."""
+  if not 0 < _SCALE.value < math.inf:
+    sys.exit(f"--scale must be above 0, got {_SCALE.value}.")
+  if not _WEIGHT_SCALE.value < math.inf:
+    sys.exit(f"--weight_scale must be finite, got {_WEIGHT_SCALE.value}.")
   if not _VALIDATION.value > 0:
     sys.exit("--validation must be above 0: the best step is chosen on it.")
   dataset = common.load_data(_BATCH_SIZE.value, validation_fraction=_VALIDATION.value)
@@ -312,30 +259,89 @@ def load_problem() -> Problem:
 
 
 def train(
-  problem: Problem, algorithm: Algorithm, seed: int, label: str, workdir: Path | None
+  problem: Problem,
+  algorithm: Algorithm,
+  seed: int,
+  label: str,
+  workdir: Path | None,
+  *,
+  judge: rbm_generators.Judge | None = None,
+  energy: Any = None,
 ) -> training.Fit:
-  """Trains one method from one seed; all methods share a seed's start and batches."""
+  """Trains one method from one seed; all methods share a seed's start and batches.
+
+  Args:
+    problem: what is learned.
+    algorithm: the learning rule.
+    seed: of the start, the batches and the noise.
+    label: of the progress bar.
+    workdir: as in `training.fit`.
+    judge: given where a generator is trained beside the energy, or after it.
+    energy: the finished energy's parameters where a generator is trained after it.
+  """
   init_key, fit_key = jax.random.split(jax.random.key(seed))
-  if _INITIALIZATION.value == "data_mean":
+  params = energy
+  if params is None and _INITIALIZATION.value == "data_mean":
     start = problem.transform(problem.pixels)
     params = problem.rbm.init_from_data(init_key, start)
-  else:
+  elif params is None:
     params = problem.rbm.init(init_key, jnp.zeros(problem.pixels.shape[1]))
+  evaluate = {"log_likelihood": lambda state: problem.evaluate(_energy_params(state))}
+  observe = None
+  if judge is not None:
+    generator_key = jax.random.fold_in(init_key, 1)
+    eta, _ = rbm_methods.start_generator(generator_key, judge.generator)
+    params = {"energy": params, "generator": eta}
+    evaluate["samples"] = judge.while_training
+    if workdir is not None:
+      observe = rbm_generators.keeping_samples(judge.generator, workdir / "samples")
   return training.fit(
     fit_key,
     algorithm,
     params,
     problem.pixels,
-    num_steps=_STEPS.value,
+    num_steps=_STEPS.value if energy is None else _GENERATOR_AFTER.value,
     batch_size=_BATCH_SIZE.value,
     transform=problem.transform,
     log_every=_EVAL_EVERY.value,
-    evaluate={"log_likelihood": lambda state: problem.evaluate(state.params)},
+    evaluate=evaluate,
     eval_every=_EVAL_EVERY.value,
+    observe=observe,
     workdir=workdir,
     progress=flags.FLAGS.progress,
     label=label if workdir is None else f"{label}, seed {seed}",
   )
+
+
+def _energy_params(state: Any) -> Any:
+  """θ of any algorithm's state."""
+  params = state.params
+  return params["energy"] if isinstance(state, SteinGANState) else params
+
+
+def _judge(problem: Problem, generator: nn.Module) -> rbm_generators.Judge:
+  """A classifier of the data's own classes, fitted once and kept; and the test set."""
+  dataset = problem.dataset
+  if dataset.test.shape[1:] != (28, 28, 1):
+    sys.exit(
+      f"The generator makes pictures of 28×28 grey pixels; {dataset.name} has "
+      f"{'×'.join(map(str, dataset.test.shape[1:]))}."
+    )
+  try:
+    fitted = classifier.load_or_fit(
+      dataset,
+      cache_dir=flags.FLAGS.cache_dir,
+      num_steps=_CLASSIFIER_STEPS.value,
+      progress=flags.FLAGS.progress,
+    )
+  except ValueError as error:
+    sys.exit(f"--dataset={dataset.name}: {error}")
+  print(
+    f"Classifier: {100 * fitted.test_accuracy:.2f} % of the test set are right.",
+    file=sys.stderr,
+  )
+  features = fitted.features(dataset.test)
+  return rbm_generators.Judge(problem.rbm, generator, fitted, dataset.test, features)
 
 
 def _rbm() -> GaussianBernoulliRBM:
@@ -393,152 +399,129 @@ def _draw_model(
   )
 
 
-def _write_results(
-  workdir: Path, problem: Problem, summaries: Mapping[str, Any]
-) -> None:
-  """Writes summary.json and figure1a.png; called after every method."""
-  device = jax.devices()[0]
-  dataset, baseline = problem.dataset, problem.baseline
-  summary = {
-    "command": f"python -m experiments.mnist_rbm --flagfile={workdir / 'flags.txt'}",
-    "dataset": dataset.name,
-    "sizes": {
-      name: len(getattr(dataset, name)) for name in ("train", "validation", "test")
-    },
-    "flags": workdirs.own_flags("method"),
-    "gaussian_baseline": {k: float(v) for k, v in baseline._asdict().items()},
-    "methods": dict(summaries),
-    "environment": {"jax": jax.__version__, "device": device.device_kind},
-  }
-  (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-  plots.likelihood_curves(
-    workdir / "figure1a.png",
-    {label: s["curve"] for label, s in summaries.items() if "curve" in s},
-    baseline=float(baseline.mean),
-    title=f"RBM with {_NUM_HIDDEN.value} hidden units on {dataset.name}",
-  )
+class _Results:
+  """What a command leaves in its workdir, written anew after every method."""
 
+  def __init__(
+    self,
+    workdir: Path,
+    problem: Problem,
+    judge: rbm_generators.Judge | None,
+    runs: Sequence[rbm_methods.Run],
+  ):
+    self.workdir, self.problem, self.judge = workdir, problem, judge
+    self.runs = runs
+    self.summaries: dict[str, Any] = {}
+    self.diverged: dict[tuple[str, int], int] = {}  # run, seed -> step
+    self.test_images = judge and judge.of_test_images()
 
-def _gather_metrics(
-  workdir: Path, runs: list[rbm_methods.Run], seeds: list[int]
-) -> None:
-  """Joins the metrics of all runs into one file, each row with its method and seed."""
-  with (workdir / "metrics.jsonl").open("w") as file:
-    for run in runs:
-      for seed in seeds:
-        path = workdir / run.name / f"seed_{seed}" / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else ():
-          row = {"method": run.name, "seed": seed, **json.loads(line)}
-          file.write(json.dumps(row) + "\n")
-
-
-def settings_of_flags(
-  own: Mapping[str, Any] = MappingProxyType({}),
-) -> rbm_methods.Settings:
-  """The flags as objects of the library; an exit with a message names what is wrong.
-
-  Args:
-    own: values that take the place of flags, for a curve of its own settings.
-  """
-  value = {name: own.get(name, flags.FLAGS[name].value) for name in OVERRIDABLE}
-  for name in ("step_size", "learning_rate", "regularization", "stein_step_size"):
-    if not 0 < value[name] < math.inf:
-      sys.exit(f"--{name} must be above 0, got {value[name]}.")
-  if not 0 < _SCALE.value < math.inf:
-    sys.exit(f"--scale must be above 0, got {_SCALE.value}.")
-  if not _WEIGHT_SCALE.value < math.inf:
-    sys.exit(f"--weight_scale must be finite, got {_WEIGHT_SCALE.value}.")
-  rate, steps = value["learning_rate"], _STEPS.value
-  learning_rate = {
-    "constant": lambda: rate,
-    "cosine": lambda: optax.cosine_decay_schedule(rate, steps),
-    "linear": lambda: optax.linear_schedule(rate, 0.0, steps),
-  }[value["schedule"]]()
-  optimizer = {
-    "adam": lambda: optax.adam(learning_rate, b1=_ADAM_B1.value),
-    "sgd": lambda: optax.sgd(learning_rate),
-    "rmsprop": lambda: optax.rmsprop(learning_rate),
-  }[_OPTIMIZER.value]()
-  langevin_step_size = common.numbers(
-    "langevin_step_size", flags.FLAGS.langevin_step_size
-  )
-  if "langevin_step_size" in own:
-    langevin_step_size = [own["langevin_step_size"]]
-  return rbm_methods.Settings(
-    optimizer=optimizer,
-    kernel=_kernel(
-      "bandwidth", _BANDWIDTH_MULTIPLE.value, subsample=_BANDWIDTH_SUBSAMPLE.value
-    ),
-    step_size=value["step_size"],
-    feature_kernel=_kernel("feature_bandwidth", value["feature_bandwidth_multiple"]),
-    regularization=value["regularization"],
-    stein_steps=value["stein_steps"],
-    stein_step_size=value["stein_step_size"],
-    refresh_steps=_REFRESH_STEPS.value,
-    langevin_steps=common.numbers(
-      "langevin_steps", flags.FLAGS.langevin_steps, int, at_least=1
-    ),
-    langevin_step_size=langevin_step_size,
-    antithetic_steps=common.numbers(
-      "antithetic_steps", flags.FLAGS.antithetic_steps, int, at_least=1
-    ),
-    metropolis=_METROPOLIS.value,
-    gibbs_steps=_GIBBS_STEPS.value,
-    trace=_TRACE.value,
-    mle_negatives=_MLE_NEGATIVES.value,
-  )
-
-
-def _kernel(
-  name: str, multiple: float, *, subsample: int | None = None
-) -> kernels.Kernel:
-  """The kernel of --kernel with the bandwidth of the flag of this name."""
-  bandwidth: Any = flags.FLAGS[name].value
-  with contextlib.suppress(ValueError):
-    bandwidth = float(bandwidth)
-  options = {"multiple": multiple, "subsample": subsample}
-  try:
-    return {
-      "rbf": lambda: kernels.rbf(bandwidth, **options),
-      "imq": lambda: kernels.imq(bandwidth, **options),
-      "constant": kernels.constant,
-    }[_KERNEL.value]()
-  except ValueError as error:
-    sys.exit(f"--{name}: {error}")
-
-
-def _own_settings(
-  runs: Sequence[rbm_methods.Run],
-) -> dict[str, rbm_methods.Settings]:
-  """The settings of the curves that --overrides names."""
-  names = [run.name for run in runs]
-  settings = {}
-  for clause in filter(str.strip, _OVERRIDES.value.split(";")):
-    name, colon, assignments = clause.strip().partition(":")
-    if not colon or name not in names:
-      sys.exit(
-        f"--overrides: {clause.strip()!r} does not begin with a curve and a colon; the "
-        f"curves of this run are {', '.join(names)}."
+  def add(
+    self,
+    run: rbm_methods.Run,
+    histories: Mapping[int, list[dict[str, Any]]],
+    diverged: Mapping[int, int],
+    scores: Sequence[Mapping[str, float]],
+    energies: Mapping[tuple[str, int], Any],
+  ) -> None:
+    """Adds all seeds of a method."""
+    if not histories:
+      self.summaries[run.label] = {"diverged": dict(diverged)}
+      self.write()
+      return
+    summary = self.summaries[run.label] = rbm_summary.summarize(histories)
+    if diverged:
+      summary["diverged"] = dict(diverged)
+    seed = list(histories)[-1]
+    if run.energy_from is None:
+      _draw_model(
+        self.workdir / f"filters_and_samples_{run.name}.png",
+        run.label,
+        self.problem,
+        energies[run.name, seed],
       )
-    own = {}
-    for assignment in assignments.split():
-      flag, equals, text = assignment.partition("=")
-      if not equals or flag not in OVERRIDABLE:
-        sys.exit(
-          f"--overrides: {name}: {assignment!r} is not FLAG=VALUE with a flag out of "
-          f"{', '.join(OVERRIDABLE)}."
-        )
-      parser = flags.FLAGS[flag].parser
-      try:
-        own[flag] = float(text) if flag == "langevin_step_size" else parser.parse(text)
-      except ValueError as error:
-        sys.exit(f"--overrides: {name}: {flag}: {error}")
-    if not 0 < own.get("langevin_step_size", 1.0) < math.inf:
-      sys.exit(f"--overrides: {name}: langevin_step_size must be above 0.")
-    if "langevin_step_size" in own and len(_LANGEVIN_STEP_SIZE.value) > 1:
-      sys.exit("--overrides of langevin_step_size need a single --langevin_step_size.")
-    settings[name] = settings_of_flags(own)
-  return settings
+    if run.has_generator:
+      summary["samples"] = rbm_generators.summarize(scores)
+      rbm_generators.draw_training(
+        self.workdir / f"training_{run.name}.png",
+        self._kept_samples(run, seed),
+        title=run.label,
+        last=histories[seed][-1]["step"],
+      )
+    self.write()
+
+  def _kept_samples(self, run: rbm_methods.Run, seed: int) -> Path:
+    return self.workdir / run.name / f"seed_{seed}" / "samples"
+
+  def write(self) -> None:
+    """Writes summary.json and the figures."""
+    dataset, baseline = self.problem.dataset, self.problem.baseline
+    record = self.workdir / "flags.txt"
+    summary = {
+      "command": f"python -m experiments.mnist_rbm --flagfile={record}",
+      "dataset": dataset.name,
+      "sizes": {
+        name: len(getattr(dataset, name)) for name in ("train", "validation", "test")
+      },
+      "flags": workdirs.own_flags("method"),
+      "gaussian_baseline": {k: float(v) for k, v in baseline._asdict().items()},
+      "methods": self.summaries,
+      "environment": {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+      },
+    }
+    if self.judge is not None:
+      summary["classifier_test_accuracy"] = self.judge.classifier.test_accuracy
+      summary["test_images"] = self.test_images
+    text = json.dumps(summary, indent=1) + "\n"
+    (self.workdir / "summary.json").write_text(text)
+    self._draw()
+
+  def _draw(self) -> None:
+    title = f"RBM with {_NUM_HIDDEN.value} hidden units on {self.problem.dataset.name}"
+    after = {run.label for run in self.runs if run.energy_from is not None}
+    plots.likelihood_curves(
+      self.workdir / "figure1a.png",
+      {
+        label: summary["curve"]
+        for label, summary in self.summaries.items()
+        if "curve" in summary and label not in after
+      },
+      baseline=float(self.problem.baseline.mean),
+      title=title,
+    )
+    folders = {
+      run.label: self._kept_samples(run, self.summaries[run.label]["seeds"][-1])
+      for run in self.runs
+      if "samples" in self.summaries.get(run.label, {})
+    }
+    if folders:
+      rbm_generators.draw_samples(
+        self.workdir / "samples.png", folders, self.summaries, title=title
+      )
+      rbm_generators.draw_mix(
+        self.workdir / "figure1b.png", self.runs, self.summaries, title=title
+      )
+
+  def gather_metrics(self, seeds: Sequence[int]) -> None:
+    """Joins the metrics of all runs into one file, rows with their method and seed."""
+    with (self.workdir / "metrics.jsonl").open("w") as file:
+      for run in self.runs:
+        for seed in seeds:
+          path = self.workdir / run.name / f"seed_{seed}" / "metrics.jsonl"
+          for line in path.read_text().splitlines() if path.exists() else ():
+            row = {"method": run.name, "seed": seed, **json.loads(line)}
+            file.write(json.dumps(row) + "\n")
+
+  def tables(self) -> str:
+    """What the program prints at its end."""
+    lines = rbm_summary.rows(self.summaries, float(self.problem.baseline.mean))
+    text = plots.table(rbm_summary.HEADER, lines)
+    if self.judge is not None:
+      summary = {"methods": self.summaries, "test_images": self.test_images}
+      lines = rbm_summary.samples_rows(summary)
+      text += "\n\n" + plots.table(rbm_summary.SAMPLES_HEADER, lines)
+    return text
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def likelihood_curves(
   figure, axis = plt.subplots(figsize=(7.5, 4.5))
   colors = plt.get_cmap("tab20").colors  # a strong and a pale one of every hue
   axis.set_prop_cycle(color=colors[::2] + colors[1::2])
-  finals = []
+  finals = {}
   # Curves that coincide, as SteinCD and its limit do, stay visible through the dashes.
   dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
   for label, curve in curves.items():
@@ -40,14 +40,17 @@ def likelihood_curves(
     axis.fill_between(
       steps, mean - sd, mean + sd, color=line.get_color(), alpha=0.2, linewidth=0
     )
-    finals += [mean[-1], mean.max()]
+    finals[line] = (mean[-1], mean.max())
   axis.axhline(baseline, color="grey", linestyle=":", label="N(mean, I)")
   if finals:
     # The first steps may start tens of nats lower; the differences are at the top.
-    low, high = min([*finals, baseline]), max([*finals, baseline])
-    low = max(low, high - 15)
+    nats = [baseline, *itertools.chain(*finals.values())]
+    low, high = max(min(nats), max(nats) - 15), max(nats)
     margin = 0.12 * max(high - low, 1.0)
     axis.set_ylim(low - margin, high + margin)
+    for line, (last, _) in finals.items():
+      if last < low - margin:
+        line.set_label(f"{line.get_label()} (ends at {last:.0f})")
   axis.set(
     xlabel="training steps", ylabel="exact test log-likelihood (nats)", title=title
   )
@@ -56,14 +59,21 @@ def likelihood_curves(
   _save(figure, path)
 
 
-def image_rows(path: Path, rows: Mapping[str, np.ndarray], *, title: str) -> None:
+def image_rows(
+  path: Path,
+  rows: Mapping[str, np.ndarray],
+  *,
+  title: str,
+  limits: tuple[float, float] | None = None,
+) -> None:
   """Rows of images, one row of panels for each caption.
 
   Args:
     path: the PNG to write.
-    rows: caption -> images `[n, h, w, c]` with values to be shown from their own
-      minimum to their own maximum; at most ten of each are shown.
+    rows: caption -> images `[n, h, w, c]`; at most ten of each are shown.
     title: the picture's title.
+    limits: what is black and what is white; by default every image's own minimum and
+      maximum.
   """
   columns = min(10, max(len(images) for images in rows.values()))
   figure = plt.figure(figsize=(columns, 1.35 * len(rows) + 0.4), layout="constrained")
@@ -73,10 +83,74 @@ def image_rows(path: Path, rows: Mapping[str, np.ndarray], *, title: str) -> Non
     band.suptitle(caption, fontsize="small", x=0.01, ha="left")
     for panel, image in zip(band.subplots(1, columns), images):
       panel.axis("off")
-      span = image.max() - image.min()
-      panel.imshow(
-        np.squeeze((image - image.min()) / (span if span > 0 else 1)), cmap="gray"
-      )
+      low, high = limits or (image.min(), image.max())
+      span = high - low if high > low else 1
+      panel.imshow(np.squeeze((image - low) / span), cmap="gray", vmin=0, vmax=1)
+  _save(figure, path)
+
+
+def image_grids(path: Path, grids: Mapping[str, np.ndarray], *, title: str) -> None:
+  """Square grids of images side by side, up to four in a row.
+
+  Args:
+    path: the PNG to write.
+    grids: caption -> images `[n, h, w, c]` in [0, 1]; the largest square is shown.
+    title: the picture's title.
+  """
+  columns = min(4, len(grids))
+  rows = -(-len(grids) // columns)
+  figure, axes = plt.subplots(
+    rows,
+    columns,
+    figsize=(3.8 * columns, 4.3 * rows + 0.3),
+    squeeze=False,
+    layout="constrained",
+  )
+  for axis in axes.flat:
+    axis.axis("off")
+  for axis, (caption, images) in zip(axes.flat, grids.items()):
+    side = int(len(images) ** 0.5)
+    h, w, c = images.shape[1:]
+    grid = images[: side * side].reshape(side, side, h, w, c).swapaxes(1, 2)
+    grid = grid.reshape(side * h, side * w, c)
+    axis.imshow(np.squeeze(grid), cmap="gray", vmin=0, vmax=1)
+    axis.set_title(caption, fontsize="small")
+  figure.suptitle(title, fontsize="medium")
+  _save(figure, path)
+
+
+def mix_trade_off(
+  path: Path,
+  alphas: Sequence[float],
+  *,
+  inception_scores: Sequence[Sequence[float]],
+  log_likelihoods: Sequence[Sequence[float]],
+  title: str,
+) -> None:
+  """Figure 1(b): inception score and test log-likelihood against α, an axis each.
+
+  Args:
+    path: the PNG to write.
+    alphas: α [t], ascending.
+    inception_scores: of every seed, [t][seeds].
+    log_likelihoods: of every seed, in nats, [t][seeds].
+    title: what was trained on what.
+  """
+  figure, left = plt.subplots(figsize=(7, 4.2))
+  right = left.twinx()
+  for axis, values, color, label in (
+    (left, inception_scores, "tab:blue", "inception score"),
+    (right, log_likelihoods, "tab:red", "exact test log-likelihood (nats)"),
+  ):
+    means = [np.mean(v) for v in values]
+    axis.plot(alphas, means, marker="o", color=color)
+    for alpha, of_seeds in zip(alphas, values):
+      axis.plot([alpha] * len(of_seeds), of_seeds, ".", color=color, alpha=0.5)
+    axis.set_ylabel(label, color=color)
+    axis.tick_params(axis="y", colors=color)
+  left.set_ylim(bottom=1)
+  left.set(xlabel="α, the share of SteinCD's updates", title=title)
+  left.grid(alpha=0.3)
   _save(figure, path)
 
 

@@ -4,12 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import optax
+from flax import linen as nn
 from jax.tree_util import Partial
 
 from stein_jax import (
   Algorithm,
+  AlignmentController,
   contrastive_divergence,
+  generators,
   kernels,
   learn_from_negatives,
   maximum_likelihood,
@@ -17,11 +21,12 @@ from stein_jax import (
   samplers,
   score_matching,
   stein_cd,
+  stein_gan,
   stein_moves,
   stein_score_matching,
 )
 from stein_jax.energies import GaussianBernoulliRBM
-from stein_jax.types import Array, Key, Metrics, Params
+from stein_jax.types import Array, Key, Metrics, Params, PyTree
 
 
 class Settings(NamedTuple):
@@ -45,9 +50,17 @@ class Settings(NamedTuple):
   gibbs_steps: int = 1
   trace: str = "closed"
   mle_negatives: str = "log_partition"
+  generator: nn.Module = generators.MNISTGenerator()
+  generator_optimizer: optax.GradientTransformation | None = None
+  mix: Sequence[float] = (0.25,)
+  mix_scale: float = 100.0
+  discount: float | AlignmentController = 0.0
 
 
 DEFAULTS = Settings._field_defaults
+
+NOISE_FN = generators.uniform_noise()
+"""ξ of every generator here."""
 
 
 class Run(NamedTuple):
@@ -59,13 +72,21 @@ class Run(NamedTuple):
   name: str
   label: str
   build: Callable[[Settings], Algorithm]
+  mix: float | None = None  # α, where a generator is trained beside the energy
+  energy_from: str | None = None  # the run whose energy a generator is trained on
+
+  @property
+  def has_generator(self) -> bool:
+    """Whether its parameters are {"energy": ..., "generator": ...}."""
+    return self.mix is not None or self.energy_from is not None
 
 
 def runs(
   methods: Sequence[str], rbm: GaussianBernoulliRBM, settings: Settings
 ) -> list[Run]:
-  """One run for every method; CD has one for every k and ε that was asked for."""
-  return [run for method in methods for run in _BUILDERS[method](rbm, settings)]
+  """One run for every method; some have one for every number that was asked for."""
+  builders = {**_BUILDERS, **_GENERATOR_BUILDERS}
+  return [run for method in methods for run in builders[method](rbm, settings)]
 
 
 def _contrastive_divergence(
@@ -246,6 +267,71 @@ def _maximum_likelihood(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
     )
 
 
+def _stein_gan(
+  rbm: GaussianBernoulliRBM, settings: Settings, kind: str = ""
+) -> Iterator[Run]:
+  for alpha in settings.mix if kind == "mix" else (0.0,):
+    name, label = {
+      "": ("steingan", "SteinGAN"),
+      "no_kernel": ("steingan_no_kernel", "SteinGAN, no kernel"),
+      "mix": (f"steincd_gan_{alpha:.15g}", f"SteinCD-GAN({alpha:.15g})"),
+    }[kind]
+
+    def build(s: Settings, alpha: float = alpha) -> Algorithm:
+      kernel = None if kind == "no_kernel" else s.kernel
+      return _stein_gan_of(rbm, s, s.optimizer, kernel, mix=alpha)
+
+    yield Run(name, label, build, mix=alpha)
+
+
+def generator_after(rbm: GaussianBernoulliRBM, run: Run) -> Run:
+  """A generator that is trained on the finished energy of a run, which stays."""
+
+  def build(s: Settings) -> Algorithm:
+    return _stein_gan_of(rbm, s, optax.set_to_zero(), s.kernel, mix=0.0)
+
+  name, label = f"{run.name}_then_generator", f"{run.label}, then a generator"
+  return Run(name, label, build, energy_from=run.name)
+
+
+def _stein_gan_of(
+  rbm: GaussianBernoulliRBM,
+  settings: Settings,
+  energy_optimizer: optax.GradientTransformation,
+  kernel: kernels.Kernel | None,
+  *,
+  mix: float,
+) -> Algorithm:
+  """SteinGAN on flat pictures."""
+  images_of = generators.generate_fn(settings.generator)
+
+  def generate(
+    eta: Params, stats: PyTree, noise: Array, context: PyTree
+  ) -> tuple[Array, PyTree]:
+    images, stats = images_of(eta, stats, noise, context)
+    return images.reshape(len(images), -1), stats
+
+  return stein_gan(
+    rbm.apply,
+    generate,
+    NOISE_FN,
+    kernel,
+    energy_optimizer,
+    settings.generator_optimizer or settings.optimizer,
+    gen_stats=start_generator(jax.random.key(0), settings.generator)[1],
+    mix=mix,
+    mix_scale=settings.mix_scale,
+    step_size=settings.step_size,
+    discount=settings.discount,
+  )
+
+
+def start_generator(key: Key, generator: nn.Module) -> tuple[Params, PyTree]:
+  """A generator's parameters, and its statistics, which are the same for every key."""
+  noise_key, init_key = jax.random.split(key)
+  return generators.initialize(init_key, generator, NOISE_FN(noise_key, 2))
+
+
 _Builder = Callable[[GaussianBernoulliRBM, Settings], Iterator[Run]]
 
 _BUILDERS: dict[str, _Builder] = {
@@ -266,4 +352,14 @@ _BUILDERS: dict[str, _Builder] = {
   "mle": _maximum_likelihood,
 }
 
+_GENERATOR_BUILDERS: dict[str, _Builder] = {
+  "steingan": _stein_gan,
+  "steingan_no_kernel": partial(_stein_gan, kind="no_kernel"),
+  "steincd_gan": partial(_stein_gan, kind="mix"),
+}
+
 METHODS = tuple(_BUILDERS)
+"""Rules that learn an energy by itself."""
+
+GENERATOR_METHODS = tuple(_GENERATOR_BUILDERS)
+"""Rules that learn a generator beside it."""

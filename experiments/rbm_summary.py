@@ -3,8 +3,9 @@
   python -m experiments.rbm_summary experiments/results/figure1a/summary.json
 
 prints the table of a summary in Markdown, as it stands in the README; a number after
-the path prints instead every seed's test log-likelihood at that step, and several paths
-the final test log-likelihoods side by side.
+the path prints instead every seed's test log-likelihood at that step, the word samples
+the scores of the generators' samples, and several paths the final test log-likelihoods
+side by side.
 """
 
 import json
@@ -55,9 +56,9 @@ def summarize(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str,
   test = np.array([[values[step] for step in steps] for values in by_step])
   return {
     "seeds": list(histories),
-    "final": {split: _over_seeds(final, split) for split in SPLITS},
+    "final": {split: _nats_over_seeds(final, split) for split in SPLITS},
     "best_on_validation": {
-      **{split: _over_seeds(best, split) for split in SPLITS},
+      **{split: _nats_over_seeds(best, split) for split in SPLITS},
       "steps": [row["step"] for row in best],
     },
     "ms_per_step": float(np.median(timings)) if timings else None,
@@ -93,6 +94,59 @@ def rows(methods: Mapping[str, Mapping[str, Any]], baseline: float) -> list[list
       ]
     )
   return lines
+
+
+SAMPLES_HEADER = (
+  "samples of",
+  "inception score",
+  "label entropy",
+  "distance",
+  "Fréchet",
+  "kernel distance",
+  "precision",
+  "recall",
+  "KSD²",
+  "KSD², exact",
+)
+
+_SAMPLE_SCORES = {
+  "inception_score": ".2f",
+  "label_entropy": ".2f",
+  "mean_pairwise_distance": ".2f",
+  "frechet_distance": ".1f",
+  "kernel_inception_distance": ".3g",
+  "precision": ".2f",
+  "recall": ".2f",
+  "ksd_squared": ".3g",
+  "ksd_squared_of_exact_samples": ".2g",
+}
+
+
+def samples_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+  """The rows under `SAMPLES_HEADER`, means over seeds; none without a generator."""
+  entries = {
+    label: method["samples"]
+    for label, method in summary["methods"].items()
+    if "samples" in method
+  }
+  if not entries:
+    return []
+  real = {name: {"mean": v} for name, v in summary["test_images"].items()}
+  return [
+    [
+      label,
+      *(
+        format(scores[name]["mean"], digits) if name in scores else ""
+        for name, digits in _SAMPLE_SCORES.items()
+      ),
+    ]
+    for label, scores in {"half of the test set": real, **entries}.items()
+  ]
+
+
+def markdown_samples(summary: Mapping[str, Any]) -> str:
+  """The table of the generators' samples in Markdown."""
+  return markdown_table(SAMPLES_HEADER, samples_rows(summary))
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -141,8 +195,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def _over_seeds(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
-  values = np.array([row[f"log_likelihood/{split}"] for row in rows])
+def _nats_over_seeds(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
+  return over_seeds([row[f"log_likelihood/{split}"] for row in rows])
+
+
+def over_seeds(numbers: Sequence[float]) -> dict[str, Any]:
+  """Mean, standard deviation and values of one number of every seed."""
+  values = np.array(numbers)
   return {
     "mean": float(values.mean()),
     "sd": float(_sd(values[:, None])[0]),
@@ -166,15 +225,18 @@ def _nats(entry: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str]) -> str:
   """What the command line prints."""
-  step = int(arguments[-1]) if arguments and arguments[-1].isdigit() else None
-  paths = [Path(text) for text in (arguments if step is None else arguments[:-1])]
-  if not paths or (step is not None and len(paths) > 1):
+  last = arguments[-1] if arguments else ""
+  special = last == "samples" or last.isdigit()
+  paths = [Path(text) for text in (arguments[:-1] if special else arguments)]
+  if not paths or (special and len(paths) > 1):
     sys.exit(__doc__)
   summaries = {path.parent.name: json.loads(path.read_text()) for path in paths}
   if len(summaries) > 1:
     return markdown_side_by_side(summaries)
   (summary,) = summaries.values()
-  return markdown(summary) if step is None else markdown_at(summary, step)
+  if last == "samples":
+    return markdown_samples(summary)
+  return markdown_at(summary, int(last)) if special else markdown(summary)
 
 
 if __name__ == "__main__":

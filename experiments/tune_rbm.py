@@ -21,7 +21,15 @@ import scipy.stats.qmc
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from experiments import common, mnist_rbm, plots, rbm_methods, rbm_summary, workdirs
+from experiments import (
+  common,
+  mnist_rbm,
+  plots,
+  rbm_flags,
+  rbm_methods,
+  rbm_summary,
+  workdirs,
+)
 from stein_jax import training
 
 _BUDGET = flags.DEFINE_integer(
@@ -50,8 +58,10 @@ def main(argv: list[str]) -> None:
     print(markdown(common.read_summary(_FROM_SUMMARY.value)))
     return
   logging.set_verbosity(logging.WARNING)
-  base = mnist_rbm.settings_of_flags()
+  base = rbm_flags.settings()
   runs = mnist_rbm.runs_of_flags(base)
+  if any(run.has_generator for run in runs):
+    sys.exit("tuning is for methods that learn an energy alone, without a generator.")
   if len(base.langevin_step_size) > 1 or flags.FLAGS["overrides"].value:
     sys.exit("tuning chooses --langevin_step_size (give one) and --overrides itself.")
   workdir = Path(flags.FLAGS["workdir"].value)
@@ -153,7 +163,7 @@ def _validation(
   problem: mnist_rbm.Problem, run: rbm_methods.Run, own: Mapping[str, Any]
 ) -> float | None:
   """The validation log-likelihood of the last step; None where the run diverged."""
-  settings = mnist_rbm.settings_of_flags(own)
+  settings = rbm_flags.settings(own)
   try:
     fit = mnist_rbm.train(problem, run.build(settings), 0, run.label, None)
   except training.TrainingDiverged:

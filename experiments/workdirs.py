@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -13,7 +14,7 @@ def own_flags(known: str, *, leave_out: Set[str] = frozenset()) -> dict[str, str
   by_module = flags.FLAGS.flags_by_module_dict()
   module = next(name for name, own in by_module.items() if flags.FLAGS[known] in own)
   return {
-    flag.name: ",".join(flag.value) if isinstance(flag.value, list) else str(flag.value)
+    flag.name: _text(flag.value)
     for flag in by_module[module]
     if flag.value is not None and flag.name not in leave_out
   }
@@ -41,7 +42,8 @@ def check(
   if workdir.exists() and not workdir.is_dir():
     sys.exit(f"--workdir={workdir} is a file; name a folder.")
   if record.exists() and not overwrite:
-    before = _read(record)
+    # A flag that is newer than the record had its default then.
+    before = _defaults(values.keys()) | _read(record)
     changed = [
       f"--{name}: {before.get(name)} before, {values.get(name)} now"
       for name in sorted((values.keys() | before.keys()) - may_differ)
@@ -71,6 +73,19 @@ def prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   lines = [f"--{name}={value}" for name, value in values.items()]
   record.write_text("\n".join(lines) + "\n")
+
+
+def _defaults(names: Set[str]) -> dict[str, str]:
+  found = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
+  return {
+    name: _text(flag.default)
+    for name, flag in found.items()
+    if flag.default is not None
+  }
+
+
+def _text(value: Any) -> str:
+  return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _read(record: Path) -> dict[str, str]:

@@ -53,10 +53,15 @@ def deconvolution(x: Array, kernel: Array) -> Array:
 
   Returns:
     `[n, 2h, 2w, c']`.
+
+  Raises:
+    ValueError: a kernel of another shape.
   """
   # The pixels of each of four phases (o even or odd, along both axes) are a convolution
   # of x by every second tap; together they are one by 3×3 taps with 4c' channels.
   n, h, w, c = x.shape
+  if kernel.shape[:3] != (5, 5, c):
+    raise ValueError(f"kernel must be [5, 5, {c}, c'], got shape {kernel.shape}.")
   taps = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
   taps = taps.reshape(3, 2, 3, 2, c, -1)[::-1, :, ::-1]
   phases = convolution(x, taps.transpose(0, 2, 4, 1, 3, 5).reshape(3, 3, c, -1))

@@ -263,8 +263,8 @@ class Radial(Kernel):
 
     tr ∇ₓ∇_y k = −(2d/h) ρ' − (4/h) t ρ''.
     """
-    h = self._number()
     x, _ = jax.flatten_util.ravel_pytree(x)
+    h = self._number(x.dtype)
     score_x, _ = jax.flatten_util.ravel_pytree(score_x)
     y, _ = pairwise.as_matrix(sources)
     s, _ = pairwise.as_matrix(scores)
@@ -272,9 +272,11 @@ class Radial(Kernel):
     x, y = x - centre[0], y - centre
     t = pairwise.squared_distances(x, y, jnp.square(y).sum(axis=1)) / h
     k, slope, curvature = self.profile(t)
-    # sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x)
+    # sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x), term by term: the differences
+    # y − x of all pairs would not fit into memory.
     along = (
-      pairwise.matmul(y - x[None], score_x)
+      pairwise.matmul(y, score_x)
+      - (x * score_x).sum()
       - (s * y).sum(axis=1)
       + pairwise.matmul(s, x)
     )

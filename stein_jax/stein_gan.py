@@ -218,7 +218,7 @@ def stein_gan(
 
   The two gradients of θ are of different size, and one optimizer serves both. SteinCD's
   is a rate, divided by ε; SteinGAN's a difference between distributions, and much
-  larger where the generator is bad. `mix_scale` weighs them.
+  larger where the generator is bad. `mix_scale` weighs them where they are mixed.
 
   `params` of `init` is `{"energy": θ, "generator": η}`.
 
@@ -231,7 +231,7 @@ def stein_gan(
     gen_optimizer: an optax optimizer for η.
     gen_stats: the statistics that the generator starts with.
     mix: α, from 0 (plain SteinGAN) to 1.
-    mix_scale: a factor on SteinCD's gradient.
+    mix_scale: a factor on SteinCD's gradient; of no effect where mix is 0 or 1.
     step_size: ε of SteinCD, and of the regression where num_inner_steps is above 1.
     discount: γ, a number in [0, 1) or an `AlignmentController`; it acts on generated
       negatives only.
@@ -239,7 +239,7 @@ def stein_gan(
       x + εφ(x), by `amortized_svgd_loss` (20); one step is (21).
     regularization: η of the regularised Stein direction.
     axis_name: the axis over which the batch is spread; every device draws all noise
-      and keeps its own.
+      and keeps its own. A generator with batch norm needs the same axis_name.
 
   Raises:
     ValueError: numbers outside their ranges.
@@ -291,11 +291,13 @@ def stein_gan(
         regularization=regularization,
         axis_name=axis_name,
       )
-      return jax.tree.map(lambda g: mix_scale * g, gradient)
+      return gradient
 
     if mix in (0, 1):
       return stein_cd() if mix else plain()
-    return jax.lax.cond(coin, stein_cd, plain)
+    return jax.lax.cond(
+      coin, lambda: jax.tree.map(lambda g: mix_scale * g, stein_cd()), plain
+    )
 
   def update(
     key: Key, state: SteinGANState, batch: Batch
@@ -354,7 +356,7 @@ def stein_gan(
       gradient, state.energy_opt_state, theta
     )
     metrics = {
-      "loss": real - simulated,
+      "energy_gap": real - simulated,
       "energy_data": real,
       "energy_generated": simulated,
       "discount": gamma,

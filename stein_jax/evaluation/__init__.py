@@ -1,5 +1,6 @@
 """Judging a model by functions of it and samples from it."""
 
+from stein_jax.evaluation.classifier import DigitClassifier
 from stein_jax.evaluation.likelihood import (
   MeanLogLikelihood,
   gaussian_baseline,
@@ -16,6 +17,7 @@ from stein_jax.evaluation.samples import (
 )
 
 __all__ = [
+  "DigitClassifier",
   "Estimate",
   "MeanLogLikelihood",
   "frechet_distance",

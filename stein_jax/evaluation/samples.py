@@ -19,14 +19,15 @@ class Estimate(NamedTuple):
   standard_error: float
 
 
-def inception_score(probabilities: Array, *, num_blocks: int = 10) -> Estimate:
+def inception_score(probabilities: Array, *, num_blocks: int | None = 10) -> Estimate:
   """exp(mean KL(p(y | x) ‖ p(y))), p(y) the mean of p(y | x) over all samples.
 
   Between 1 (all samples alike, or all unclear) and the number of classes.
 
   Args:
     probabilities: p(y | x), `[n, classes]`, rows that sum to 1.
-    num_blocks: of the jackknife that estimates the standard error.
+    num_blocks: of the jackknife that estimates the standard error; None: it is nan,
+      and the score is taken once.
 
   Raises:
     ValueError: rows that are no probabilities.
@@ -41,7 +42,7 @@ def inception_score(probabilities: Array, *, num_blocks: int = 10) -> Estimate:
   return _jackknife(score, (p,), num_blocks)
 
 
-def label_entropy(probabilities: Array, *, num_blocks: int = 10) -> Estimate:
+def label_entropy(probabilities: Array, *, num_blocks: int | None = 10) -> Estimate:
   """The entropy, in nats, of how often each class is the most probable one.
 
   log(classes) where all are equally frequent, 0 where all samples are of one class.
@@ -113,7 +114,7 @@ def kernel_inception_distance(
   return _jackknife(distance, (a, b), num_blocks)
 
 
-def mean_pairwise_distance(samples: Array, *, num_blocks: int = 10) -> Estimate:
+def mean_pairwise_distance(samples: Array, *, num_blocks: int | None = 10) -> Estimate:
   """The mean Euclidean distance between different samples, a measure of diversity.
 
   Args:
@@ -179,19 +180,23 @@ def _entropy(p: np.ndarray) -> Any:
 
 
 def _jackknife(
-  statistic: Callable[..., float], arrays: tuple[np.ndarray, ...], num_blocks: int
+  statistic: Callable[..., float],
+  arrays: tuple[np.ndarray, ...],
+  num_blocks: int | None,
 ) -> Estimate:
   """A statistic of all rows, and its standard error by leaving out block after block.
 
   Blocks are strided, row i in block i mod num_blocks: rows in order of class, say, do
   not make blocks of one class.
   """
-  value = statistic(*arrays)
+  if num_blocks is None:
+    return Estimate(statistic(*arrays), np.nan)
   if not 2 <= num_blocks <= min(map(len, arrays)):
     raise ValueError(
       f"num_blocks must lie between 2 and the {min(map(len, arrays))} points, "
       f"got {num_blocks}."
     )
+  value = statistic(*arrays)
   left = [
     statistic(*(x[np.arange(len(x)) % num_blocks != block] for x in arrays))
     for block in range(num_blocks)

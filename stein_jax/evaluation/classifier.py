@@ -1,0 +1,43 @@
+"""A small classifier of images, for scores that need one's view of samples."""
+
+from flax import linen as nn
+
+from stein_jax.convolutions import Conv
+from stein_jax.types import Array
+
+
+class DigitClassifier(nn.Module):
+  """Two 5×5 convolutions of stride 2 and two dense layers, with ReLU between them.
+
+  images [n, h, w, c] → ⌈h/2⌉×⌈w/2⌉×32 → ⌈h/4⌉×⌈w/4⌉×64 → 128 → num_classes
+
+  >>> classifier = DigitClassifier()
+  >>> images = jnp.zeros((5, 28, 28, 1))
+  >>> params = classifier.init(jax.random.key(0), images)
+  >>> classifier.apply(params, images).shape
+  (5, 10)
+  >>> classifier.apply(params, images, method="features").shape
+  (5, 128)
+
+  Attributes:
+    num_classes: how many classes there are.
+  """
+
+  num_classes: int = 10
+
+  def setup(self) -> None:
+    """Names the layers."""
+    self.conv_1 = Conv(32, size=5, stride=2)
+    self.conv_2 = Conv(64, size=5, stride=2)
+    self.dense = nn.Dense(128)
+    self.head = nn.Dense(self.num_classes)
+
+  def __call__(self, images: Array) -> Array:
+    """Logits `[n, num_classes]` of images `[n, h, w, c]` in [0, 1]."""
+    return self.head(self.features(images))
+
+  def features(self, images: Array) -> Array:
+    """The last hidden layer, `[n, 128]`, of images `[n, h, w, c]` in [0, 1]."""
+    x = nn.relu(self.conv_1(images))
+    x = nn.relu(self.conv_2(x))
+    return nn.relu(self.dense(x.reshape(len(x), -1)))
