@@ -95,3 +95,8 @@ def test_layers_add_a_bias_of_their_own(layer, shape):
   np.testing.assert_allclose(
     shifted - plain, np.broadcast_to(np.arange(6), shape), atol=1e-5
   )
+
+
+def test_deconvolution_takes_5_by_5_kernels_alone():
+  with pytest.raises(ValueError, match=r"\[5, 5, 2, c'\].*\(3, 3, 2, 4\)"):
+    convolutions.deconvolution(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 4)))

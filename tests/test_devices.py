@@ -437,3 +437,22 @@ def test_stein_gan_with_batch_norm_over_all_devices(mix):
       how, many.update, (key, state, batch), (SAME, SAME, SPREAD), (SAME, SAME)
     )
     assert_equal(got, want, rtol=1e-8, atol=1e-9)
+
+
+def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
+  noise = generators.uniform_noise()(jax.random.key(3), 16)
+  module = generators.MNISTGenerator(width=1 / 64)
+  params, stats = generators.initialize(jax.random.key(4), module, noise)
+  want = generators.generate_fn(module)(params, stats, noise, None)
+  alone = generators.generate_fn(module)(params, stats, noise[:2], None)
+  assert abs(alone[0] - want[0][:2]).max() > 1e-3  # a device's own would show
+  spread = generators.generate_fn(module.clone(axis_name="i"))
+  for how in WAYS:
+    got = on_eight_devices(
+      how,
+      lambda *arguments: spread(*arguments, None),
+      (params, stats, noise),
+      (SAME, SAME, SPREAD),
+      (SPREAD, SAME),
+    )
+    assert_equal(got, want, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,10 @@ from scipy.spatial.distance import cdist, pdist
 
 from stein_jax.evaluation import samples as scores
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)
 
 
 def one_hot(labels, classes):
@@ -28,18 +31,18 @@ def test_inception_score_in_closed_form():
   )
 
 
-def test_inception_score_is_the_mean_divergence():
-  p = RNG.dirichlet(np.ones(5), size=60)
+def test_inception_score_is_the_mean_divergence(rng):
+  p = rng.dirichlet(np.ones(5), size=60)
   marginal = p.mean(axis=0)
   divergence = [np.sum(row * np.log(row / marginal)) for row in p]
   got = scores.inception_score(p)
   assert got.value == pytest.approx(np.exp(np.mean(divergence)))
 
 
-def test_standard_errors_are_those_of_many_draws():
+def test_standard_errors_are_those_of_many_draws(rng):
   weights = np.array([0.5, 0.3, 0.2])
   draws = [
-    scores.label_entropy(one_hot(RNG.choice(3, 300, p=weights), 3), num_blocks=30)
+    scores.label_entropy(one_hot(rng.choice(3, 300, p=weights), 3), num_blocks=30)
     for _ in range(200)
   ]
   spread = np.std([draw.value for draw in draws])
@@ -49,10 +52,17 @@ def test_standard_errors_are_those_of_many_draws():
   assert np.mean([draw.value for draw in draws]) == pytest.approx(exact, abs=0.02)
 
 
-def test_frechet_distance_of_gaussians():
+def test_without_blocks_the_score_is_the_same_and_has_no_error(rng):
+  a, b = rng.normal(size=(40, 3)), rng.normal(size=(50, 3))
+  once = scores.frechet_distance(a, b, num_blocks=None)
+  assert once.value == scores.frechet_distance(a, b).value
+  assert np.isnan(once.standard_error)
+
+
+def test_frechet_distance_of_gaussians(rng):
   n = 200_000
-  a = RNG.normal(size=(n, 2)) * [1.0, 2.0] + [0.0, 1.0]
-  b = RNG.normal(size=(n, 2)) * [3.0, 1.0] + [2.0, 0.0]
+  a = rng.normal(size=(n, 2)) * [1.0, 2.0] + [0.0, 1.0]
+  b = rng.normal(size=(n, 2)) * [3.0, 1.0] + [2.0, 0.0]
   # axis-parallel: (1 − 3)² + (2 − 1)² beside the means' 4 + 1
   got = scores.frechet_distance(a, b)
   assert got.value == pytest.approx(10.0, abs=5 * got.standard_error)
@@ -60,8 +70,8 @@ def test_frechet_distance_of_gaussians():
 
 
 @pytest.mark.parametrize("d", [1, 4])
-def test_frechet_distance_is_that_of_scipys_square_root(d):
-  a, b = RNG.normal(size=(50, d)), RNG.normal(size=(60, d)) @ RNG.normal(size=(d, d))
+def test_frechet_distance_is_that_of_scipys_square_root(d, rng):
+  a, b = rng.normal(size=(50, d)), rng.normal(size=(60, d)) @ rng.normal(size=(d, d))
   covariances = np.cov(a.T).reshape(d, d), np.cov(b.T).reshape(d, d)
   root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
   want = np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + np.trace(
@@ -71,8 +81,8 @@ def test_frechet_distance_is_that_of_scipys_square_root(d):
   assert scores.frechet_distance(a, a).value == pytest.approx(0, abs=1e-6)
 
 
-def test_kernel_distance_is_the_double_loop():
-  a, b = RNG.normal(size=(20, 3)), RNG.normal(size=(25, 3)) + 0.5
+def test_kernel_distance_is_the_double_loop(rng):
+  a, b = rng.normal(size=(20, 3)), rng.normal(size=(25, 3)) + 0.5
   k = lambda x, y: (x @ y / 3 + 1) ** 3  # noqa: E731
   aa = np.mean([k(a[i], a[j]) for i in range(20) for j in range(20) if i != j])
   bb = np.mean([k(b[i], b[j]) for i in range(25) for j in range(25) if i != j])
@@ -81,16 +91,16 @@ def test_kernel_distance_is_the_double_loop():
   assert got.value == pytest.approx(aa + bb - 2 * ab)
 
 
-def test_kernel_distance_is_unbiased():
+def test_kernel_distance_is_unbiased(rng):
   draws = [
-    scores.kernel_inception_distance(*RNG.normal(size=(2, 30, 2))).value
+    scores.kernel_inception_distance(*rng.normal(size=(2, 30, 2))).value
     for _ in range(300)
   ]
   assert abs(np.mean(draws)) < 4 * np.std(draws) / np.sqrt(300)
 
 
-def test_mean_pairwise_distance_is_scipys():
-  x = RNG.normal(size=(30, 2, 3)) + 100
+def test_mean_pairwise_distance_is_scipys(rng):
+  x = rng.normal(size=(30, 2, 3)) + 100
   want = pdist(x.reshape(30, 6)).mean()
   assert scores.mean_pairwise_distance(x).value == pytest.approx(want, rel=1e-9)
   same = np.ones((10, 4)) * 7.3
@@ -104,8 +114,8 @@ def test_label_entropy_in_closed_form():
   assert scores.label_entropy(np.full((30, 4), 0.25)).value == 0  # all the first class
 
 
-def test_precision_and_recall_by_double_loop():
-  a, b = RNG.normal(size=(40, 3)), RNG.normal(size=(50, 3)) * 0.6
+def test_precision_and_recall_by_double_loop(rng):
+  a, b = rng.normal(size=(40, 3)), rng.normal(size=(50, 3)) * 0.6
 
   def inside(points, of, k):
     radii = np.sort(cdist(of, of), axis=1)[:, k]
@@ -117,9 +127,9 @@ def test_precision_and_recall_by_double_loop():
   assert scores.precision_and_recall(a, b + 100) == (0.0, 0.0)
 
 
-def test_bad_input_is_named():
+def test_bad_input_is_named(rng):
   with pytest.raises(ValueError, match="softmax"):
-    scores.inception_score(RNG.normal(size=(10, 3)))
+    scores.inception_score(rng.normal(size=(10, 3)))
   with pytest.raises(ValueError, match="num_blocks"):
     scores.inception_score(np.full((5, 2), 0.5))
   with pytest.raises(ValueError, match="one d for both"):
