@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 
 from stein_jax import axes, checks, kernels
 from stein_jax.contrastive import contrastive_loss
+from stein_jax.descent import DescentState, apply_gradient
 from stein_jax.kernels import Kernel, KernelLike
 from stein_jax.scores import energies, score_of, split_batch, with_points
 from stein_jax.stein_cd import stein_cd_gradient
@@ -343,8 +344,9 @@ def stein_gan(
           )(axes.local(eta, axis_name)),
           axis_name,
         )
-      updates, gen_opt_state = gen_optimizer.update(gradient, gen_opt_state, eta)
-      eta = optax.apply_updates(eta, updates)
+      eta, gen_opt_state = apply_gradient(
+        DescentState(eta, gen_opt_state), gradient, gen_optimizer
+      )
 
     negatives = with_points(batch, generated.samples)
     real = axes.mean(energies(theta, energy_fn, batch).mean(), axis_name)
@@ -352,8 +354,8 @@ def stein_gan(
     gamma = _gamma(discount, real, simulated)
     coin = jax.random.uniform(coin_key) < mix
     gradient = energy_gradient(theta, batch, negatives, gamma, coin, kernel_now)
-    updates, energy_opt_state = energy_optimizer.update(
-      gradient, state.energy_opt_state, theta
+    theta, energy_opt_state = apply_gradient(
+      DescentState(theta, state.energy_opt_state), gradient, energy_optimizer
     )
     metrics = {
       "energy_gap": real - simulated,
@@ -364,7 +366,7 @@ def stein_gan(
       "gradient_norm": optax.tree.norm(gradient),
       "generator_gradient_norm": gen_norm,
     }
-    params = {"energy": optax.apply_updates(theta, updates), "generator": eta}
+    params = {"energy": theta, "generator": eta}
     stats = axes.mean(stats, axis_name)
     return SteinGANState(params, stats, energy_opt_state, gen_opt_state), metrics
 

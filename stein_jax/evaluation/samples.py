@@ -57,7 +57,7 @@ def label_entropy(probabilities: Array, *, num_blocks: int | None = 10) -> Estim
 
 
 def frechet_distance(
-  features: Array, other_features: Array, *, num_blocks: int = 10
+  features: Array, other_features: Array, *, num_blocks: int | None = 10
 ) -> Estimate:
   """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2 (C₁C₂)^½) of two sets of features.
 
@@ -87,7 +87,7 @@ def frechet_distance(
 
 
 def kernel_inception_distance(
-  features: Array, other_features: Array, *, num_blocks: int = 10
+  features: Array, other_features: Array, *, num_blocks: int | None = 10
 ) -> Estimate:
   """The unbiased squared MMD of two sets of features under (xᵀy/d + 1)³.
 
@@ -156,9 +156,8 @@ def precision_and_recall(
 
   def share_inside(points: np.ndarray, of: np.ndarray) -> float:
     # place k, since a point's own distance, 0, comes first
-    own = _squared_distances(of, of)
-    np.fill_diagonal(own, 0.0)
-    radii = np.partition(own, num_neighbors, axis=1)[:, num_neighbors]
+    within = np.partition(_squared_distances(of, of), num_neighbors, axis=1)
+    radii = within[:, num_neighbors]
     return float((_squared_distances(points, of) <= radii[None]).any(axis=1).mean())
 
   return share_inside(b, a), share_inside(a, b)
