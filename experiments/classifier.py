@@ -100,6 +100,11 @@ class Classifier(NamedTuple):
     then: Callable[[Array], Array] | None,
   ) -> np.ndarray:
     images = np.asarray(images).reshape(-1, *self.image_shape)
+    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
+      raise ValueError(
+        "images must be uint8 or floats in [0, 1]; got floats from "
+        f"{images.min():.3g} to {images.max():.3g}."
+      )
     num_images = len(images)
     # One shape, hence one compilation, whatever the number of images.
     padding = -num_images % _ANSWERED_AT_ONCE
@@ -188,7 +193,7 @@ def load_or_fit(
     progress: whether to show a progress bar.
 
   Raises:
-    ValueError: a data set without labels.
+    ValueError: a data set without labels, or a file that is not what was saved.
   """
   if dataset.train_labels is None:
     raise ValueError("a classifier needs labels, and this data set has none.")
@@ -197,7 +202,7 @@ def load_or_fit(
   num_steps = num_steps or min(NUM_STEPS, NUM_EPOCHS * (len(images) // BATCH_SIZE))
   network = DigitClassifier(num_classes=int(labels.max()) + 1)
   start_key, fit_key = jax.random.split(jax.random.key(seed))
-  params = network.init(start_key, jnp.zeros((1, *images.shape[1:])))
+  params = jax.jit(network.init)(start_key, jnp.zeros((1, *images.shape[1:])))
 
   shapes = jax.tree.map(jnp.shape, params)
   settings = (shapes, seed, num_steps, BATCH_SIZE, LEARNING_RATE, MAX_SHIFT)
@@ -223,7 +228,10 @@ def load_or_fit(
     path.parent.mkdir(parents=True, exist_ok=True)
     with data.in_place_of(path) as file:
       file.write(serialization.to_bytes(fit.state.params))
-  params = serialization.from_bytes(params, path.read_bytes())
+  try:
+    params = serialization.from_bytes(params, path.read_bytes())
+  except (ValueError, KeyError) as error:
+    raise ValueError(f"{path} is no saved classifier; delete it: {error}") from error
   fitted = Classifier(network, params, images.shape[1:], math.nan, path)
   right = fitted.probabilities(dataset.test).argmax(axis=1) == dataset.test_labels
   return fitted._replace(test_accuracy=float(right.mean()))

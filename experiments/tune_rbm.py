@@ -27,6 +27,7 @@ from experiments import (
   plots,
   rbm_flags,
   rbm_methods,
+  rbm_problem,
   rbm_summary,
   workdirs,
 )
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
     may_grow={"method", "budget"},
     overwrite=overwrite,
   )
-  problem = mnist_rbm.load_problem()
+  problem = rbm_problem.load(flags.FLAGS["batch_size"].value)
   workdirs.prepare(workdir, values, overwrite=overwrite)
   record = workdir / "trials.jsonl"
   done = _trials(record)
@@ -160,7 +161,7 @@ def _log_between(place: float, ends: tuple[float, float]) -> float:
 
 
 def _validation(
-  problem: mnist_rbm.Problem, run: rbm_methods.Run, own: Mapping[str, Any]
+  problem: rbm_problem.Problem, run: rbm_methods.Run, own: Mapping[str, Any]
 ) -> float | None:
   """The validation log-likelihood of the last step; None where the run diverged."""
   settings = rbm_flags.settings(own)

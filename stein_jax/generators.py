@@ -1,5 +1,6 @@
 """Generators: networks from noise to samples, with their statistics in the open."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +79,7 @@ def generate_fn(generator: nn.Module) -> Callable[..., tuple[Array, PyTree]]:
   return generate
 
 
+@functools.partial(jax.jit, static_argnames="generator")
 def initialize(
   key: Key, generator: nn.Module, noise: Array, *context: Any
 ) -> tuple[Params, PyTree]:

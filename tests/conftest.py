@@ -1,6 +1,7 @@
 """Shared by all tests: eight virtual CPU devices, and where the data is."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Before JAX starts: tests of `axis_name` spread particles over eight devices.
@@ -8,6 +9,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# Many tests compile the same program, each in a process or a function of its own.
+_COMPILED = tempfile.TemporaryDirectory(prefix="compiled_")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest

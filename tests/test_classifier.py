@@ -1,10 +1,5 @@
 """The digit classifier: its loss by hand, its reproducibility, and what it learns."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +8,7 @@ import pytest
 
 from experiments import classifier, data
 from stein_jax.evaluation import DigitClassifier
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests import binaries
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +48,20 @@ def test_kept_and_reused_for_the_same_data_and_settings(digits, tmp_path, monkey
   assert again.test_accuracy == first.test_accuracy
   with pytest.raises(AssertionError, match="fitted again"):
     fit(small(digits), tmp_path, refit=True)
+
+
+def test_a_broken_file_is_named(digits, tmp_path):
+  first = fit(small(digits), tmp_path)
+  first.path.write_bytes(first.path.read_bytes()[:1000])
+  with pytest.raises(ValueError, match=f"{first.path.name} is no saved classifier"):
+    fit(small(digits), tmp_path)
+
+
+def test_pixels_on_another_scale_are_refused(digits, tmp_path):
+  fitted = fit(small(digits), tmp_path)
+  for wrong in (digits.test[:3].astype(np.float32), np.full((1, 784), np.nan)):
+    with pytest.raises(ValueError, match=r"uint8 or floats in \[0, 1\]"):
+      fitted.features(wrong)
 
 
 def test_learns_and_answers_any_number_of_images(digits, tmp_path):
@@ -125,17 +133,8 @@ def test_data_without_labels_is_refused(digits, tmp_path):
 
 
 def test_the_binary_fits_prints_and_keeps(tmp_path):
-  result = subprocess.run(
-    [
-      *(sys.executable, "-m", "experiments.classifier", "--steps=5", "--noprogress"),
-      f"--cache_dir={tmp_path}",
-    ],
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+  result = binaries.run(
+    "classifier", "--steps=5", "--noprogress", f"--cache_dir={tmp_path}"
   )
   assert result.returncode == 0, result.stderr
   assert "Test accuracy on mnist5k" in result.stdout

@@ -1,5 +1,6 @@
 """The data door against independent readings; no test here may use the network."""
 
+import functools
 import gzip
 import io
 import json
@@ -18,6 +19,7 @@ import PIL.Image
 import pytest
 
 from experiments import data, prepare_data
+from tests import binaries
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"  # beside the checkout, on some machines
@@ -498,13 +500,7 @@ def test_prepare_lists_the_files_to_fetch(tmp_path):
 
 
 def test_prepare_as_a_program(tiny):
-  def run(*arguments):
-    return subprocess.run(
-      [sys.executable, "-m", "experiments.prepare_data", *arguments],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
+  run = functools.partial(binaries.run, "prepare_data")
 
   there = run("--dataset=tiny", f"--data_dir={tiny[0]}")
   assert (there.returncode, there.stderr) == (0, "")

@@ -1,10 +1,7 @@
 """The sweep over ε, beside equations 13, 15 and 17 in NumPy and float64."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,22 +10,12 @@ import pytest
 from experiments import epsilon_sweep
 from stein_jax import kernels
 from stein_jax.energies import GaussianBernoulliRBM
-from tests import oracles
+from tests import binaries, oracles
 
-ROOT = Path(__file__).resolve().parents[1]
 RBM = GaussianBernoulliRBM(2)
 
 
-def run_binary(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "experiments.epsilon_sweep", *arguments],
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-  )
+run_binary = functools.partial(binaries.run, "epsilon_sweep")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,6 @@
 """Bias and noise of gradients, against NumPy and gradients taken by hand."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +16,8 @@ from stein_jax import (
 )
 from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.kernels import rbf
+from tests import binaries
 
-ROOT = Path(__file__).resolve().parents[1]
 RBM = GaussianBernoulliRBM(2, weight_scale=0.5)
 NUM_POINTS = 12
 
@@ -169,13 +165,11 @@ def test_gradients_of_zero_have_no_direction():
 def test_binary_leaves_what_it_promises(tmp_path):
   workdir = tmp_path / "w"
   command = [
-    *(sys.executable, "-m", "experiments.gradient_diagnostics"),
+    "gradient_diagnostics",
     *("--method=cd,mle", "--langevin_steps=1", "--at=0,20", "--batches=3"),
     *("--batch_size=10", "--num_hidden=2", "--burn_in=2", f"--workdir={workdir}"),
   ]
-  options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
-  environment = {**os.environ, "XLA_FLAGS": ""}
-  result = subprocess.run(command, check=False, env=environment, **options)
+  result = binaries.run(*command)
   assert result.returncode == 0, result.stderr
   summary = json.loads((workdir / "summary.json").read_text())
   assert list(summary["steps"]) == ["0", "20"]
@@ -193,7 +187,7 @@ def test_binary_leaves_what_it_promises(tmp_path):
     diagnostics.markdown(summary, [7])
 
   command += ["--trained_by=magic", "--overwrite"]
-  refused = subprocess.run(command, check=False, env=environment, **options)
+  refused = binaries.run(*command)
   assert refused.returncode != 0
   assert "--trained_by must name some of" in refused.stderr
   assert (workdir / "summary.json").exists()

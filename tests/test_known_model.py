@@ -1,10 +1,7 @@
 """Gaps to a known truth, against enumeration in NumPy."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +10,8 @@ import pytest
 
 from experiments import known_model
 from stein_jax.energies import GaussianBernoulliRBM
+from tests import binaries
 
-ROOT = Path(__file__).resolve().parents[1]
 RBM = GaussianBernoulliRBM(3, weight_scale=0.5)
 
 
@@ -144,16 +141,7 @@ def test_tables_by_hand():
 def test_binary_learns_and_leaves_what_it_promises(tmp_path):
   workdir = tmp_path / "w"
 
-  def run(*arguments):
-    return subprocess.run(
-      [sys.executable, "-m", "experiments.known_model", *arguments],
-      cwd=ROOT,
-      env={**os.environ, "XLA_FLAGS": ""},
-      capture_output=True,
-      text=True,
-      timeout=120,
-      check=False,
-    )
+  run = functools.partial(binaries.run, "known_model")
 
   short = (
     *("--method=stein_cd,mle", "--bandwidth_multiples=1", "--seeds=3,0"),

@@ -1,11 +1,8 @@
 """The binary as a user starts it: in a process of its own, on the embedded digits."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,27 +18,19 @@ from experiments import (
   plots,
   rbm_flags,
   rbm_methods,
+  rbm_problem,
   rbm_summary,
   workdirs,
 )
 from stein_jax import kernels, stein_moves
 from stein_jax.energies import GaussianBernoulliRBM
+from tests import binaries
 
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = rbm_methods.METHODS
 SHORT = ("--steps=30", "--eval_every=10", "--noprogress", "--langevin_steps=1,2")
 
 
-def run_binary(*arguments, **environment):
-  return subprocess.run(
-    [sys.executable, "-m", "experiments.mnist_rbm", *arguments],
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": "", "PYTHONWARNINGS": "default", **environment},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+run_binary = functools.partial(binaries.run, "mnist_rbm", PYTHONWARNINGS="default")
 
 
 def lines(path):
@@ -368,7 +357,7 @@ def test_center_and_scale_are_of_the_training_set():
   parsed_flags()
   pixels = np.random.default_rng(0).integers(0, 256, (6, 5)).astype(np.uint8)
   with flagsaver.flagsaver(center=True, scale=2.0):
-    transform, untransform = mnist_rbm._transforms(jax.numpy.asarray(pixels))
+    transform, untransform = rbm_problem._transforms(jax.numpy.asarray(pixels))
     got = transform(jax.numpy.asarray(pixels[:3]))
   want = 2 * (pixels[:3] / 255 - (pixels / 255).mean(axis=0))
   np.testing.assert_allclose(got, want, atol=1e-6)

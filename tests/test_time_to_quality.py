@@ -1,10 +1,9 @@
 """Seconds from steps by hand-made numbers, and PyTorch's CD against ours."""
 
+import functools
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import pytest
 from experiments import plots, time_to_quality, torch_peer
 from stein_jax import contrastive_loss
 from stein_jax.energies import GaussianBernoulliRBM
+from tests import binaries
 
-ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {
   "dataset": "mnist5k",
   "validation": "0.1",
@@ -54,16 +53,7 @@ def write(path, summary):
   return path
 
 
-def run_binary(*arguments, **environment):
-  return subprocess.run(
-    [sys.executable, "-m", "experiments.time_to_quality", *arguments],
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": "", **environment},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+run_binary = functools.partial(binaries.run, "time_to_quality")
 
 
 def summary_of(runs):

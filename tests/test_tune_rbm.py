@@ -1,17 +1,12 @@
 """The equal tuning: what is tried, who wins, and that a search goes on."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import tune_rbm
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests import binaries
 
 
 def test_all_curves_try_the_same_rates_and_places():
@@ -101,18 +96,6 @@ def test_the_best_on_validation_wins():
   assert tune_rbm.markdown(SUMMARY).count("\n") == 4
 
 
-def run(module, *arguments):
-  return subprocess.run(
-    [sys.executable, "-m", f"experiments.{module}", *arguments],
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-
-
 def test_a_search_goes_on_and_its_flagfile_is_run(tmp_path):
   search = (
     "--method=mle,cd",
@@ -124,23 +107,23 @@ def test_a_search_goes_on_and_its_flagfile_is_run(tmp_path):
     f"--workdir={tmp_path / 'w'}",
     f"--write_flags={tmp_path / 'tuned.flags'}",
   )
-  first = run("tune_rbm", *search, "--budget=1")
+  first = binaries.run("tune_rbm", *search, "--budget=1")
   assert first.returncode == 0, first.stderr
   before = (tmp_path / "w" / "trials.jsonl").read_text()
   with (tmp_path / "w" / "trials.jsonl").open("a") as file:
     file.write('{"curve": "cd_1", "pla')  # the search was killed here
-  second = run("tune_rbm", *search, "--budget=2")
+  second = binaries.run("tune_rbm", *search, "--budget=2")
   assert second.returncode == 0, second.stderr
   after = (tmp_path / "w" / "trials.jsonl").read_text()
   assert after.startswith(before)
   assert len(after.splitlines()) == 4
   summary = json.loads((tmp_path / "w" / "summary.json").read_text())
   assert len(summary["trials"]) == 4
-  table = run("tune_rbm", f"--from_summary={tmp_path / 'w' / 'summary.json'}")
+  table = binaries.run("tune_rbm", f"--from_summary={tmp_path / 'w' / 'summary.json'}")
   assert table.stdout.strip() == tune_rbm.markdown(summary)
 
   # The winner's run ends where the trial did: same seed, same data, same steps.
-  again = run(
+  again = binaries.run(
     "mnist_rbm",
     f"--flagfile={tmp_path / 'tuned.flags'}",
     "--seeds=0",
@@ -162,7 +145,7 @@ def test_bad_input_ends_with_a_message(tmp_path):
     (["--method=magic"], "magic"),
     (["--budget=0"], "--budget"),
   ):
-    result = run("tune_rbm", *arguments, f"--workdir={tmp_path / 'w'}")
+    result = binaries.run("tune_rbm", *arguments, f"--workdir={tmp_path / 'w'}")
     assert result.returncode != 0
     assert word in result.stderr
     assert "Traceback" not in result.stderr
