@@ -32,6 +32,8 @@ OVERRIDABLE = (
   "mix_scale",
 )
 
+_LISTS = {"langevin_step_size", "mix_scale"}  # flags of several curves
+
 
 def define() -> None:
   """Defines the flags of optimizer, kernels and learning rules."""
@@ -148,11 +150,12 @@ def define() -> None:
     "α of steincd_gan, the share of its steps in which the energy learns by SteinCD; "
     "one curve for each.",
   )
-  flags.DEFINE_float(
+  flags.DEFINE_list(
     "mix_scale",
-    rbm_methods.DEFAULTS["mix_scale"],
-    "A factor on SteinCD's gradient where SteinGAN's is mixed with it: it is a rate, "
-    "SteinGAN's the difference of two distributions, and one Adam serves both.",
+    [f"{scale:g}" for scale in rbm_methods.DEFAULTS["mix_scale"]],
+    "Factors on SteinCD's gradient where SteinGAN's is mixed with it: it is a rate, "
+    "SteinGAN's the difference of two distributions, and one Adam serves both; one "
+    "curve for each.",
   )
   flags.DEFINE_string(
     "discount",
@@ -187,16 +190,15 @@ def settings(
   value = {name: own.get(name, flags.FLAGS[name].value) for name in OVERRIDABLE}
   for name in (
     *("step_size", "learning_rate", "regularization", "stein_step_size"),
-    *("generator_learning_rate", "mix_scale"),
+    "generator_learning_rate",
   ):
     if not 0 < value[name] < math.inf:
       sys.exit(f"--{name} must be above 0, got {value[name]}.")
   common.positive("generator_width")
-  langevin_step_size = common.numbers(
-    "langevin_step_size", flags.FLAGS.langevin_step_size
-  )
-  if "langevin_step_size" in own:
-    langevin_step_size = [own["langevin_step_size"]]
+  lists = {
+    name: [own[name]] if name in own else common.numbers(name, flags.FLAGS[name].value)
+    for name in _LISTS
+  }
   return rbm_methods.Settings(
     optimizer=_optimizer(value["learning_rate"], value["schedule"]),
     kernel=_kernel(
@@ -213,7 +215,7 @@ def settings(
     langevin_steps=common.numbers(
       "langevin_steps", flags.FLAGS.langevin_steps, int, at_least=1
     ),
-    langevin_step_size=langevin_step_size,
+    langevin_step_size=lists["langevin_step_size"],
     antithetic_steps=common.numbers(
       "antithetic_steps", flags.FLAGS.antithetic_steps, int, at_least=1
     ),
@@ -224,7 +226,7 @@ def settings(
     generator=generators.MNISTGenerator(width=flags.FLAGS.generator_width),
     generator_optimizer=_optimizer(value["generator_learning_rate"], value["schedule"]),
     mix=common.numbers("mix", flags.FLAGS.mix, between=(0, 1)),
-    mix_scale=value["mix_scale"],
+    mix_scale=lists["mix_scale"],
     discount=_discount(),
   )
 
@@ -303,12 +305,13 @@ def own_settings(
         )
       parser = flags.FLAGS[flag].parser
       try:
-        own[flag] = float(text) if flag == "langevin_step_size" else parser.parse(text)
+        own[flag] = float(text) if flag in _LISTS else parser.parse(text)
       except ValueError as error:
         sys.exit(f"--overrides: {name}: {flag}: {error}")
-    if not 0 < own.get("langevin_step_size", 1.0) < math.inf:
-      sys.exit(f"--overrides: {name}: langevin_step_size must be above 0.")
-    if "langevin_step_size" in own and len(flags.FLAGS.langevin_step_size) > 1:
-      sys.exit("--overrides of langevin_step_size need a single --langevin_step_size.")
+    for flag in own.keys() & _LISTS:
+      if not 0 < own[flag] < math.inf:
+        sys.exit(f"--overrides: {name}: {flag} must be above 0.")
+      if len(flags.FLAGS[flag].value) > 1:
+        sys.exit(f"--overrides of {flag} need a single --{flag}.")
     found[name] = settings(own)
   return found

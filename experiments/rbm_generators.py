@@ -201,13 +201,14 @@ def draw_mix(
   title: str,
 ) -> None:
   """Figure 1(b), where there are runs with several α."""
-  by_alpha = {
-    run.mix: summaries[run.label]
+  drawn = [
+    run
     for run in runs
     if run.mix is not None and "no_kernel" not in run.name
     if "samples" in summaries.get(run.label, {})
-  }
-  if len(by_alpha) < 2:
+  ]
+  by_alpha = {run.mix: summaries[run.label] for run in drawn}
+  if len(by_alpha) < 2 or len(by_alpha) < len(drawn):  # or several mix scales of an α
     return
   alphas = sorted(by_alpha)
   entries = [by_alpha[alpha] for alpha in alphas]

@@ -1,5 +1,6 @@
 """The learning rules that `experiments.mnist_rbm` compares, by name."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -53,7 +54,7 @@ class Settings(NamedTuple):
   generator: nn.Module = generators.MNISTGenerator()
   generator_optimizer: optax.GradientTransformation | None = None
   mix: Sequence[float] = (0.25,)
-  mix_scale: float = 100.0
+  mix_scale: Sequence[float] = (100.0,)
   discount: float | AlignmentController = 0.0
 
 
@@ -270,16 +271,23 @@ def _maximum_likelihood(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
 def _stein_gan(
   rbm: GaussianBernoulliRBM, settings: Settings, kind: str = ""
 ) -> Iterator[Run]:
-  for alpha in settings.mix if kind == "mix" else (0.0,):
+  mixed = kind == "mix"
+  weighed = list(enumerate(settings.mix_scale if mixed else settings.mix_scale[:1]))
+  for alpha, (i, scale) in itertools.product(
+    settings.mix if mixed else (0.0,), weighed
+  ):
     name, label = {
       "": ("steingan", "SteinGAN"),
       "no_kernel": ("steingan_no_kernel", "SteinGAN, no kernel"),
       "mix": (f"steincd_gan_{alpha:.15g}", f"SteinCD-GAN({alpha:.15g})"),
     }[kind]
 
-    def build(s: Settings, alpha: float = alpha) -> Algorithm:
+    if len(weighed) > 1:
+      name, label = f"{name}_scale_{scale:.15g}", f"{label}, scale {scale:.15g}"
+
+    def build(s: Settings, alpha: float = alpha, i: int = i) -> Algorithm:
       kernel = None if kind == "no_kernel" else s.kernel
-      return _stein_gan_of(rbm, s, s.optimizer, kernel, mix=alpha)
+      return _stein_gan_of(rbm, s, s.optimizer, kernel, mix=alpha, scale=s.mix_scale[i])
 
     yield Run(name, label, build, mix=alpha)
 
@@ -288,7 +296,7 @@ def generator_after(rbm: GaussianBernoulliRBM, run: Run) -> Run:
   """A generator that is trained on the finished energy of a run, which stays."""
 
   def build(s: Settings) -> Algorithm:
-    return _stein_gan_of(rbm, s, optax.set_to_zero(), s.kernel, mix=0.0)
+    return _stein_gan_of(rbm, s, optax.set_to_zero(), s.kernel, mix=0.0, scale=1.0)
 
   name, label = f"{run.name}_then_generator", f"{run.label}, then a generator"
   return Run(name, label, build, energy_from=run.name)
@@ -301,6 +309,7 @@ def _stein_gan_of(
   kernel: kernels.Kernel | None,
   *,
   mix: float,
+  scale: float,
 ) -> Algorithm:
   """SteinGAN on flat pictures."""
   images_of = generators.generate_fn(settings.generator)
@@ -320,7 +329,7 @@ def _stein_gan_of(
     settings.generator_optimizer or settings.optimizer,
     gen_stats=start_generator(jax.random.key(0), settings.generator)[1],
     mix=mix,
-    mix_scale=settings.mix_scale,
+    mix_scale=scale,
     step_size=settings.step_size,
     discount=settings.discount,
   )

@@ -1,7 +1,6 @@
 """Shared by all tests: eight virtual CPU devices, and where the data is."""
 
 import os
-import tempfile
 from pathlib import Path
 
 # Before JAX starts: tests of `axis_name` spread particles over eight devices.
@@ -11,8 +10,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 # Many tests compile the same program, each in a process or a function of its own.
-_COMPILED = tempfile.TemporaryDirectory(prefix="compiled_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import optax
 import pytest
 from absl.testing import flagsaver
 
@@ -107,7 +108,7 @@ def test_a_run_may_be_longer_but_not_below_a_generator_that_came_after(finished)
   [
     ({"mix": ["1.5"]}, "--mix"),
     ({"mix": ["a"]}, "--mix"),
-    ({"mix_scale": 0.0}, "--mix_scale"),
+    ({"mix_scale": ["0"]}, "--mix_scale"),
     ({"discount": "1"}, "--discount"),
     ({"discount": "often"}, "--discount"),
     ({"generator_width": 0.0}, "--generator_width"),
@@ -127,6 +128,18 @@ def test_bad_flags_end_with_a_message_before_any_work(
   with saved, pytest.raises(SystemExit, match=word):
     mnist_rbm.main(["mnist_rbm"])
   assert not (tmp_path / "w").exists()
+
+
+def test_every_alpha_and_every_scale_has_a_curve():
+  settings = rbm_methods.Settings(optax.sgd(1.0), mix=(0.0, 0.5), mix_scale=(1.0, 10.0))
+  names = [run.name for run in rbm_methods.runs(["steincd_gan"], None, settings)]
+  assert names == [
+    "steincd_gan_0_scale_1",
+    "steincd_gan_0_scale_10",
+    "steincd_gan_0.5_scale_1",
+    "steincd_gan_0.5_scale_10",
+  ]
+  assert len(rbm_methods.runs(["steingan"], None, settings)) == 1
 
 
 def test_the_trade_off_is_drawn_of_the_mixes_alone(tmp_path, monkeypatch):
