@@ -73,6 +73,15 @@ def local(params: Params, axis_name: str | None) -> Params:
   return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
 
 
+def varying_as(data: Array, tree: PyTree) -> PyTree:
+  """The same values, of the type that they have where data come into them.
+
+  A loop over data under shard_map needs a start that varies over devices as data do.
+  """
+  nothing = data.ravel()[0] > jnp.inf  # never, not even for NaN
+  return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
+
+
 def value_and_gradient(
   loss_fn: Callable[[Params], Array], params: Params, axis_name: str | None
 ) -> tuple[Array, Any]:

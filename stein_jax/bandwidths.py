@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_static
 
-from stein_jax import axes, checks, pairwise
+from stein_jax import axes, checks, medians, pairwise, tiles
 from stein_jax.types import Array, Particles
 
 
@@ -141,6 +141,26 @@ def of_particles(
 ) -> Array:
   """h by a policy, as in `median_bandwidth`."""
   points, _ = pairwise.as_matrix(jax.lax.stop_gradient(particles))
+  return of_points(points, policy, block_size=block_size, axis_name=axis_name)
+
+
+def of_points(
+  points: Array,
+  policy: MedianBandwidth,
+  *,
+  block_size: int | None = None,
+  axis_name: str | None = None,
+  distances: tiles.Tiles | None = None,
+) -> Array:
+  """h by a policy.
+
+  Args:
+    points: `[n, d]`, this device's.
+    policy: of the bandwidth.
+    block_size: as in `median_bandwidth`.
+    axis_name: as in `median_bandwidth`.
+    distances: the points' tiles, where they are at hand.
+  """
   m = points.shape[0] * axes.size(axis_name)
   if m < 2:
     raise ValueError(
@@ -151,6 +171,7 @@ def of_particles(
   if policy.subsample is not None and policy.subsample < m:
     places = np.arange(policy.subsample, dtype=np.int64) * m // policy.subsample
     points = axes.gather(points, axis_name)[places]
+    distances = None
     axis_name = None  # from here on every device holds the same points
 
   n = points.shape[0] * axes.size(axis_name)
@@ -162,9 +183,14 @@ def of_particles(
     num_pairs = n * (n - 1) // 2
     full_ranks = (n * n, n * n)
     ranks = ((num_pairs - 1) // 2, num_pairs // 2)
-  squared = pairwise.middle_squared_distances(
-    points, ranks, block_size=block_size, axis_name=axis_name
-  )
+  if distances is None:
+    everyone = axes.gather(points, axis_name)
+    distances = tiles.of_points(
+      points, everyone, block_size=block_size, axis_name=axis_name
+    )
+    if distances.may_be_held():
+      distances = distances.hold()
+  squared = medians.middle_squared_distances(points, ranks, distances)
   low, high = (
     jnp.zeros_like(d) if policy.diagonal and full < n else jnp.sqrt(d)
     for d, full in zip(squared, full_ranks)

@@ -3,11 +3,10 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
-from stein_jax import axes, checks, kernels, pairwise
+from stein_jax import axes, checks, kernels
 from stein_jax.kernels import Kernel
-from stein_jax.types import Array, Particles, PyTree
+from stein_jax.types import Array, Particles
 
 
 def ksd_squared(
@@ -72,22 +71,20 @@ def _ksd_squared(
   block_size: int | None,
   axis_name: str | None,
 ) -> Array:
-  kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
   sources = axes.gather(particles, axis_name)
   source_scores = axes.gather(scores, axis_name)
-  num_rows = jax.tree.leaves(particles)[0].shape[0]
   n = jax.tree.leaves(sources)[0].shape[0]
   if statistic == "U" and n < 2:
     raise ValueError(f"the U-statistic needs at least 2 particles, got {n}.")
-
-  def row_sum(row: tuple[Array, PyTree, PyTree]) -> Array:
-    index, x, score_x = row
-    u = kernel.stein_kernel_row(x, score_x, sources, source_scores)
-    if statistic == "U":
-      u = jnp.where(jnp.arange(n) == index, 0, u)
-    return u.sum()
-
-  rows = (axes.global_indices(num_rows, axis_name), particles, scores)
-  sums = pairwise.map_rows(row_sum, rows, n, block_size or kernel.rows_in_flight)
-  num_pairs = n * n if statistic == "V" else n * (n - 1)
-  return axes.total(sums.sum(), axis_name) / num_pairs
+  sums = kernel.stein_kernel_sums(
+    particles,
+    scores,
+    sources,
+    source_scores,
+    block_size=block_size,
+    axis_name=axis_name,
+  )
+  of_pairs, of_itself = axes.total(sums, axis_name)
+  if statistic == "U":
+    return of_pairs / (n * (n - 1))
+  return (of_pairs + of_itself) / n**2

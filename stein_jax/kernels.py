@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, register_dataclass, register_static
 
-from stein_jax import bandwidths, pairwise
+from stein_jax import axes, bandwidths, pairwise, tiles
 from stein_jax.bandwidths import BANDWIDTHS as BANDWIDTHS
 from stein_jax.bandwidths import Bandwidth as Bandwidth
 from stein_jax.bandwidths import MedianBandwidth as MedianBandwidth
@@ -62,19 +62,25 @@ class Kernel:
     scores: Particles,
     *,
     block_size: int | None = None,
+    axis_name: str | None = None,
   ) -> tuple[Particles, Array]:
     """n times the SVGD direction (5) at the queries, and the kernel's row sums.
 
     Args:
-      queries: the points xᵢ where the direction is wanted, `[b, ...]`.
+      queries: the points xᵢ where the direction is wanted, `[b, ...]`. Where they are
+        the sources, given as the same object, symmetry spares half of the pairs.
       sources: the points yⱼ it is made of, `[n, ...]`.
       scores: ∇ log p(yⱼ), shaped like the sources.
       block_size: queries in flight; None chooses by size.
+      axis_name: the axis over which the queries are spread; a bandwidth policy looks
+        at all of them.
 
     Returns:
       Σⱼ [k(yⱼ, xᵢ) scoreⱼ + ∇_{yⱼ} k(yⱼ, xᵢ)], shaped like the queries, and
       Σⱼ k(yⱼ, xᵢ), `[b]`.
     """
+
+    del axis_name
 
     def at_query(x: PyTree) -> tuple[PyTree, Array]:
       values, gradients = _values_and_gradients(self, sources, x)
@@ -95,14 +101,49 @@ class Kernel:
     no_scores = jax.tree.map(jnp.zeros_like, particles)
     return pairwise.as_matrix(self.stein_sums(particles, particles, no_scores)[0])
 
-  def stein_kernel_row(
+  def stein_kernel_sums(
+    self,
+    queries: Particles,
+    query_scores: Particles,
+    sources: Particles,
+    scores: Particles,
+    *,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+  ) -> tuple[Array, Array]:
+    """Sums of the Stein kernel, whose mean over pairs is the squared discrepancy.
+
+    u_p(x, y) = sₓᵀs_y k + sₓᵀ∇_y k + s_yᵀ∇ₓ k + tr ∇ₓ∇_y k (Liu, Lee & Jordan, 2016).
+
+    Args:
+      queries: x, `[b, ...]`; as in `stein_sums`, the sources or this device's of them.
+      query_scores: sₓ.
+      sources: y, `[n, ...]`.
+      scores: s_y.
+      block_size: queries in flight; None chooses by size.
+      axis_name: as in `stein_sums`.
+
+    Returns:
+      The sum over this device's pairs of different points, and that over the pairs of a
+      point with itself.
+    """
+    kernel = self.resolve(queries, block_size=block_size, axis_name=axis_name)
+    num_rows = jax.tree.leaves(queries)[0].shape[0]
+    n = jax.tree.leaves(sources)[0].shape[0]
+
+    def row_sums(row: tuple[Array, PyTree, PyTree]) -> tuple[Array, Array]:
+      index, x, score_x = row
+      u = kernel._stein_kernel_row(x, score_x, sources, scores)
+      return jnp.where(jnp.arange(n) == index, 0, u).sum(), u[index]
+
+    rows = (axes.global_indices(num_rows, axis_name), queries, query_scores)
+    sums = pairwise.map_rows(row_sums, rows, n, block_size or self.rows_in_flight)
+    return sums[0].sum(), sums[1].sum()
+
+  def _stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
   ) -> Array:
-    """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`.
-
-    u_p(x, y) = sₓᵀs_y k + sₓᵀ∇_y k + s_yᵀ∇ₓ k + tr ∇ₓ∇_y k, whose mean over pairs is
-    the squared kernelised Stein discrepancy (Liu, Lee & Jordan, 2016).
-    """
+    """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`."""
     x, unravel = jax.flatten_util.ravel_pytree(x)
     score_x, _ = jax.flatten_util.ravel_pytree(score_x)
     sources, _ = pairwise.as_matrix(sources)
@@ -222,30 +263,59 @@ class Radial(Kernel):
     scores: Particles,
     *,
     block_size: int | None = None,
+    axis_name: str | None = None,
   ) -> tuple[Particles, Array]:
     """As in `Kernel`, by matrix products over the table of pairs.
 
     With t = ‖x − y‖²/h and ∇_y k(y, x) = (2/h) ρ'(t) (y − x), the repulsion is
     Σⱼ ∇_{yⱼ} k(yⱼ, xᵢ) = (2/h) [Σⱼ ρ'ᵢⱼ yⱼ − xᵢ Σⱼ ρ'ᵢⱼ].
     """
-    x, unravel = pairwise.as_matrix(queries)
-    h = self._number(x.dtype)
+    distances, h = self._distances(queries, sources, block_size, axis_name)
+    s, unravel = pairwise.as_matrix(scores)
+    x, y = distances.points()
+    one = jnp.ones_like(y[:, :1])
+    if self.profile is _rbf_profile:  # ρ' = −ρ: both sums in one product
+      (sums,) = tiles.products(
+        distances,
+        lambda t: (self.profile(t / h)[0],),
+        (jnp.concatenate([s - (2 / h) * y, one], axis=1),),
+      )
+      sums, mass = sums[:, :-1], sums[:, -1]
+      return unravel(sums + (2 / h) * x * mass[:, None]), mass
+    attraction, repulsion = tiles.products(
+      distances,
+      lambda t: self.profile(t / h)[:2],
+      tuple(jnp.concatenate([part, one], axis=1) for part in (s, y)),
+    )
+    slopes = repulsion[:, :-1] - x * repulsion[:, -1:]
+    return unravel(attraction[:, :-1] + (2 / h) * slopes), attraction[:, -1]
+
+  def _distances(
+    self,
+    queries: Particles,
+    sources: Particles,
+    block_size: int | None,
+    axis_name: str | None,
+  ) -> tuple[tiles.Tiles, Array]:
+    """The table of pairs, and h, which a policy makes of the same table."""
     y, _ = pairwise.as_matrix(sources)
-    s, _ = pairwise.as_matrix(scores)
-    centre = pairwise.mean_point(y)
-    x, y = x - centre, y - centre
-    norms = jnp.square(y).sum(axis=1)
-
-    def at_query(x: Array) -> tuple[Array, Array]:
-      t = pairwise.squared_distances(x, y, norms) / h
-      k, slope, _ = self.profile(t)
-      if self.profile is _rbf_profile:  # ρ' = −ρ: both sums in one product
-        return pairwise.matmul(k, s - (2 / h) * y) + (2 / h) * x * k.sum(), k.sum()
-      repulsion = (2 / h) * (pairwise.matmul(slope, y) - x * slope.sum())
-      return pairwise.matmul(k, s) + repulsion, k.sum()
-
-    direction, mass = pairwise.map_rows(at_query, x, len(y), block_size)
-    return unravel(direction), mass
+    x = y if queries is sources else pairwise.as_matrix(queries)[0]
+    distances = tiles.of_points(x, y, block_size=block_size, axis_name=axis_name)
+    policy = self.bandwidth
+    if not isinstance(policy, MedianBandwidth):
+      return distances, self._number(x.dtype)
+    if not distances.symmetric and axis_name is None:
+      self._number()  # raises: no policy can tell what these queries are part of
+    if distances.may_be_held() and policy.subsample is None:
+      distances = distances.hold()
+    h = bandwidths.of_points(
+      jax.lax.stop_gradient(x),
+      policy,
+      block_size=block_size,
+      axis_name=axis_name,
+      distances=jax.lax.stop_gradient(distances),
+    )
+    return distances, h
 
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
     """As in `Kernel`: V = (2/h) (P − diag(P 1)) x with Pᵢⱼ = ρ'ᵢⱼ, so that r = n."""
@@ -256,32 +326,46 @@ class Radial(Kernel):
     factor = (2 / h) * (slope - jnp.diag(slope.sum(axis=1)))
     return factor, lambda mixed: unravel(pairwise.matmul(mixed, x))
 
-  def stein_kernel_row(
-    self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
-  ) -> Array:
+  def stein_kernel_sums(
+    self,
+    queries: Particles,
+    query_scores: Particles,
+    sources: Particles,
+    scores: Particles,
+    *,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+  ) -> tuple[Array, Array]:
     """As in `Kernel`, with the derivatives of ρ written out.
 
+    sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x), and
     tr ∇ₓ∇_y k = −(2d/h) ρ' − (4/h) t ρ''.
     """
-    x, _ = jax.flatten_util.ravel_pytree(x)
-    h = self._number(x.dtype)
-    score_x, _ = jax.flatten_util.ravel_pytree(score_x)
-    y, _ = pairwise.as_matrix(sources)
-    s, _ = pairwise.as_matrix(scores)
-    centre = pairwise.mean_point(y)
-    x, y = x - centre[0], y - centre
-    t = pairwise.squared_distances(x, y, jnp.square(y).sum(axis=1)) / h
-    k, slope, curvature = self.profile(t)
-    # sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x), term by term: the differences
-    # y − x of all pairs would not fit into memory.
-    along = (
-      pairwise.matmul(y, score_x)
-      - (x * score_x).sum()
-      - (s * y).sum(axis=1)
-      + pairwise.matmul(s, x)
-    )
-    trace = -(2 * len(x) / h) * slope - (4 / h) * t * curvature
-    return pairwise.matmul(s, score_x) * k + (2 / h) * slope * along + trace
+    distances, h = self._distances(queries, sources, block_size, axis_name)
+    sy = distances.split(pairwise.as_matrix(scores)[0])
+    sx = sy
+    if not distances.symmetric:
+      sx = distances.split(pairwise.as_matrix(query_scores)[0])
+    x, y = distances.rows, distances.columns
+    along_x, along_y = (sx * x).sum(axis=2), (sy * y).sum(axis=2)
+    d = x.shape[2]
+
+    def tile(place: tiles.Place) -> Array:
+      _, i, j = place
+      t = distances.at(place) / h
+      k, slope, curvature = self.profile(t)
+      along = (
+        pairwise.matmul(sx[i], y[j].T)
+        + pairwise.matmul(x[i], sy[j].T)
+        - along_x[i][:, None]
+        - along_y[j][None]
+      )
+      trace = -(2 * d / h) * slope - (4 / h) * t * curvature
+      return pairwise.matmul(sx[i], sy[j].T) * k + (2 / h) * slope * along + trace
+
+    k, slope, _ = self.profile(jnp.zeros((), h.dtype))
+    itself = jnp.square(sx).sum() * k - distances.num_rows * (2 * d / h) * slope
+    return tiles.sum_over_pairs(distances, tile), itself
 
 
 @partial(register_dataclass, data_fields=[], meta_fields=["k"])
@@ -334,6 +418,7 @@ class OnFeatures(Kernel):
     scores: Particles,
     *,
     block_size: int | None = None,
+    axis_name: str | None = None,
   ) -> tuple[Particles, Array]:
     """As in `Kernel`; the features are linearised once, at the sources.
 
@@ -341,6 +426,8 @@ class OnFeatures(Kernel):
     cotangents through the one linearisation. Where F is affine, J_F is the same
     everywhere and comes before the sum: Σⱼ ∇_{yⱼ} k(yⱼ, xᵢ) = J_Fᵀ Σⱼ ∇_z base(zⱼ, zᵢ).
     """
+    if queries is sources or axis_name is not None:
+      self = self.resolve(queries, block_size=block_size, axis_name=axis_name)
     if self.affine:
       return self._affine_stein_sums(queries, sources, scores, block_size=block_size)
     features, pull_back = jax.vjp(jax.vmap(self.feature_fn), sources)
@@ -364,8 +451,9 @@ class OnFeatures(Kernel):
     *,
     block_size: int | None,
   ) -> tuple[Particles, Array]:
-    features = jax.vmap(self.feature_fn)(sources)
     query_features, pull_back = jax.vjp(jax.vmap(self.feature_fn), queries)
+    same = queries is sources
+    features = query_features if same else jax.vmap(self.feature_fn)(sources)
     no_scores = jax.tree.map(jnp.zeros_like, features)
     repulsion, mass = self.base.stein_sums(
       query_features, features, no_scores, block_size=block_size

@@ -93,15 +93,15 @@ def _direction(
   block_size: int | None,
   axis_name: str | None,
 ) -> Particles:
-  kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
   sources = axes.gather(particles, axis_name)
   source_scores = axes.gather(scores, axis_name)
   n = jax.tree.leaves(sources)[0].shape[0]
   if regularization is not None:
+    kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
     direction = _regularized(sources, source_scores, kernel, regularization)
     return axes.own(direction, checks.num_particles(particles), axis_name)
   sums, mass = kernel.stein_sums(
-    particles, sources, source_scores, block_size=block_size
+    particles, sources, source_scores, block_size=block_size, axis_name=axis_name
   )
   divisor = mass if row_normalized else jnp.full_like(mass, n)
   return jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, divisor), sums)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# A few steps take longer to compile than to run; optimised code is other tests' matter.
+QUICK = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
 
 def run(
   module: str, *arguments: str, **environment: str
@@ -15,7 +18,7 @@ def run(
   return subprocess.run(
     [sys.executable, "-m", f"experiments.{module}", *arguments],
     cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": "", **environment},
+    env={**os.environ, **QUICK, **environment},
     capture_output=True,
     text=True,
     timeout=300,

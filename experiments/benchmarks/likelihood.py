@@ -1,0 +1,124 @@
+"""The RBM's exact log Z and likelihood: seconds and memory.
+
+  python -m experiments.benchmarks.likelihood
+
+On one CPU core (--cores), in float32, 784 visible units. The floor of log Z is what the
+2^ℓ exponentials that define it take at the machine's own rate of exponentials; the sum
+over 2^(ℓ/2) × 2^(ℓ/2) states needs as many, but of a product's entries.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+from absl import app, flags
+
+from experiments import common, rbm_summary
+from experiments.benchmarks import timing
+from stein_jax.energies import GaussianBernoulliRBM
+from stein_jax.types import Params
+
+NUM_VISIBLE, NUM_IMAGES = 784, 10_000
+
+
+def main(argv: list[str]) -> None:
+  common.refuse_arguments(argv)
+  if flags.FLAGS.from_summary:
+    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+    return
+  sizes = common.numbers("num_hidden", flags.FLAGS.num_hidden, int, at_least=1)
+  timing.use_cores(flags.FLAGS.cores)
+  common.claim_workdir(before_work=True)
+  exponential = _seconds_of_an_exponential()
+  rows = [_measure(num_hidden, exponential) for num_hidden in sizes]
+  workdir = common.claim_workdir(before_work=False)
+  _draw(workdir / "likelihood.png", rows)
+  summary = common.write_summary(
+    workdir,
+    "experiments.benchmarks.likelihood",
+    {"seconds_of_an_exponential": exponential, "rows": rows},
+  )
+  print(markdown(summary))
+
+
+def _params(num_hidden: int) -> tuple[GaussianBernoulliRBM, Params]:
+  rbm = GaussianBernoulliRBM(num_hidden)
+  return rbm, rbm.init(jax.random.key(0), jnp.zeros(NUM_VISIBLE))
+
+
+def _seconds_of_an_exponential() -> float:
+  x = jnp.linspace(-10, 0, 2**16)
+  exponential = jax.jit(jnp.exp)
+  times = timing.interleaved({"x": lambda: exponential(x)}, repeats=15)
+  return times["x"].median / len(x)
+
+
+def _measure(num_hidden: int, exponential: float) -> dict[str, Any]:
+  rbm, params = _params(num_hidden)
+  # as logged in training: all images at once
+  images = jax.random.uniform(jax.random.key(1), (NUM_IMAGES, NUM_VISIBLE))
+  log_z = functools.partial(rbm.log_partition, params)
+  functions = {"log Z": log_z}
+  if num_hidden <= 20:
+    functions["likelihood"] = functools.partial(rbm.log_likelihood, params, images)
+  times = timing.interleaved(
+    functions,
+    repeats=flags.FLAGS.repeats,
+    progress=flags.FLAGS.progress,
+    label=f"{num_hidden} hidden units",
+  )
+  compiled = jax.jit(rbm.log_partition).lower(params).compile()
+  return {
+    "num_hidden": num_hidden,
+    "seconds": {name: time._asdict() for name, time in times.items()},
+    "floor_seconds": 2**num_hidden * exponential,
+    "megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+  }
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """The table of a summary.json."""
+  lines = []
+  for row in summary["rows"]:
+    log_z = row["seconds"]["log Z"]["median"]
+    likelihood = row["seconds"].get("likelihood")
+    lines.append(
+      [
+        str(row["num_hidden"]),
+        f"{1e3 * log_z:.3g}",
+        f"{log_z / row['floor_seconds']:.2f}",
+        f"{row['megabytes']:.3g}",
+        "—" if likelihood is None else f"{1e3 * likelihood['median']:.3g}",
+      ]
+    )
+  header = ["ℓ", "log Z, ms", "÷ 2^ℓ exponentials", "MB", "10 000 images, ms"]
+  return rbm_summary.markdown_table(header, lines)
+
+
+def _draw(path: Any, rows: list[Mapping[str, Any]]) -> None:
+  figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+  sizes = [row["num_hidden"] for row in rows]
+  seconds = [row["seconds"]["log Z"]["median"] for row in rows]
+  axes.plot(sizes, seconds, "o-", label="exact log Z")
+  floors = [row["floor_seconds"] for row in rows]
+  axes.plot(sizes, floors, "k:", label="2^ℓ exponentials")
+  axes.set(yscale="log", xlabel="ℓ hidden units", ylabel="seconds")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def _define_flags() -> None:
+  flags.DEFINE_list("num_hidden", ["5", "10", "15", "20", "25", "30"], "ℓ.")
+  flags.DEFINE_integer("repeats", 9, "Times of every function.", lower_bound=1)
+  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
+  common.define_run_flags("runs/benchmarks/likelihood")
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(main)

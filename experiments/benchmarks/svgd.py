@@ -1,0 +1,348 @@
+"""The SVGD direction against its peers and the machine's own matrix rate.
+
+  python -m experiments.benchmarks.svgd
+
+Every ratio is one of medians of calls made in turn, on one CPU core (--cores), in
+float32, at particles and scores of N(0, I). The peers: the same sum with its gram, its
+exponential and its product as three compiled functions (dense); blackjax's and
+numpyro's; and the algebra of ours in PyTorch. The floor is what the multiplications of
+the symmetric form, 3/2 n²d multiply-adds, take at the machine's own matrix rate.
+blackjax comes with the tests; `pip install -e '.[peers]'` installs the others.
+
+It leaves summary.json and svgd.png, time and memory against n.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from experiments import common, rbm_summary
+from experiments.benchmarks import timing
+from stein_jax import kernels, svgd_direction
+from stein_jax.types import Array
+
+SHAPES = ("100x784", "1000x784", "4096x784", "10000x50", "10000x2")
+TILE = (512, 784)  # of the matrix rate
+
+MARKS = {
+  # shape -> the most that ours may take of dense, and of the direction for the median;
+  # the least that blackjax and PyTorch may take of ours.
+  "100x784": {"dense": 0.9, "median": 0.2, "blackjax": 12},
+  "1000x784": {"dense": 0.9, "median": 0.06, "blackjax": 120, "torch": 2.2},
+  "4096x784": {"dense": 0.55, "median": 0.15, "torch": 4},
+  "10000x50": {"dense": 0.25, "blackjax": 190},
+  "10000x2": {"dense": 0.12, "blackjax": 16},
+}
+
+# blackjax and numpyro look at every pair by itself: minutes a call beyond this.
+_PAIRWISE_LIMIT = 6e9  # n² d
+
+
+def main(argv: list[str]) -> None:
+  common.refuse_arguments(argv)
+  if flags.FLAGS.from_summary:
+    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+    return
+  shapes = {text: _shape("shapes", text) for text in flags.FLAGS.shapes}
+  sizes = common.numbers("sizes", flags.FLAGS.sizes, int, at_least=2)
+  large = _shape("large", flags.FLAGS.large) if flags.FLAGS.large else None
+  timing.use_cores(flags.FLAGS.cores)
+  common.claim_workdir(before_work=True)
+  rate = matrix_rate(flags.FLAGS.repeats)
+  rows = {name: measure(*shape) for name, shape in shapes.items()}
+  curve = [measure(n, 50, scaling=True) for n in sizes]
+  workdir = common.claim_workdir(before_work=False)
+  results: dict[str, Any] = {
+    "gigaflops": rate,
+    "shapes": {name: _with_ratios(row, rate) for name, row in rows.items()},
+    "curve": [_with_ratios(row, rate) for row in curve],
+  }
+  if large:
+    results["large"] = measure_large(*large)
+  _draw(workdir / "svgd.png", results["curve"])
+  summary = common.write_summary(workdir, "experiments.benchmarks.svgd", results)
+  print(markdown(summary))
+
+
+def _shape(flag: str, text: str) -> tuple[int, int]:
+  parts = text.split("x")
+  if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+    sys.exit(f"--{flag}: {text!r} is not NxD, n particles of d numbers.")
+  return int(parts[0]), int(parts[1])
+
+
+def _problem(n: int, d: int) -> tuple[Array, Array, float]:
+  """Particles, scores, and a bandwidth near the median's."""
+  x, s = np.random.default_rng(0).normal(size=(2, n, d)).astype(np.float32)
+  return jnp.asarray(x), jnp.asarray(s), 2.0 * d / float(np.log(n))
+
+
+def matrix_rate(repeats: int) -> float:
+  """10⁹ floating-point operations a second of a float32 product in the cache."""
+  b, d = TILE
+  x = jnp.ones((b, d))
+  product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
+  times = timing.interleaved({"x": lambda: product(x, x.T)}, repeats=repeats)
+  return 2 * b * b * d / times["x"].median / 1e9
+
+
+def measure(n: int, d: int, *, scaling: bool = False) -> dict[str, Any]:
+  """Times of ours and of the peers that are installed, and ours' memory.
+
+  Args:
+    n: particles.
+    d: their dimension.
+    scaling: for the curve, ours and dense only.
+  """
+  x, s, h = _problem(n, d)
+  pairwise_too = n * n * d <= _PAIRWISE_LIMIT and not scaling
+  functions: dict[str, Callable[[], Any] | None] = {
+    "ours": functools.partial(svgd_direction, x, s, kernels.rbf(jnp.float32(h))),
+    "ours, median": functools.partial(svgd_direction, x, s, kernels.rbf()),
+    "dense": functools.partial(dense_direction, x, s, jnp.float32(h)),
+    "blackjax": _blackjax(x, s, h) if pairwise_too else None,
+    "numpyro, median": _numpyro(x) if pairwise_too else None,
+    "torch": None if scaling else _torch(np.asarray(x), np.asarray(s), h),
+  }
+  times = timing.interleaved(
+    {name: function for name, function in functions.items() if function},
+    repeats=flags.FLAGS.repeats,
+    progress=flags.FLAGS.progress,
+    label=f"{n} × {d}",
+  )
+  return {
+    "n": n,
+    "d": d,
+    "seconds": {name: time._asdict() for name, time in times.items()},
+    "megabytes": {
+      "ours": _temporary_megabytes(kernels.rbf(jnp.float32(h)), x),
+      "ours, median": _temporary_megabytes(kernels.rbf(), x),
+      "dense": 2 * 4 * n * n / 1e6,  # the gram and its exponential
+    },
+  }
+
+
+def measure_large(n: int, d: int) -> dict[str, Any]:
+  """The direction and its exact median where nothing dense fits."""
+  x, s, h = _problem(n, d)
+  kernel = kernels.rbf(jnp.float32(h))
+  times = timing.interleaved(
+    {
+      "ours": functools.partial(svgd_direction, x, s, kernel),
+      "ours, median": functools.partial(svgd_direction, x, s, kernels.rbf()),
+    },
+    repeats=3,
+    progress=flags.FLAGS.progress,
+    label=f"{n} × {d}",
+  )
+  return {
+    "n": n,
+    "d": d,
+    "seconds": {name: time._asdict() for name, time in times.items()},
+    "megabytes": {
+      "ours": _temporary_megabytes(kernel, x),
+      "ours, median": _temporary_megabytes(kernels.rbf(), x),
+    },
+  }
+
+
+def _temporary_megabytes(kernel: kernels.Kernel, x: Array) -> float:
+  """What the compiled direction holds beside its inputs."""
+  compiled = jax.jit(svgd_direction).lower(x, x, kernel).compile()
+  memory = compiled.memory_analysis()
+  return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6
+
+
+@jax.jit
+def _gram(x: Array) -> Array:
+  norms = jnp.square(x).sum(axis=1)
+  product = jnp.matmul(x, x.T, precision="highest")
+  return norms[:, None] + norms[None] - 2 * product
+
+
+@jax.jit
+def _exponential(squared: Array, h: Array) -> Array:
+  return jnp.exp(-squared / h)
+
+
+@jax.jit
+def _product(k: Array, x: Array, s: Array, h: Array) -> Array:
+  sums = jnp.matmul(k, s - (2 / h) * x, precision="highest")
+  return (sums + (2 / h) * x * k.sum(axis=1, keepdims=True)) / len(x)
+
+
+def dense_direction(x: Array, s: Array, h: Array) -> Array:
+  """The direction as three compiled functions, each of the whole table."""
+  return _product(_exponential(_gram(x), h), x, s, h)
+
+
+def _blackjax(x: Array, s: Array, h: float) -> Callable[[], Any] | None:
+  """A step of sgd(1), which is x + φ, with the same bandwidth."""
+  module = timing.peer("blackjax.vi.svgd")
+  if module is None:
+    return None
+  del s  # blackjax calls the score function; that of N(0, I) costs nothing
+  optimizer = _sgd()
+  move = module.build_kernel(optimizer)
+  state = module.init(x, {"length_scale": h}, optimizer)
+  step = jax.jit(lambda state: move(state, jnp.negative, module.rbf_kernel).particles)
+  return lambda: step(state)
+
+
+def _sgd() -> Any:
+  import optax
+
+  return optax.sgd(1.0)
+
+
+def _numpyro(x: Array) -> Callable[[], Any] | None:
+  """A step of numpyro's SteinVI on N(0, I), which takes a median every time."""
+  numpyro = timing.peer("numpyro")
+  einstein = timing.peer("numpyro.contrib.einstein")
+  if numpyro is None or einstein is None:
+    return None
+  import numpyro.distributions as dist
+  from numpyro.infer.autoguide import AutoDelta
+
+  d = x.shape[1]
+
+  def model() -> None:
+    numpyro.sample("x", dist.Normal(jnp.zeros(d), 1.0).to_event(1))
+
+  stein = einstein.SteinVI(
+    model,
+    AutoDelta(model),
+    numpyro.optim.SGD(1.0),
+    einstein.RBFKernel(),
+    num_stein_particles=len(x),
+  )
+  state = stein.init(jax.random.key(0))
+  step = jax.jit(lambda state: stein.update(state)[0])
+  return lambda: jax.tree.leaves(step(state))
+
+
+def _torch(x: np.ndarray, s: np.ndarray, h: float) -> Callable[[], Any] | None:
+  """The algebra of ours, dense, in place where PyTorch can."""
+  torch = timing.peer("torch")
+  if torch is None:
+    return None
+  torch.set_num_threads(max(1, flags.FLAGS.cores))
+  points, scores = torch.from_numpy(x), torch.from_numpy(s)
+
+  @torch.no_grad()
+  def direction() -> Any:
+    centred = points - points.mean(dim=0)
+    norms = centred.square().sum(dim=1)
+    k = torch.addmm(norms[None], centred, centred.T, alpha=-2)
+    k.add_(norms[:, None]).clamp_(min=0).mul_(-1 / h).exp_()
+    sums = torch.addmm(
+      centred * (2 / h) * k.sum(dim=1, keepdim=True),
+      k,
+      scores - (2 / h) * centred,
+    )
+    return sums.div_(len(points)).numpy()
+
+  return direction
+
+
+def _with_ratios(row: Mapping[str, Any], rate: float) -> dict[str, Any]:
+  median = {name: time["median"] for name, time in row["seconds"].items()}
+  n, d = row["n"], row["d"]
+  floor = 3 * n * n * d / (rate * 1e9)
+  ratios = {
+    "ours ÷ dense": median["ours"] / median["dense"],
+    "ours ÷ floor": median["ours"] / floor,
+    "extra of the median ÷ ours": median["ours, median"] / median["ours"] - 1,
+  }
+  for name in ("blackjax", "torch"):
+    if name in median:
+      ratios[f"{name} ÷ ours"] = median[name] / median["ours"]
+  if "numpyro, median" in median:
+    ratios["numpyro ÷ ours, with medians"] = (
+      median["numpyro, median"] / median["ours, median"]
+    )
+  return {**row, "floor_seconds": floor, "ratios": ratios}
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """The tables of a summary.json."""
+  names = (
+    ("ours ÷ dense", "dense", "≤"),
+    ("extra of the median ÷ ours", "median", "≤"),
+    ("blackjax ÷ ours", "blackjax", "≥"),
+    ("numpyro ÷ ours, with medians", None, ""),
+    ("torch ÷ ours", "torch", "≥"),
+    ("ours ÷ floor", None, ""),
+  )
+  lines = []
+  for shape, row in summary["shapes"].items():
+    ours = row["seconds"]["ours"]
+    cells = [shape.replace("x", " × "), _milliseconds(ours)]
+    for name, key, sign in names:
+      mark = MARKS.get(shape, {}).get(key) if key else None
+      goal = f" ({sign} {mark:g})" if mark is not None else ""
+      value = row["ratios"].get(name)
+      cells.append("—" if value is None else f"{value:.3g}{goal}")
+    lines.append(cells)
+  header = ["n × d", "ours, ms", *(name for name, _, _ in names)]
+  text = rbm_summary.markdown_table(header, lines)
+  text += f"\n\nThe matrix rate was {summary['gigaflops']:.0f} GFLOP/s."
+  if "large" in summary:
+    large = summary["large"]
+    seconds = {name: time["median"] for name, time in large["seconds"].items()}
+    ratio = seconds["ours, median"] / seconds["ours"]
+    text += (
+      f" {large['n']} particles of {large['d']} numbers take {seconds['ours']:.1f} s, "
+      f"{ratio:.2f} times that with their exact median (≤ 2.5), and "
+      f"{large['megabytes']['ours, median']:.0f} MB beside the inputs (≤ 150)."
+    )
+  return text
+
+
+def _milliseconds(time: Mapping[str, float]) -> str:
+  values = (1e3 * time[name] for name in ("median", "low", "high"))
+  return "{:.3g} ({:.3g} to {:.3g})".format(*values)
+
+
+def _draw(path: Path, curve: list[Mapping[str, Any]]) -> None:
+  if not curve:
+    return
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+  n = [row["n"] for row in curve]
+  for name in ("dense", "ours", "ours, median"):
+    left.plot(n, [row["seconds"][name]["median"] for row in curve], "o-", label=name)
+    right.plot(n, [row["megabytes"][name] for row in curve], "o-", label=name)
+  floor = [row["floor_seconds"] for row in curve]
+  left.plot(n, floor, "k:", label="3/2 n²d at the matrix rate")
+  for axes, label in ((left, "seconds"), (right, "MB beside the inputs")):
+    axes.set(xscale="log", yscale="log", xlabel="n particles, d = 50", ylabel=label)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def _define_flags() -> None:
+  flags.DEFINE_list("shapes", list(SHAPES), "Particles and dimensions, as NxD.")
+  flags.DEFINE_list(
+    "sizes", ["250", "500", "1000", "2000", "4000", "8000", "16000"], "n of the curve."
+  )
+  flags.DEFINE_string(
+    "large", "100000x50", "A shape beyond all dense forms; empty for none."
+  )
+  flags.DEFINE_integer("repeats", 11, "Times of every function.", lower_bound=1)
+  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
+  common.define_run_flags("runs/benchmarks/svgd")
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(main)

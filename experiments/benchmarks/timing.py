@@ -1,0 +1,76 @@
+"""Times of functions called in turn, so that what slows the machine slows all."""
+
+import importlib
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+_SHORTEST = 2e-3  # seconds that a clock is trusted with
+
+
+class Times(NamedTuple):
+  """Seconds a call: the median over repeats, and the quartiles."""
+
+  median: float
+  low: float
+  high: float
+
+
+def interleaved(
+  functions: Mapping[str, Callable[[], Any]],
+  *,
+  repeats: int,
+  progress: bool = False,
+  label: str = "",
+) -> dict[str, Times]:
+  """Calls all functions in turn, `repeats` times, after a first call of each.
+
+  A call that is too short to be timed is made several times in a repeat.
+  """
+  calls = {}
+  for name, function in functions.items():
+    jax.block_until_ready(function())  # compiles
+    calls[name] = max(1, round(_SHORTEST / _timed(function, 1)))
+  seconds: dict[str, list[float]] = {name: [] for name in functions}
+  for _ in tqdm(range(repeats), desc=label, disable=not progress, leave=False):
+    for name, function in functions.items():
+      seconds[name].append(_timed(function, calls[name]))
+  return {
+    name: Times(*(float(q) for q in np.quantile(found, [0.5, 0.25, 0.75])))
+    for name, found in seconds.items()
+  }
+
+
+def _timed(function: Callable[[], Any], calls: int) -> float:
+  start = time.perf_counter()
+  for _ in range(calls):
+    result = function()
+  jax.block_until_ready(result)
+  return (time.perf_counter() - start) / calls
+
+
+def use_cores(number: int) -> None:
+  """Keeps this process on so many cores, before JAX or PyTorch has started threads."""
+  if number and hasattr(os, "sched_setaffinity"):
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, allowed[:number])
+
+
+def peer(name: str) -> ModuleType | None:
+  """A package to compare with, or None where it is not installed."""
+  try:
+    return importlib.import_module(name)
+  except ImportError:
+    return None
+
+
+def peak_megabytes() -> float:
+  """The most memory that this process has held so far."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,251 @@
+"""Tables of pairs in square tiles: a symmetric one by half, and none held whole.
+
+A tile of b × b pairs fits into the cache: its distances are one product, what is made
+of them is used while it is there, and of a symmetric table the tile at (j, i) is the
+transpose of that at (i, j).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from stein_jax import axes, pairwise
+from stein_jax.types import Array
+
+Place = tuple[Array, Array, Array]
+"""Of a tile: its place in `Tiles.held`, its row and its column."""
+
+Places = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of several tiles likewise."""
+
+
+@functools.partial(
+  register_dataclass,
+  data_fields=["rows", "columns", "row_norms", "column_norms", "held"],
+  meta_fields=["n", "num_rows", "symmetric", "axis_name"],
+)
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+  """The squared distances between points, tile by tile.
+
+  Attributes:
+    rows: `[R, b, d]`, this device's points around the mean of all, filled up with
+      zeros.
+    columns: `[C, b, d]`, all points likewise; the rows themselves on one device.
+    row_norms: `[R, b]`, squared.
+    column_norms: `[C, b]`.
+    n: the number of all points.
+    num_rows: the number of this device's points.
+    symmetric: whether only tiles on and above the diagonal are reckoned.
+    held: `[T, b, b]`, all tiles, or None where each is reckoned when it is needed.
+    axis_name: the axis over which the rows are spread.
+  """
+
+  rows: Array
+  columns: Array
+  row_norms: Array
+  column_norms: Array
+  n: int
+  num_rows: int
+  symmetric: bool
+  held: Array | None = None
+  axis_name: str | None = None
+
+  @property
+  def edge(self) -> int:
+    """b."""
+    return self.rows.shape[1]
+
+  def places(self) -> tuple[Places, Places]:
+    """The tiles on the diagonal, and those above it, which stand for two.
+
+    Without symmetry all count as the former.
+    """
+    shape = (len(self.rows), len(self.columns))
+    if not self.symmetric:
+      i, j = (index.ravel() for index in np.indices(shape))
+      nothing = np.zeros(0, int)
+      return (np.arange(len(i)), i, j), (nothing, nothing, nothing)
+    diagonal = np.arange(len(self.rows))
+    i, j = np.triu_indices(len(self.rows), k=1)
+    return (diagonal, diagonal, diagonal), (len(diagonal) + np.arange(len(i)), i, j)
+
+  def at(self, place: Place) -> Array:
+    """‖xᵢ − xⱼ‖² of one tile's pairs, `[b, b]`."""
+    k, i, j = place
+    if self.held is not None:
+      return self.held[k]
+    product = pairwise.matmul(self.rows[i], self.columns[j].T)
+    norms = self.row_norms[i][:, None] + self.column_norms[j][None]
+    return jnp.maximum(norms - 2 * product, 0)
+
+  def may_be_held(self) -> bool:
+    """Whether all tiles fit into 2²⁴ numbers or so, as for n = 4096."""
+    return self.num_rows * self.n <= _HELD_PAIRS
+
+  def hold(self) -> "Tiles":
+    """The same with all tiles held."""
+    parts = [jax.lax.map(self.at, places) for places in self.places() if len(places[0])]
+    return dataclasses.replace(self, held=jnp.concatenate(parts))
+
+  def split(self, rows: Array) -> Array:
+    """`[n, r]` filled up with zeros and cut as the points are, `[C, b, r]`."""
+    return _cut(rows, self.edge)
+
+  def points(self) -> tuple[Array, Array]:
+    """The centred points of the rows, `[num_rows, d]`, and of the columns, `[n, d]`."""
+    d = self.rows.shape[2]
+    rows = self.rows.reshape(-1, d)[: self.num_rows]
+    return rows, self.columns.reshape(-1, d)[: self.n]
+
+  def indices(self, place: Place) -> tuple[Array, Array, Array]:
+    """The points `[b, 1]` and `[1, b]` of a tile's rows and columns, and what is no
+    filling, `[b, b]`."""
+    _, i, j = place
+    offsets = jnp.arange(self.edge)
+    row, column = (i * self.edge + offsets)[:, None], (j * self.edge + offsets)[None]
+    inside = (row < self.num_rows) & (column < self.n)
+    return axes.global_indices(self.num_rows, self.axis_name)[0] + row, column, inside
+
+  def above_diagonal(self, place: Place) -> Array:
+    """Which pairs of a tile are above the table's diagonal, `[b, b]`."""
+    row, column, inside = self.indices(place)
+    return inside & (row < column)
+
+
+def of_points(
+  rows: Array,
+  columns: Array,
+  *,
+  block_size: int | None = None,
+  axis_name: str | None = None,
+) -> Tiles:
+  """The tiles of points `[n, d]`.
+
+  Args:
+    rows: this device's points.
+    columns: all points; the same object on one device, where symmetry is used.
+    block_size: b. None: as large as serves the cache of a CPU, or the units of an
+      accelerator.
+    axis_name: the axis over which the rows are spread.
+  """
+  if block_size is None:
+    block_size = _EDGE if jax.default_backend() == "cpu" else _ACCELERATOR_EDGE
+  n, num_rows = len(columns), len(rows)
+  edge = -(-num_rows // -(-num_rows // block_size))  # tiles of one size, little filling
+  centre = pairwise.mean_point(columns)
+  own, everyone = _cut(rows - centre, edge), _cut(columns - centre, edge)
+  symmetric = rows is columns
+  everyone = own if symmetric else everyone
+  return Tiles(
+    own,
+    everyone,
+    jnp.square(own).sum(axis=2),
+    jnp.square(everyone).sum(axis=2),
+    n,
+    num_rows,
+    symmetric,
+    axis_name=axis_name,
+  )
+
+
+def products(
+  tiles: Tiles,
+  matrices_of: Callable[[Array], tuple[Array, ...]],
+  columns: tuple[Array, ...],
+) -> tuple[Array, ...]:
+  """Σⱼ Mᵢⱼ cⱼ of symmetric matrices M = f(D), for this device's rows i.
+
+  In full, and with all of D in memory: `tuple(M @ c for M, c in zip(f(D), columns))`.
+
+  Args:
+    tiles: D.
+    matrices_of: f, of every distance by itself: `[b, b]` -> a tile of each M.
+    columns: c, for each M an array `[n, r]`.
+
+  Returns:
+    For each M an array `[num_rows, r]`.
+  """
+  parts = tuple(tiles.split(c) for c in columns)
+  parts_as_rows = tuple(c.mT for c in parts)
+
+  def add(sums: Array, i: Array, term: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(sums, sums[i] + term, i, axis=0)
+
+  def own(sums: tuple, matrices: tuple, i: Array, j: Array) -> tuple:
+    """sumᵢ + M cⱼ of every M."""
+    return tuple(
+      add(s, i, pairwise.matmul(m, c[j])) for s, m, c in zip(sums, matrices, parts)
+    )
+
+  def on_diagonal(sums: tuple, place: Place) -> tuple:
+    _, i, j = place
+    return own(sums, matrices_of(tiles.at(place)), i, j), None
+
+  # The transposed tiles' sums are apart, since two updates of one array in a step would
+  # make XLA copy the array, and they are kept as rows, (Mᵀ c)ᵀ = cᵀ M, since a product
+  # that turns its tile around takes a CPU several times as long.
+  def above_diagonal(sums: tuple[tuple, tuple], place: Place) -> tuple:
+    _, i, j = place
+    matrices = matrices_of(tiles.at(place))
+    transposed = tuple(
+      add(s, j, pairwise.matmul(c[i], m))
+      for s, m, c in zip(sums[1], matrices, parts_as_rows)
+    )
+    return (own(sums[0], matrices, i, j), transposed), None
+
+  num_rows, edge = tiles.rows.shape[:2]
+  start = tuple(jnp.zeros((num_rows, edge, c.shape[2]), c.dtype) for c in parts)
+  start = axes.varying_as(tiles.rows, start)
+  diagonal, above = tiles.places()
+  sums = scan(on_diagonal, start, diagonal)
+  if len(above[0]):
+    start = (sums, tuple(s.mT for s in start))
+    sums, transposed = scan(above_diagonal, start, above)
+    sums = tuple(s + t.mT for s, t in zip(sums, transposed))
+  return tuple(s.reshape(-1, s.shape[2])[: tiles.num_rows] for s in sums)
+
+
+def sum_over_pairs(tiles: Tiles, values_of: Callable[[Place], Array]) -> Array:
+  """Σ over the pairs of this device's points with all others of a symmetric function.
+
+  Args:
+    tiles: of the points.
+    values_of: a tile's place -> the function's values, `[b, b]`.
+  """
+
+  def adding(factor: int) -> Callable:
+    def step(total: Array, place: Place) -> tuple[Array, None]:
+      row, column, inside = tiles.indices(place)
+      values = jnp.where(inside & (row != column), values_of(place), 0)
+      return total + factor * values.sum(), None
+
+    return step
+
+  diagonal, above = tiles.places()
+  start = axes.varying_as(tiles.rows, jnp.zeros((), tiles.rows.dtype))
+  return scan(adding(2), scan(adding(1), start, diagonal), above)
+
+
+def scan(step: Callable, start: Any, places: Places) -> Any:
+  """The last carry of a scan over tiles; a single tile needs no loop."""
+  if not len(places[0]):
+    return start
+  return jax.lax.scan(step, start, places, unroll=len(places[0]) == 1)[0]
+
+
+_HELD_PAIRS = 2**24
+_EDGE = 512
+_ACCELERATOR_EDGE = 8192
+
+
+def _cut(rows: Array, edge: int) -> Array:
+  """`[n, r]` -> `[⌈n/b⌉, b, r]`, filled up with zeros."""
+  filling = -len(rows) % edge
+  return jnp.pad(rows, ((0, filling), (0, 0))).reshape(-1, edge, rows.shape[1])
