@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 from absl import app, flags
 
 from experiments import common, rbm_summary
@@ -190,17 +191,11 @@ def _blackjax(x: Array, s: Array, h: float) -> Callable[[], Any] | None:
   if module is None:
     return None
   del s  # blackjax calls the score function; that of N(0, I) costs nothing
-  optimizer = _sgd()
+  optimizer = optax.sgd(1.0)
   move = module.build_kernel(optimizer)
   state = module.init(x, {"length_scale": h}, optimizer)
   step = jax.jit(lambda state: move(state, jnp.negative, module.rbf_kernel).particles)
   return lambda: step(state)
-
-
-def _sgd() -> Any:
-  import optax
-
-  return optax.sgd(1.0)
 
 
 def _numpyro(x: Array) -> Callable[[], Any] | None:
