@@ -68,7 +68,7 @@ def beyond(dtype: jnp.dtype) -> Array:
 
 
 def two_least(bits: Array, pivot: Array, beyond: Array) -> tuple[Array, Array]:
-  """The two least numbers that are not below the pivot; `beyond` where there is none."""
+  """The two least numbers from the pivot on; `beyond` where there is none."""
   bits = jnp.where(bits < pivot, beyond, bits)
   least = bits.min()
   is_least = bits == least
