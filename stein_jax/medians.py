@@ -15,6 +15,7 @@ MAX_POINTS = 2**20
 """The most points whose pairs are counted."""
 
 _SAMPLE = 2**17
+_PAIRS_IN_FLIGHT = 2**16
 
 
 def middle_squared_distances(
@@ -147,7 +148,7 @@ def _of_differences(
       bits = selection.ordered_bits(jnp.square(everyone - x[None]).sum(axis=1))
       return fn(jnp.where(jnp.arange(n) > index, bits, beyond))
 
-    return pairwise.map_rows(of_row, rows, n, None)
+    return pairwise.map_rows(of_row, rows, n, max(1, _PAIRS_IN_FLIGHT // n))
 
   def counts_below(pivots: Array) -> Count:
     by_row = per_row(lambda bits: (bits[None] < pivots[:, None]).sum(axis=1))

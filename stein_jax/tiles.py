@@ -91,8 +91,8 @@ class Tiles:
 
   def hold(self) -> "Tiles":
     """The same with all tiles held."""
-    parts = [jax.lax.map(self.at, places) for places in self.places() if len(places[0])]
-    return dataclasses.replace(self, held=jnp.concatenate(parts))
+    places = tuple(np.concatenate(indices) for indices in zip(*self.places()))
+    return dataclasses.replace(self, held=jax.lax.map(self.at, places))
 
   def split(self, rows: Array) -> Array:
     """`[n, r]` filled up with zeros and cut as the points are, `[C, b, r]`."""
@@ -206,8 +206,8 @@ def products(
   diagonal, above = tiles.places()
   sums = scan(on_diagonal, start, diagonal)
   if len(above[0]):
-    start = (sums, tuple(s.mT for s in start))
-    sums, transposed = scan(above_diagonal, start, above)
+    both = (sums, tuple(s.mT for s in start))
+    sums, transposed = scan(above_diagonal, both, above)
     sums = tuple(s + t.mT for s, t in zip(sums, transposed))
   return tuple(s.reshape(-1, s.shape[2])[: tiles.num_rows] for s in sums)
 

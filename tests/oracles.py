@@ -6,7 +6,6 @@ first argument, y. Points may have any shape.
 
 import jax
 import numpy as np
-import scipy.special
 
 
 def rbf(h):
@@ -155,15 +154,16 @@ def threefry2x32(key, counters):
 
 
 def langevin_noise(key, n, event):
-  """z of one Langevin step: particle i draws from fold_in(key, i), by both words."""
+  """z of one Langevin step: particle i draws from fold_in(key, i), Box-Muller."""
   size = int(np.prod(event))
-  counters = np.zeros(size + size % 2, np.uint32)
-  counters[:size] = np.arange(size)
+  counters = np.arange(size + size % 2, dtype=np.uint32)
   z = []
   for i in range(n):
     words = np.asarray(jax.random.key_data(jax.random.fold_in(key, i)))
-    bits = threefry2x32(words, counters)[:size]
-    # 23 bits, as the number u in [0, 1) that float32 makes of them, then Φ⁻¹.
-    u = (bits >> np.uint32(9)).astype(np.float64) * 2.0**-23
-    z.append(scipy.special.ndtri(np.maximum(u, 2.0**-26)).reshape(event))
+    first, second = np.split(threefry2x32(words, counters).astype(np.float64), 2)
+    # 31 bits of the first word of every block, and all of the second.
+    radius = np.sqrt(-2 * np.log((np.floor(first / 2) + 1) / 2**31))
+    angle = 2 * np.pi * second / 2**32
+    both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    z.append(both[:size].reshape(event))
   return np.array(z)

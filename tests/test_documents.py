@@ -28,7 +28,7 @@ def test_commands_of_the_readme_name_files_that_exist():
   assert flagfiles
   for path in flagfiles:
     assert (ROOT / path.rstrip("`")).exists(), path
-  for module in re.findall(r"-m (experiments\.\w+)", DOCUMENTS):
+  for module in re.findall(r"-m (experiments[\w.]+\w)", DOCUMENTS):
     assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
 
 
@@ -51,7 +51,7 @@ def test_tables_of_the_readme_are_those_of_the_result_files(monkeypatch):
 
 
 def test_tables_of_other_experiments_are_those_of_their_result_files():
-  command = r"`python -m experiments\.(\w+) --from_summary=(\S+)`"
+  command = r"`python -m experiments\.([\w.]+) --from_summary=(\S+)`"
   commands = re.findall(command, DOCUMENTS)
   assert len(commands) >= 5
   for name, path in commands:

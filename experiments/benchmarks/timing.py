@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 _SHORTEST = 2e-3  # seconds that a clock is trusted with
+_LONGEST = 30.0  # seconds in all for a function, which may mean a single repeat
 
 
 class Times(NamedTuple):
@@ -32,16 +33,20 @@ def interleaved(
 ) -> dict[str, Times]:
   """Calls all functions in turn, `repeats` times, after a first call of each.
 
-  A call that is too short to be timed is made several times in a repeat.
+  A call that is too short to be timed is made several times in a repeat, and one that
+  takes many seconds has fewer repeats.
   """
   calls = {}
+  seconds: dict[str, list[float]] = {}
   for name, function in functions.items():
     jax.block_until_ready(function())  # compiles
-    calls[name] = max(1, round(_SHORTEST / _timed(function, 1)))
-  seconds: dict[str, list[float]] = {name: [] for name in functions}
+    first = _timed(function, 1)
+    calls[name] = max(1, round(_SHORTEST / first))
+    seconds[name] = [first] if first > _SHORTEST else []
   for _ in tqdm(range(repeats), desc=label, disable=not progress, leave=False):
     for name, function in functions.items():
-      seconds[name].append(_timed(function, calls[name]))
+      if sum(seconds[name]) < _LONGEST:
+        seconds[name].append(_timed(function, calls[name]))
   return {
     name: Times(*(float(q) for q in np.quantile(found, [0.5, 0.25, 0.75])))
     for name, found in seconds.items()
