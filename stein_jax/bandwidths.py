@@ -111,7 +111,8 @@ def median_bandwidth(
     diagonal: also count the m zero distances of particles to themselves.
     multiple: a factor on h.
     subsample: take the median of this many evenly spaced particles.
-    block_size: rows of pairs in flight; None chooses by size.
+    block_size: the edge of the tiles in which the table of pairs is looked at; None
+      chooses by size.
     axis_name: the axis over which the particles are spread.
 
   Returns:

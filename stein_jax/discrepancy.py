@@ -32,7 +32,7 @@ def ksd_squared(
     scores: ∇ log p at the particles, shaped like them.
     kernel: out of `kernels`.
     statistic: "V" or "U".
-    block_size: rows of the n × n table of pairs held at a time; None chooses by size.
+    block_size: as in `svgd_direction`.
     axis_name: the axis over which the particles are spread.
 
   Returns:
@@ -86,5 +86,5 @@ def _ksd_squared(
   )
   of_pairs, of_itself = axes.total(sums, axis_name)
   if statistic == "U":
-    return of_pairs / (n * (n - 1))
-  return (of_pairs + of_itself) / n**2
+    return of_pairs / float(n * (n - 1))  # beyond int32 for many particles
+  return (of_pairs + of_itself) / float(n * n)

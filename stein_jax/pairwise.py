@@ -1,4 +1,4 @@
-"""Reductions over pairs of points: rows in blocks, distances, order statistics."""
+"""Reductions over pairs of points: rows in blocks, and their squared distances."""
 
 from collections.abc import Callable
 
@@ -6,16 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from stein_jax import axes
 from stein_jax.types import Array, Particles, PyTree
 
 # A table of 2²⁴ pairs (n = 4096) is held whole; beyond it, rows are taken in blocks of
 # about 2²² pairs, so that memory stays linear in n.
 _DENSE_PAIRS = 2**24
 _BLOCK_PAIRS = 2**22
-
-# Pairs are counted in int32.
-_MAX_POINTS = 2**16
 
 
 def as_matrix(particles: Particles) -> tuple[Array, Callable[[Array], Particles]]:
@@ -73,111 +69,3 @@ def squared_distances(x: Array, points: Array, squared_norms: Array) -> Array:
   """
   product = matmul(points, x)
   return jnp.maximum(jnp.square(x).sum() + squared_norms - 2 * product, 0)
-
-
-def middle_squared_distances(
-  points: Array,
-  ranks: tuple[int, int],
-  *,
-  block_size: int | None = None,
-  axis_name: str | None = None,
-) -> tuple[Array, Array]:
-  """Two neighbouring order statistics of ‖xᵢ − xⱼ‖² over the pairs i < j, exactly.
-
-  Nothing is sorted. A nonnegative float and the integer with the same bits are in the
-  same order, so the value at a rank is built from its highest bit down: a bit is set
-  when the number of pairs below the trial value does not exceed the rank.
-
-  Args:
-    points: `[n, d]`, this device's rows.
-    ranks: two ranks, counted from 0, equal or successive.
-    block_size: rows in flight; None chooses by size. With blocks the distances are
-      computed anew for every bit, in memory linear in n.
-    axis_name: the axis over which the rows are spread.
-
-  Returns:
-    The two values, of the points' dtype.
-
-  Raises:
-    ValueError: more than 65 536 points, beyond which the count of pairs overflows.
-  """
-  everyone = axes.gather(points, axis_name)
-  n = everyone.shape[0]
-  if n > _MAX_POINTS:
-    raise ValueError(
-      f"the exact median counts pairs in int32, enough for {_MAX_POINTS} particles, "
-      f"got {n}. Take the bandwidth of a subsample (`subsample=4096`)."
-    )
-  centre = mean_point(everyone)
-  centred = everyone - centre
-  norms = jnp.square(centred).sum(axis=1)
-  indices = axes.global_indices(points.shape[0], axis_name)
-
-  def by_products() -> tuple[Array, Array]:
-    def distances(x: Array) -> Array:
-      return squared_distances(x, centred, norms)
-
-    rows = (indices, points - centre)
-    return _select(distances, rows, n, ranks, block_size, axis_name)
-
-  def by_differences() -> tuple[Array, Array]:
-    def distances(x: Array) -> Array:
-      return jnp.square(everyone - x[None]).sum(axis=1)
-
-    return _select(distances, (indices, points), n, ranks, block_size, axis_name)
-
-  # A product of rows is wrong by some ulps of ‖x‖², so that coinciding points may look
-  # apart. Where the result is small beside the points themselves (duplicates, far
-  # outliers), it is taken again of differences, which are exact at 0 but slower.
-  low, high = by_products()
-  accurate = low >= 1e-2 * axes.greatest(norms.max(), axis_name)
-  return jax.lax.cond(accurate, lambda: (low, high), by_differences)
-
-
-def _select(
-  distances: Callable[[Array], Array],
-  rows: tuple[Array, Array],
-  n: int,
-  ranks: tuple[int, int],
-  block_size: int | None,
-  axis_name: str | None,
-) -> tuple[Array, Array]:
-  """Two order statistics of `distances(x) [n]` over the pairs above the diagonal."""
-  dtype = rows[1].dtype
-  integer = jnp.dtype(f"int{8 * dtype.itemsize}")
-  highest = jnp.iinfo(integer).max
-
-  def bits(row: tuple[Array, Array]) -> Array:
-    index, x = row
-    upper = jnp.arange(n) > index
-    return jnp.where(
-      upper, jax.lax.bitcast_convert_type(distances(x), integer), highest
-    )
-
-  streamed = block_size is not None or rows[1].shape[0] * n > _DENSE_PAIRS
-  table = None if streamed else jax.vmap(bits)(rows)
-
-  def per_row(fn: Callable[[Array], Array]) -> Array:
-    if table is not None:
-      return jax.vmap(fn)(table)
-    return map_rows(lambda row: fn(bits(row)), rows, n, block_size)
-
-  def count_below(value: Array) -> Array:
-    counts = per_row(lambda row: jnp.sum(row < value, dtype=jnp.int32))
-    return axes.total(counts.sum(dtype=jnp.int32), axis_name)
-
-  def set_bit(step: Array, value: Array) -> Array:
-    trial = value | (jnp.ones((), integer) << (num_bits - 1 - step).astype(integer))
-    return jnp.where(count_below(trial) <= ranks[0], trial, value)
-
-  num_bits = 8 * dtype.itemsize - 1
-  # The loop's first value is made of a count, so that it varies over devices as the
-  # later ones do.
-  zero = (0 * count_below(jnp.zeros((), integer))).astype(integer)
-  low = jax.lax.fori_loop(0, num_bits, set_bit, zero)
-
-  above = per_row(lambda row: jnp.min(jnp.where(row > low, row, highest))).min()
-  above = axes.least(above, axis_name)
-  high = jnp.where(count_below(low + 1) > ranks[1], low, above)
-  low, high = (jax.lax.bitcast_convert_type(v, dtype) for v in (low, high))
-  return low, high

@@ -46,8 +46,10 @@ def svgd_direction(
       block_size. Rounding sets the lower end: far below n times the precision of the
       floats (1e-5 for n = 100 in float32) K + ηI may have no Cholesky factor, and the
       direction is NaN.
-    block_size: how many rows of the n × n table of pairs are held at a time; None
-      holds all of them up to n = 4096, and blocks of 2²² pairs beyond.
+    block_size: radial kernels look at the n × n table in square tiles of this edge,
+      other kernels at so many of its rows at once. None chooses: 512 on a CPU, 8192 on
+      accelerators. Memory is linear in n; only with a median bandwidth, which the
+      table also serves, it is held whole up to n = 4096.
     axis_name: the axis over which the particles are spread; the result is this
       device's part of the direction that all particles together have.
 

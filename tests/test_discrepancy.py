@@ -17,6 +17,16 @@ from tests.test_svgd import KERNELS, points
 # ------------------------------------------------------- against the double loop
 
 
+def test_more_pairs_than_int32_counts():
+  points = jax.ShapeDtypeStruct((100_000, 1), jnp.float32)
+  for statistic in ("U", "V"):
+    for kernel in (kernels.rbf(), kernels.from_pairwise(lambda x, y: (x * y).sum())):
+      found = jax.eval_shape(
+        lambda x, k=kernel, s=statistic: ksd_squared(x, x, k, statistic=s), points
+      )
+      assert found.shape == ()
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("statistic", "block_size"), [("V", None), ("U", 3)])
 @pytest.mark.parametrize("name", KERNELS)
