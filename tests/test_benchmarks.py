@@ -1,0 +1,100 @@
+"""The benchmarks run, their ratios are of what they say, and bad input is named."""
+
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import likelihood, svgd, timing
+from experiments.benchmarks import training as training_benchmark
+from stein_jax import kernels, svgd_direction
+from tests import binaries
+
+
+def run(module, *arguments):
+  result = binaries.run(f"benchmarks.{module}", "--noprogress", *arguments)
+  assert result.returncode == 0, result.stderr
+  return result
+
+
+def summary_of(workdir):
+  return json.loads((workdir / "summary.json").read_text())
+
+
+def test_svgd(tmp_path):
+  small = ("--shapes=30x4", "--sizes=20,40", "--large=50x3", "--repeats=2")
+  shown = run("svgd", *small, f"--workdir={tmp_path / 'w'}")
+  summary = summary_of(tmp_path / "w")
+  row = summary["shapes"]["30x4"]
+  seconds = {name: times["median"] for name, times in row["seconds"].items()}
+  assert {"ours", "ours, median", "dense", "blackjax"} <= seconds.keys()
+  ratios = row["ratios"]
+  assert ratios["ours ÷ dense"] == seconds["ours"] / seconds["dense"]
+  assert ratios["blackjax ÷ ours"] == seconds["blackjax"] / seconds["ours"]
+  floor = 3 * 30 * 30 * 4 / (summary["gigaflops"] * 1e9)
+  assert row["floor_seconds"] == pytest.approx(floor)
+  assert (tmp_path / "w" / "svgd.png").stat().st_size > 10_000
+  text = svgd.markdown(summary)
+  assert "| 30 × 4 |" in text
+  assert "50 particles of 3 numbers" in text
+  assert text in shown.stdout
+
+
+def test_likelihood(tmp_path):
+  shown = run(
+    "likelihood", "--num_hidden=3,4", "--repeats=2", f"--workdir={tmp_path / 'w'}"
+  )
+  summary = summary_of(tmp_path / "w")
+  assert [row["num_hidden"] for row in summary["rows"]] == [3, 4]
+  assert likelihood.markdown(summary) in shown.stdout
+  assert (tmp_path / "w" / "likelihood.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_training(tmp_path):
+  shown = run("training", "--repeats=1", f"--workdir={tmp_path / 'w'}")
+  summary = summary_of(tmp_path / "w")
+  assert summary["ratios"].keys() == training_benchmark.MARKS.keys()
+  assert training_benchmark.markdown(summary) in shown.stdout
+
+
+def test_the_dense_peer_is_the_same_direction():
+  x, s = np.random.default_rng(0).normal(size=(2, 40, 6)).astype(np.float32)
+  h = jnp.float32(5.0)
+  want = svgd_direction(x, s, kernels.rbf(h))
+  np.testing.assert_allclose(svgd.dense_direction(x, s, h), want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_blackjax_peer_is_the_same_direction():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32))
+  want = x + svgd_direction(x, -x, kernels.rbf(2.0))
+  np.testing.assert_allclose(svgd._blackjax(x, 2.0)(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_shapes_are_named():
+  for text in ("10", "10x", "ax3", "0x3", "1x2x3"):
+    with pytest.raises(SystemExit, match=f"--shapes: '{text}' is not NxD"):
+      svgd._shape("shapes", text)
+
+
+def test_times_are_medians_of_calls_in_turn():
+  calls = []
+
+  def sleep(name, seconds):
+    calls.append(name)
+    time.sleep(seconds)
+
+  times = timing.interleaved(
+    {"a": lambda: sleep("a", 0.01), "b": lambda: sleep("b", 0.02)}, repeats=3
+  )
+  assert calls == ["a", "a", "b", "b"] + ["a", "b"] * 3  # compiled, tried, then in turn
+  assert 0.01 <= times["a"].low <= times["a"].median <= times["a"].high
+  assert times["b"].median >= 0.02
+
+
+def test_a_peer_that_is_missing_is_none():
+  assert timing.peer("no_such_package") is None
+  assert timing.peer("jax") is jax
