@@ -342,10 +342,10 @@ class Radial(Kernel):
     tr ∇ₓ∇_y k = −(2d/h) ρ' − (4/h) t ρ''.
     """
     distances, h = self._distances(queries, sources, block_size, axis_name)
-    sy = distances.split(pairwise.as_matrix(scores)[0])
+    sy = distances.cut_columns(pairwise.as_matrix(scores)[0])
     sx = sy
     if not distances.symmetric:
-      sx = distances.split(pairwise.as_matrix(query_scores)[0])
+      sx = distances.cut_rows(pairwise.as_matrix(query_scores)[0])
     x, y = distances.rows, distances.columns
     along_x, along_y = (sx * x).sum(axis=2), (sy * y).sum(axis=2)
     d = x.shape[2]

@@ -72,15 +72,15 @@ def _of_tiles(tiles: Tiles) -> tuple[Callable, Callable]:
 
   def bits_above(place: Place) -> Array:
     bits = selection.ordered_bits(tiles.at(place))
-    if tiles.n % tiles.edge == 0:
+    if tiles.n % tiles.width == 0:
       return bits
-    columns = place[2] * tiles.edge + jnp.arange(tiles.edge)
+    columns = place[2] * tiles.width + jnp.arange(tiles.width)
     return jnp.where((columns < tiles.n)[None], bits, beyond)
 
   def counts_below(pivots: Array) -> Count:
     def adding(bits_of: Callable[[Place], Array]) -> Callable:
       def step(counts: Count, place: Place) -> tuple[Count, None]:
-        found = jnp.zeros((len(pivots), tiles.edge), jnp.int32)
+        found = jnp.zeros((len(pivots), tiles.width), jnp.int32)
         found = _over_rows(
           lambda found, row: found + (row[None] < pivots[:, None]),
           axes.varying_as(tiles.rows, found),
@@ -107,7 +107,7 @@ def _of_tiles(tiles: Tiles) -> tuple[Callable, Callable]:
 
       return step
 
-    lanes = jnp.full(tiles.edge, beyond)
+    lanes = jnp.full(tiles.width, beyond)
     least = axes.varying_as(tiles.rows, (lanes, lanes))
     least = scan(lowering(bits_on_diagonal), least, diagonal)
     least = scan(lowering(bits_above), least, above)

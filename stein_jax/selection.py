@@ -103,8 +103,8 @@ def neighbours(
 
   The value at a rank is bracketed between two floats, and the bracket narrowed by
   counting the values below some pivots in it: half of them are around where the rank is
-  if values are spread evenly over the bracket, half divide it evenly, so that five
-  floats in six are ruled out in the worst case and most in the usual one.
+  if values are spread evenly over the bracket, half divide it evenly, so that four
+  floats in five are ruled out in the worst case and most in the usual one.
 
   Args:
     counts_below: bits `[p]` -> how many values are below each, `Count` of `[p]`.

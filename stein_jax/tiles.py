@@ -35,15 +35,15 @@ class Tiles:
   """The squared distances between points, tile by tile.
 
   Attributes:
-    rows: `[R, b, d]`, this device's points around the mean of all, filled up with
-      zeros.
+    rows: `[R, a, d]`, this device's points around the mean of all, filled up with
+      zeros; a is b where the table is symmetric.
     columns: `[C, b, d]`, all points likewise; the rows themselves on one device.
-    row_norms: `[R, b]`, squared.
+    row_norms: `[R, a]`, squared.
     column_norms: `[C, b]`.
     n: the number of all points.
     num_rows: the number of this device's points.
     symmetric: whether only tiles on and above the diagonal are reckoned.
-    held: `[T, b, b]`, all tiles, or None where each is reckoned when it is needed.
+    held: `[T, a, b]`, all tiles, or None where each is reckoned when it is needed.
     axis_name: the axis over which the rows are spread.
   """
 
@@ -58,9 +58,9 @@ class Tiles:
   axis_name: str | None = None
 
   @property
-  def edge(self) -> int:
-    """b."""
-    return self.rows.shape[1]
+  def width(self) -> int:
+    """b, the number of a tile's columns."""
+    return self.columns.shape[1]
 
   def places(self) -> tuple[Places, Places]:
     """The tiles on the diagonal, and those above it, which stand for two.
@@ -77,7 +77,7 @@ class Tiles:
     return (diagonal, diagonal, diagonal), (len(diagonal) + np.arange(len(i)), i, j)
 
   def at(self, place: Place) -> Array:
-    """‖xᵢ − xⱼ‖² of one tile's pairs, `[b, b]`."""
+    """‖xᵢ − xⱼ‖² of one tile's pairs, `[a, b]`."""
     k, i, j = place
     if self.held is not None:
       return self.held[k]
@@ -94,9 +94,13 @@ class Tiles:
     places = tuple(np.concatenate(indices) for indices in zip(*self.places()))
     return dataclasses.replace(self, held=jax.lax.map(self.at, places))
 
-  def split(self, rows: Array) -> Array:
-    """`[n, r]` filled up with zeros and cut as the points are, `[C, b, r]`."""
-    return _cut(rows, self.edge)
+  def cut_columns(self, of_points: Array) -> Array:
+    """`[n, r]` filled up with zeros and cut as the columns are, `[C, b, r]`."""
+    return _cut(of_points, self.width)
+
+  def cut_rows(self, of_points: Array) -> Array:
+    """`[num_rows, r]` likewise as the rows are, `[R, a, r]`."""
+    return _cut(of_points, self.rows.shape[1])
 
   def points(self) -> tuple[Array, Array]:
     """The centred points of the rows, `[num_rows, d]`, and of the columns, `[n, d]`."""
@@ -105,16 +109,17 @@ class Tiles:
     return rows, self.columns.reshape(-1, d)[: self.n]
 
   def indices(self, place: Place) -> tuple[Array, Array, Array]:
-    """The points `[b, 1]` and `[1, b]` of a tile's rows and columns, and what is no
-    filling, `[b, b]`."""
+    """The points `[a, 1]` and `[1, b]` of a tile's rows and columns, and what is no
+    filling, `[a, b]`."""
     _, i, j = place
-    offsets = jnp.arange(self.edge)
-    row, column = (i * self.edge + offsets)[:, None], (j * self.edge + offsets)[None]
+    height = self.rows.shape[1]
+    row = (i * height + jnp.arange(height))[:, None]
+    column = (j * self.width + jnp.arange(self.width))[None]
     inside = (row < self.num_rows) & (column < self.n)
     return axes.global_indices(self.num_rows, self.axis_name)[0] + row, column, inside
 
   def above_diagonal(self, place: Place) -> Array:
-    """Which pairs of a tile are above the table's diagonal, `[b, b]`."""
+    """Which pairs of a tile are above the table's diagonal, `[a, b]`."""
     row, column, inside = self.indices(place)
     return inside & (row < column)
 
@@ -131,18 +136,17 @@ def of_points(
   Args:
     rows: this device's points.
     columns: all points; the same object on one device, where symmetry is used.
-    block_size: b. None: as large as serves the cache of a CPU, or the units of an
-      accelerator.
+    block_size: the most of a and b. None: as large as serves the cache of a CPU, or
+      the units of an accelerator.
     axis_name: the axis over which the rows are spread.
   """
   if block_size is None:
     block_size = _EDGE if jax.default_backend() == "cpu" else _ACCELERATOR_EDGE
   n, num_rows = len(columns), len(rows)
-  edge = -(-num_rows // -(-num_rows // block_size))  # tiles of one size, little filling
   centre = pairwise.mean_point(columns)
-  own, everyone = _cut(rows - centre, edge), _cut(columns - centre, edge)
+  own = _cut(rows - centre, _edge(num_rows, block_size))
   symmetric = rows is columns
-  everyone = own if symmetric else everyone
+  everyone = own if symmetric else _cut(columns - centre, _edge(n, block_size))
   return Tiles(
     own,
     everyone,
@@ -172,7 +176,7 @@ def products(
   Returns:
     For each M an array `[num_rows, r]`.
   """
-  parts = tuple(tiles.split(c) for c in columns)
+  parts = tuple(tiles.cut_columns(c) for c in columns)
   parts_as_rows = tuple(c.mT for c in parts)
 
   def add(sums: Array, i: Array, term: Array) -> Array:
@@ -200,8 +204,8 @@ def products(
     )
     return (own(sums[0], matrices, i, j), transposed), None
 
-  num_rows, edge = tiles.rows.shape[:2]
-  start = tuple(jnp.zeros((num_rows, edge, c.shape[2]), c.dtype) for c in parts)
+  shape = tiles.rows.shape[:2]
+  start = tuple(jnp.zeros((*shape, c.shape[2]), c.dtype) for c in parts)
   start = axes.varying_as(tiles.rows, start)
   diagonal, above = tiles.places()
   sums = scan(on_diagonal, start, diagonal)
@@ -243,6 +247,11 @@ def scan(step: Callable, start: Any, places: Places) -> Any:
 _HELD_PAIRS = 2**24
 _EDGE = 512
 _ACCELERATOR_EDGE = 8192
+
+
+def _edge(count: int, block_size: int) -> int:
+  """Of as few tiles as `block_size` asks for, all of one size: with little filling."""
+  return -(-count // -(-count // block_size))
 
 
 def _cut(rows: Array, edge: int) -> Array:

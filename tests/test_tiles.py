@@ -43,12 +43,17 @@ def test_products_and_sums_are_those_of_the_whole_table(n, edge, same, held):
       np.testing.assert_allclose(total, apart.sum(), rtol=1e-9, atol=1e-12)
 
 
+def test_few_queries_meet_many_points_in_few_tiles():
+  table = tiles.of_points(jnp.zeros((2, 3)), jnp.zeros((1000, 3)))
+  assert len(table.places()[0][0]) == 2
+
+
 @pytest.mark.parametrize("n", [1, 5, 512, 513, 1000, 1537])
 def test_tiles_are_of_one_size_with_little_filling(n):
   points = jnp.zeros((n, 2))
   table = tiles.of_points(points, points)
-  assert table.edge <= 512
-  filled = len(table.rows) * table.edge
+  assert table.width <= 512
+  filled = len(table.rows) * table.width
   assert n <= filled < n + len(table.rows)
 
 
