@@ -306,7 +306,8 @@ class Radial(Kernel):
       return distances, self._number(x.dtype)
     if not distances.symmetric and axis_name is None:
       self._number()  # raises: no policy can tell what these queries are part of
-    if distances.may_be_held() and policy.subsample is None:
+    of_all = policy.subsample is None or policy.subsample >= distances.n
+    if distances.may_be_held() and of_all:
       distances = distances.hold()
     h = bandwidths.of_points(
       jax.lax.stop_gradient(x),

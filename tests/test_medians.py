@@ -84,6 +84,16 @@ def test_a_table_that_is_not_held_is_searched_from_a_sample(n, monkeypatch):
     np.testing.assert_allclose(got, ordered[rank : rank + 2], rtol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e30])
+def test_points_that_are_no_numbers_do_not_stop_the_search_from_ending(wrong):
+  x = normal(9, 2).astype(np.float32)
+  x[3, 1] = wrong
+  for block_size in (None, 2):
+    assert kernels.median_bandwidth(x, block_size=block_size).shape == ()
+  x[:] = wrong
+  assert kernels.median_bandwidth(x).shape == ()
+
+
 def test_too_many_points_are_refused():
   points = jax.ShapeDtypeStruct((2**20 + 1, 1), jnp.float32)
   with pytest.raises(ValueError, match=r"1048576 particles, got 1048577.*subsample"):
