@@ -116,7 +116,8 @@ def median_bandwidth(
     axis_name: the axis over which the particles are spread.
 
   Returns:
-    The scalar h, in units of squared distance, constant under differentiation.
+    The scalar h, in units of squared distance, constant under differentiation; NaN
+    where a particle is not finite.
 
   Raises:
     ValueError: fewer than two particles, or an option outside its range.
@@ -141,7 +142,7 @@ def of_particles(
   axis_name: str | None,
 ) -> Array:
   """h by a policy, as in `median_bandwidth`."""
-  points, _ = pairwise.as_matrix(jax.lax.stop_gradient(particles))
+  points, _ = pairwise.as_matrix(pairwise.widened(jax.lax.stop_gradient(particles)))
   return of_points(points, policy, block_size=block_size, axis_name=axis_name)
 
 
@@ -206,5 +207,7 @@ def of_points(
 
   divisor = {"m": math.log(m), "m+1": math.log(m + 1), "none": 1.0}[policy.log]
   h = (policy.multiple * med_squared / divisor).astype(points.dtype)
+  h = jnp.maximum(h, jnp.finfo(h.dtype).tiny)  # a denormal number counts as 0
+  h = jnp.where(jnp.isnan(spread), spread, h)
   # Without a subsample the devices agree already, and JAX knows it.
   return h if axis_name == whole_axis else axes.least(h, whole_axis)

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 
-from stein_jax import axes, checks, kernels
+from stein_jax import axes, checks, kernels, pairwise
 from stein_jax.kernels import Kernel
 from stein_jax.types import Array, Particles
 
@@ -71,6 +71,7 @@ def _ksd_squared(
   block_size: int | None,
   axis_name: str | None,
 ) -> Array:
+  particles, scores = pairwise.widened((particles, scores))
   sources = axes.gather(particles, axis_name)
   source_scores = axes.gather(scores, axis_name)
   n = jax.tree.leaves(sources)[0].shape[0]

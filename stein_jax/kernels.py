@@ -8,18 +8,20 @@ has the units of a squared distance.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, register_dataclass, register_static
 
-from stein_jax import axes, bandwidths, pairwise, tiles
+from stein_jax import axes, bandwidths, checks, pairwise, tiles
 from stein_jax.bandwidths import BANDWIDTHS as BANDWIDTHS
 from stein_jax.bandwidths import Bandwidth as Bandwidth
 from stein_jax.bandwidths import MedianBandwidth as MedianBandwidth
 from stein_jax.bandwidths import median_bandwidth as median_bandwidth
 from stein_jax.types import Array, Params, Particles, PyTree
+
+T = TypeVar("T")
 
 
 class Kernel:
@@ -119,7 +121,7 @@ class Kernel:
       queries: x, `[b, ...]`; as in `stein_sums`, the sources or this device's of them.
       query_scores: sₓ.
       sources: y, `[n, ...]`.
-      scores: s_y.
+      scores: s_y; the same object as sₓ where the queries are the sources.
       block_size: queries in flight; None chooses by size.
       axis_name: as in `stein_sums`.
 
@@ -247,14 +249,18 @@ class Radial(Kernel):
     """As in `Kernel`, by one matrix product."""
     x, _ = pairwise.as_matrix(queries)
     y, _ = pairwise.as_matrix(sources)
-    centre = pairwise.mean_point(y)
-    return self._table(x - centre, y - centre)[0]
+    return self._whole(x, y, lambda k, slope: k)
 
-  def _table(self, x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """ρ, ρ' and ρ'' of every pair of centred points, each `[b, n]`."""
-    norms = jnp.square(y).sum(axis=1)
-    t = jax.vmap(lambda row: pairwise.squared_distances(row, y, norms))(x)
-    return self.profile(t / self._number(t.dtype))
+  def _whole(self, x: Array, y: Array, of_profile: Callable[[Array, Array], T]) -> T:
+    """What is made of ρ and ρ' of every pair, each `[b, n]` and held whole."""
+    table = tiles.of_points(x, y, block_size=max(len(x), len(y)))
+    h = self._number(x.dtype)
+
+    def made(table: tiles.Tiles) -> T:
+      k, slope, _ = self.profile(table.at((0, 0, 0))[: len(x), : len(y)] / h)
+      return of_profile(k, slope)
+
+    return tiles.resolving(made, table, h)
 
   def stein_sums(
     self,
@@ -273,19 +279,24 @@ class Radial(Kernel):
     distances, h = self._distances(queries, sources, block_size, axis_name)
     s, unravel = pairwise.as_matrix(scores)
     x, y = distances.points()
+    checks.same_shapes(y, s, ("sources", "scores"))
     one = jnp.ones_like(y[:, :1])
     if self.profile is _rbf_profile:  # ρ' = −ρ: both sums in one product
-      (sums,) = tiles.products(
+      weighted = (jnp.concatenate([s - (2 / h) * y, one], axis=1),)
+      (sums,) = tiles.resolving(
+        lambda table: tiles.products(
+          table, lambda t: (self.profile(t / h)[0],), weighted
+        ),
         distances,
-        lambda t: (self.profile(t / h)[0],),
-        (jnp.concatenate([s - (2 / h) * y, one], axis=1),),
+        h,
       )
       sums, mass = sums[:, :-1], sums[:, -1]
       return unravel(sums + (2 / h) * x * mass[:, None]), mass
-    attraction, repulsion = tiles.products(
+    both = tuple(jnp.concatenate([part, one], axis=1) for part in (s, y))
+    attraction, repulsion = tiles.resolving(
+      lambda table: tiles.products(table, lambda t: self.profile(t / h)[:2], both),
       distances,
-      lambda t: self.profile(t / h)[:2],
-      tuple(jnp.concatenate([part, one], axis=1) for part in (s, y)),
+      h,
     )
     slopes = repulsion[:, :-1] - x * repulsion[:, -1:]
     return unravel(attraction[:, :-1] + (2 / h) * slopes), attraction[:, -1]
@@ -321,10 +332,9 @@ class Radial(Kernel):
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
     """As in `Kernel`: V = (2/h) (P − diag(P 1)) x with Pᵢⱼ = ρ'ᵢⱼ, so that r = n."""
     x, unravel = pairwise.as_matrix(particles)
-    h = self._number(x.dtype)
     x = x - pairwise.mean_point(x)
-    _, slope, _ = self._table(x, x)
-    factor = (2 / h) * (slope - jnp.diag(slope.sum(axis=1)))
+    slope = self._whole(x, x, lambda k, slope: slope)
+    factor = (2 / self._number(x.dtype)) * (slope - jnp.diag(slope.sum(axis=1)))
     return factor, lambda mixed: unravel(pairwise.matmul(mixed, x))
 
   def stein_kernel_sums(
@@ -342,6 +352,8 @@ class Radial(Kernel):
     sₓᵀ∇_y k + s_yᵀ∇ₓ k = (2/h) ρ' (sₓ − s_y)ᵀ(y − x), and
     tr ∇ₓ∇_y k = −(2d/h) ρ' − (4/h) t ρ''.
     """
+    if queries is sources and query_scores is not scores:
+      raise ValueError("queries that are the sources must have the sources' scores.")
     distances, h = self._distances(queries, sources, block_size, axis_name)
     sy = distances.cut_columns(pairwise.as_matrix(scores)[0])
     sx = sy
@@ -351,9 +363,9 @@ class Radial(Kernel):
     along_x, along_y = (sx * x).sum(axis=2), (sy * y).sum(axis=2)
     d = x.shape[2]
 
-    def tile(place: tiles.Place) -> Array:
+    def tile(table: tiles.Tiles, place: tiles.Place) -> Array:
       _, i, j = place
-      t = distances.at(place) / h
+      t = table.at(place) / h
       k, slope, curvature = self.profile(t)
       along = (
         pairwise.matmul(sx[i], y[j].T)
@@ -366,7 +378,10 @@ class Radial(Kernel):
 
     k, slope, _ = self.profile(jnp.zeros((), h.dtype))
     itself = jnp.square(sx).sum() * k - distances.num_rows * (2 * d / h) * slope
-    return tiles.sum_over_pairs(distances, tile), itself
+    of_pairs = tiles.resolving(
+      lambda table: tiles.sum_over_pairs(table, partial(tile, table)), distances, h
+    )
+    return of_pairs, itself
 
 
 @partial(register_dataclass, data_fields=[], meta_fields=["k"])

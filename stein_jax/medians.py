@@ -1,21 +1,21 @@
 """The middle of all distances between points, exactly and without sorting."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from stein_jax import axes, pairwise, selection
+from stein_jax import axes, selection
 from stein_jax.selection import Count
-from stein_jax.tiles import Place, Tiles, scan
+from stein_jax.tiles import Place, Tiles, in_any_lane, scan
 from stein_jax.types import Array
 
 MAX_POINTS = 2**20
 """The most points whose pairs are counted."""
 
 _SAMPLE = 2**17
-_PAIRS_IN_FLIGHT = 2**16
 
 
 def middle_squared_distances(
@@ -54,10 +54,17 @@ def middle_squared_distances(
   # apart. Where the result is small beside the points themselves (duplicates, far
   # outliers), it is taken again of differences, which are exact at 0 but slower.
   farthest = axes.greatest(tiles.row_norms.max(), tiles.axis_name)
+  exact = dataclasses.replace(
+    tiles,
+    rows=tiles.cut_rows(points),
+    columns=tiles.cut_columns(axes.gather(points, tiles.axis_name)),
+    by_differences=True,
+    held=None,
+  )
   return jax.lax.cond(
-    low >= 1e-2 * farthest,
+    in_any_lane(low < 1e-2 * farthest),
+    lambda: middle(*_of_tiles(exact)),
     lambda: (low, high),
-    lambda: middle(*_of_differences(points, tiles.n, tiles.axis_name)),
   )
 
 
@@ -86,7 +93,7 @@ def _of_tiles(tiles: Tiles) -> tuple[Callable, Callable]:
           axes.varying_as(tiles.rows, found),
           bits_of(place),
         )
-        return selection.plus(counts, selection.as_count(found.sum(axis=1))), None
+        return selection.plus(counts, selection.summed(found.T)), None
 
       return step
 
@@ -132,34 +139,6 @@ def _over_rows(step: Callable[[Any, Array], Any], start: Any, table: Array) -> A
     return carry
 
   return jax.lax.fori_loop(0, len(groups), steps, start)
-
-
-def _of_differences(
-  points: Array, n: int, axis_name: str | None
-) -> tuple[Callable, Callable]:
-  """As `_of_tiles`, of differences of points, row by row."""
-  everyone = axes.gather(points, axis_name)
-  rows = (axes.global_indices(len(points), axis_name), points)
-  beyond = selection.beyond(points.dtype)
-
-  def per_row(fn: Callable[[Array], Array]) -> Array:
-    def of_row(row: tuple[Array, Array]) -> Array:
-      index, x = row
-      bits = selection.ordered_bits(jnp.square(everyone - x[None]).sum(axis=1))
-      return fn(jnp.where(jnp.arange(n) > index, bits, beyond))
-
-    return pairwise.map_rows(of_row, rows, n, max(1, _PAIRS_IN_FLIGHT // n))
-
-  def counts_below(pivots: Array) -> Count:
-    by_row = per_row(lambda bits: (bits[None] < pivots[:, None]).sum(axis=1))
-    return _over_devices(selection.summed(by_row), axis_name)
-
-  def two_least_from(pivot: Array) -> tuple[Array, Array]:
-    by_row = per_row(lambda bits: jnp.stack(selection.two_least(bits, pivot, beyond)))
-    least = selection.two_least(by_row, pivot, beyond)
-    return _least_over_devices(least, axis_name)
-
-  return counts_below, two_least_from
 
 
 def _least_over_devices(

@@ -1,4 +1,4 @@
-"""Reductions over pairs of points: rows in blocks, and their squared distances."""
+"""Points as rows of a matrix, and what is made of every row, block by block."""
 
 from collections.abc import Callable
 
@@ -19,6 +19,13 @@ def as_matrix(particles: Particles) -> tuple[Array, Callable[[Array], Particles]
   rows = jax.vmap(lambda point: ravel_pytree(point)[0])(particles)
   _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], particles))
   return rows, jax.vmap(unravel)
+
+
+def widened(particles: Particles) -> Particles:
+  """The same points in 32 bits at least: sums over many need them."""
+  return jax.tree.map(
+    lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), particles
+  )
 
 
 def mean_point(points: Array) -> Array:
@@ -58,14 +65,3 @@ def matmul(a: Array, b: Array) -> Array:
   differences of large terms that distances and kernel sums are.
   """
   return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def squared_distances(x: Array, points: Array, squared_norms: Array) -> Array:
-  """‖x − yⱼ‖² from one point `[d]` to all rows of `points [n, d]`, as `[n]`.
-
-  In gram form, ‖x‖² + ‖y‖² − 2xᵀy, which under vmap is one matrix product. Points
-  should be centred: the form loses digits far from the origin. Lower precision, the
-  default of accelerators, would ruin the difference.
-  """
-  product = matmul(points, x)
-  return jnp.maximum(jnp.square(x).sum() + squared_norms - 2 * product, 0)

@@ -54,7 +54,8 @@ def svgd_direction(
       device's part of the direction that all particles together have.
 
   Returns:
-    φ*, shaped like the particles. Differentiable; a median bandwidth is constant.
+    φ*, of the particles' shape and dtype (16 bits are summed in 32). Differentiable; a
+    median bandwidth is constant.
 
   Raises:
     ValueError: particles and scores that differ in shape, fewer than two particles
@@ -95,18 +96,22 @@ def _direction(
   block_size: int | None,
   axis_name: str | None,
 ) -> Particles:
+  dtypes = jax.tree.map(jnp.result_type, particles)
+  particles, scores = pairwise.widened((particles, scores))
   sources = axes.gather(particles, axis_name)
   source_scores = axes.gather(scores, axis_name)
   n = jax.tree.leaves(sources)[0].shape[0]
   if regularization is not None:
     kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
     direction = _regularized(sources, source_scores, kernel, regularization)
-    return axes.own(direction, checks.num_particles(particles), axis_name)
-  sums, mass = kernel.stein_sums(
-    particles, sources, source_scores, block_size=block_size, axis_name=axis_name
-  )
-  divisor = mass if row_normalized else jnp.full_like(mass, n)
-  return jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, divisor), sums)
+    direction = axes.own(direction, checks.num_particles(particles), axis_name)
+  else:
+    sums, mass = kernel.stein_sums(
+      particles, sources, source_scores, block_size=block_size, axis_name=axis_name
+    )
+    divisor = mass if row_normalized else jnp.full_like(mass, n)
+    direction = jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, divisor), sums)
+  return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), direction, dtypes)
 
 
 def _regularized(
@@ -115,9 +120,6 @@ def _regularized(
   """(K + ηI)⁻¹ (K S + V), its right-hand sides mixed before they are made."""
   matrix = kernel.matrix(particles, particles)
   repulsion, pull_back = kernel.repulsion(particles)
-  dtype = matrix.dtype
-  # LAPACK knows no floats of 16 bits.
-  matrix = matrix.astype(jnp.promote_types(dtype, jnp.float32))
   regularization = jnp.asarray(regularization, matrix.dtype)
   identity = jnp.eye(len(matrix), dtype=matrix.dtype)
   # One Cholesky factor serves all right-hand sides. Its inverse is small; triangular
@@ -125,8 +127,7 @@ def _regularized(
   factor = jnp.linalg.cholesky(matrix + regularization * identity)
   root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
   inverse = pairwise.matmul(root.T, root)
-  weights = pairwise.matmul(inverse, matrix).astype(dtype)
-  inverse = inverse.astype(dtype)
+  weights = pairwise.matmul(inverse, matrix)
   s, unravel = pairwise.as_matrix(scores)
   attraction = unravel(pairwise.matmul(weights, s))
   return jax.tree.map(

@@ -8,7 +8,7 @@ transpose of that at (i, j).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from jax.tree_util import register_dataclass
 from stein_jax import axes, pairwise
 from stein_jax.types import Array
 
-Place = tuple[Array, Array, Array]
+T = TypeVar("T")
+Place = tuple[Any, Any, Any]
 """Of a tile: its place in `Tiles.held`, its row and its column."""
 
 Places = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -28,7 +29,7 @@ Places = tuple[np.ndarray, np.ndarray, np.ndarray]
 @functools.partial(
   register_dataclass,
   data_fields=["rows", "columns", "row_norms", "column_norms", "held"],
-  meta_fields=["n", "num_rows", "symmetric", "axis_name"],
+  meta_fields=["n", "num_rows", "symmetric", "by_differences", "axis_name"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tiles:
@@ -43,6 +44,8 @@ class Tiles:
     n: the number of all points.
     num_rows: the number of this device's points.
     symmetric: whether only tiles on and above the diagonal are reckoned.
+    by_differences: whether distances are sums of squared differences, exact for near
+      points, in the place of products of rows, which are many times as fast.
     held: `[T, a, b]`, all tiles, or None where each is reckoned when it is needed.
     axis_name: the axis over which the rows are spread.
   """
@@ -54,6 +57,7 @@ class Tiles:
   n: int
   num_rows: int
   symmetric: bool
+  by_differences: bool = False
   held: Array | None = None
   axis_name: str | None = None
 
@@ -81,9 +85,14 @@ class Tiles:
     k, i, j = place
     if self.held is not None:
       return self.held[k]
-    product = pairwise.matmul(self.rows[i], self.columns[j].T)
+    x, y = self.rows[i], self.columns[j]
     norms = self.row_norms[i][:, None] + self.column_norms[j][None]
-    return jnp.maximum(norms - 2 * product, 0)
+    squared = norms - 2 * pairwise.matmul(x, y.T)
+    if self.by_differences:
+      # The derivatives are the product's, which are as right and need no memory.
+      nothing = squared - jax.lax.stop_gradient(squared)
+      squared = _by_differences(x, y) + nothing
+    return jnp.maximum(squared, 0)
 
   def may_be_held(self) -> bool:
     """Whether all tiles fit into 2²⁴ numbers or so, as for n = 4096."""
@@ -157,6 +166,50 @@ def of_points(
     symmetric,
     axis_name=axis_name,
   )
+
+
+def resolving(fn: Callable[[Tiles], T], tiles: Tiles, scale: Array) -> T:
+  """fn(tiles), of distances that are right to within a small part of `scale`.
+
+  A product of rows is wrong by some ulps of ‖x‖². Where that is much beside the scale,
+  as between points of clusters far apart, the distances are reckoned by differences.
+
+  Args:
+    fn: what is made of the tiles.
+    tiles: of all points.
+    scale: a squared distance, such as a bandwidth.
+  """
+  # Two points are near only where both are as far from the mean.
+  norm = jnp.minimum(tiles.row_norms.max(), tiles.column_norms.max())
+  coarse = in_any_lane(jnp.finfo(norm.dtype).eps * norm > 1e-4 * scale)
+  exact = dataclasses.replace(tiles, by_differences=True, held=None)
+  if tiles.held is None and len(tiles.places()[0][0]) > 1:
+    return jax.lax.cond(coarse, lambda: fn(exact), lambda: fn(tiles))
+  # The distances alone: what a branch looks at is copied, once in every training step.
+  held = tiles if tiles.held is not None else tiles.hold()
+  distances = jax.lax.cond(coarse, lambda: exact.hold().held, lambda: held.held)
+  return fn(dataclasses.replace(tiles, held=distances))
+
+
+def in_any_lane(truth: Array) -> Array:
+  """A condition that all lanes of a vmap share, true where it is for one of them.
+
+  `cond` on a condition of each lane's own would run both sides for all of them.
+  """
+  return _any(jax.lax.stop_gradient(truth))
+
+
+@jax.custom_batching.custom_vmap
+def _any(truth: Array) -> Array:
+  return truth
+
+
+@_any.def_vmap
+def _any_of_batch(
+  axis_size: int, is_batched: list[bool], truth: Array
+) -> tuple[Array, bool]:
+  del axis_size, is_batched
+  return _any(truth.any()), False
 
 
 def products(
@@ -241,6 +294,8 @@ def scan(step: Callable, start: Any, places: Places) -> Any:
   """The last carry of a scan over tiles; a single tile needs no loop."""
   if not len(places[0]):
     return start
+  # A derivative needs what a step made of its tile: made again, and not kept for all.
+  step = jax.checkpoint(step)
   return jax.lax.scan(step, start, places, unroll=len(places[0]) == 1)[0]
 
 
@@ -252,6 +307,17 @@ _ACCELERATOR_EDGE = 8192
 def _edge(count: int, block_size: int) -> int:
   """Of as few tiles as `block_size` asks for, all of one size: with little filling."""
   return -(-count // -(-count // block_size))
+
+
+def _by_differences(x: Array, y: Array) -> Array:
+  """‖xᵢ − yⱼ‖² of two sets of points, `[a, d]` and `[b, d]`, a coordinate at a time."""
+  x, y = jax.lax.stop_gradient((x.T, y.T))
+
+  def add(k: Array, total: Array) -> Array:
+    return total + jnp.square(x[k][:, None] - y[k][None])
+
+  nothing = 0 * (x[0][:, None] + y[0][None])
+  return jax.lax.fori_loop(0, len(x), add, nothing)
 
 
 def _cut(rows: Array, edge: int) -> Array:

@@ -238,3 +238,18 @@ def test_rows_of_a_differentiated_kernel_go_one_by_one(name):
   trace = str(jax.make_jaxpr(lambda x: ksd_squared(x, x, KERNELS[name][0]))(x))
   assert "scan" in trace
   assert "200,200" not in trace
+
+
+def test_particles_and_scores_of_two_precisions():
+  x = np.random.default_rng(3).normal(size=(9, 2)).astype(np.float32)
+  for narrow in (jnp.bfloat16, jnp.float16):
+    got = ksd_squared(jnp.asarray(x, narrow), -x, kernels.rbf(1.3), block_size=4)
+    want = ksd_squared(jnp.asarray(x, narrow).astype(jnp.float32), -x, kernels.rbf(1.3))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_one_set_of_points_has_one_set_of_scores():
+  x = jnp.ones((4, 2))
+  with pytest.raises(ValueError, match="must have the sources' scores"):
+    kernels.rbf(1.0).stein_kernel_sums(x, 2 * x, x, x)

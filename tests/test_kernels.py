@@ -233,3 +233,16 @@ def test_a_kernel_function_sees_the_parameters_as_constants():
 
   assert of_bandwidth(2.0) == pytest.approx(np.exp(-1.0))
   assert jax.grad(of_bandwidth)(2.0) == 0
+
+
+def test_a_bandwidth_is_above_zero_or_not_a_number():
+  x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+  assert kernels.median_bandwidth(1e-19 * x) > 0
+  x[4, 1] = np.nan
+  assert np.isnan(kernels.median_bandwidth(x))
+
+
+def test_scores_of_another_shape_do_not_broadcast():
+  x = jnp.ones((6, 2))
+  with pytest.raises(ValueError, match="sources and scores must have the same shape"):
+    kernels.rbf(1.0).stein_sums(x, x, x[:1])

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.spatial.distance import pdist
 
 from stein_jax import pairwise
 
@@ -70,16 +69,3 @@ def test_map_rows_takes_blocks_by_itself_when_the_table_is_large(monkeypatch):
   assert "scan" in str(traced)
   got = pairwise.map_rows(lambda x: points @ x, rows, 5, None)
   np.testing.assert_allclose(got, rows @ points.T, rtol=1e-5, atol=1e-6)
-
-
-# ----------------------------------------------------------- squared_distances
-
-
-def test_squared_distances_are_those_of_scipy_and_never_negative():
-  x = jnp.asarray(normal(20, 50), jnp.float32)
-  norms = jnp.square(x).sum(axis=1)
-  table = jax.jit(jax.vmap(lambda row: pairwise.squared_distances(row, x, norms)))(x)
-  assert table.min() >= 0
-  upper = np.triu_indices(20, k=1)
-  want = pdist(np.asarray(x, np.float64), "sqeuclidean")
-  np.testing.assert_allclose(np.asarray(table)[upper], want, rtol=1e-5)
