@@ -16,7 +16,7 @@ from stein_jax.descent import DescentState, apply_gradient
 from stein_jax.kernels import Kernel, KernelLike
 from stein_jax.scores import energies, score_of, split_batch, with_points
 from stein_jax.stein_cd import stein_cd_gradient
-from stein_jax.svgd import svgd_direction
+from stein_jax.svgd import repulsion_share, svgd_direction
 from stein_jax.types import (
   Algorithm,
   Array,
@@ -47,6 +47,7 @@ class Generated(NamedTuple):
   samples: Particles  # xᵢ = G(η; ξᵢ)
   gen_stats: PyTree  # the statistics after them
   direction: Particles  # φ(xᵢ)
+  repulsion_share: Array | None  # of φ*, as `repulsion_share` has it
 
 
 def amortized_svgd_gradient(
@@ -120,16 +121,20 @@ def _amortized(
   )
   m = checks.num_particles(samples, "samples")
   given = () if context is None else (context,)
+  scores = jax.vmap(score_fn)(samples, *given)
+  if kernel is not None:
+    kernel = kernel.resolve(samples, axis_name=axis_name)
   direction = svgd_direction(
-    samples,
-    jax.vmap(score_fn)(samples, *given),
-    kernel,
-    regularization=regularization,
-    axis_name=axis_name,
+    samples, scores, kernel, regularization=regularization, axis_name=axis_name
   )
-  direction = jax.lax.stop_gradient(direction)
+  share = None
+  if kernel is not None and regularization is None:
+    share = repulsion_share(samples, scores, direction, kernel, axis_name=axis_name)
+  generated = Generated(samples, gen_stats, direction, share)
+  generated = jax.lax.stop_gradient(generated)
+  direction = generated.direction
   (gradient,) = pull_back(jax.tree.map(lambda phi: -phi / m, direction))
-  return axes.mean(gradient, axis_name), Generated(samples, gen_stats, direction)
+  return axes.mean(gradient, axis_name), generated
 
 
 def amortized_svgd_loss(
@@ -191,6 +196,7 @@ class SteinGANState(NamedTuple):
   gen_stats: PyTree
   energy_opt_state: optax.OptState
   gen_opt_state: optax.OptState
+  gen_average: Params = ()  # of the steps' η, where asked for
 
 
 def stein_gan(
@@ -208,6 +214,7 @@ def stein_gan(
   discount: float | AlignmentController = 0.0,
   num_inner_steps: int = 1,
   regularization: float | None = None,
+  average: float | None = None,
   axis_name: str | None = None,
 ) -> Algorithm:
   """SteinGAN, algorithm 2, and its mix with SteinCD.
@@ -239,6 +246,8 @@ def stein_gan(
     num_inner_steps: how many optimizer steps η takes towards the same targets
       x + εφ(x), by `amortized_svgd_loss` (20); one step is (21).
     regularization: η of the regularised Stein direction.
+    average: the decay, in (0, 1), of an exponential moving average of the generator's
+      parameters, kept in the state's `gen_average`; None keeps none.
     axis_name: the axis over which the batch is spread; every device draws all noise
       and keeps its own. A generator with batch norm needs the same axis_name.
 
@@ -247,7 +256,7 @@ def stein_gan(
 
   Source: Liu & Wang (2017), algorithm 2, equations 20 to 23 and section 5.
   """
-  _check(mix, mix_scale, step_size, discount, num_inner_steps)
+  _check(mix, mix_scale, step_size, discount, num_inner_steps, average)
   if kernel is None:
     checks.regularization(regularization, kernel)
   first_stats = gen_stats
@@ -265,6 +274,7 @@ def stein_gan(
       first_stats,
       energy_optimizer.init(params["energy"]),
       gen_optimizer.init(params["generator"]),
+      () if average is None else params["generator"],
     )
 
   def energy_gradient(
@@ -366,9 +376,15 @@ def stein_gan(
       "gradient_norm": optax.tree.norm(gradient),
       "generator_gradient_norm": gen_norm,
     }
+    if generated.repulsion_share is not None:
+      metrics["repulsion_share"] = generated.repulsion_share
+    gen_average = state.gen_average
+    if average is not None:
+      gen_average = optax.incremental_update(eta, gen_average, 1 - average)
     params = {"energy": theta, "generator": eta}
     stats = axes.mean(stats, axis_name)
-    return SteinGANState(params, stats, energy_opt_state, gen_opt_state), metrics
+    state = SteinGANState(params, stats, energy_opt_state, gen_opt_state, gen_average)
+    return state, metrics
 
   return Algorithm(init, update)
 
@@ -387,12 +403,15 @@ def _check(
   step_size: float,
   discount: float | AlignmentController,
   num_inner_steps: int,
+  average: float | None,
 ) -> None:
   if not 0 <= mix <= 1:
     raise ValueError(f"mix must lie between 0 and 1, got {mix!r}.")
   checks.positive("mix_scale", mix_scale)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_inner_steps", num_inner_steps)
+  if average is not None and not 0 < average < 1:
+    raise ValueError(f"average must lie between 0 and 1, got {average!r}.")
   values = discount if isinstance(discount, AlignmentController) else (discount,)
   if not all(0 <= value < 1 for value in values):
     raise ValueError(f"discount must lie in [0, 1), got {discount!r}.")

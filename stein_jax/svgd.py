@@ -135,6 +135,38 @@ def _regularized(
   )
 
 
+def repulsion_share(
+  particles: Particles,
+  scores: Particles,
+  direction: Particles,
+  kernel: Kernel,
+  *,
+  axis_name: str | None = None,
+) -> Array:
+  """How much of the SVGD direction is repulsion: ‖V‖ / (‖A‖ + ‖V‖), from 0 to 1.
+
+  φ* = A + V, with the attraction A = K S/n and the repulsion V. Near 0, k between
+  different particles is as good as nothing, and the kernel might as well be off.
+
+  Args:
+    particles: `[n, ...]`.
+    scores: ∇ log p at the particles.
+    direction: φ* there, as `svgd_direction` has it.
+    kernel: the kernel it was made with.
+    axis_name: the axis over which the particles are spread.
+  """
+  kernel = kernel.resolve(particles, axis_name=axis_name)
+  sources = axes.gather(particles, axis_name)
+  s, _ = pairwise.as_matrix(axes.gather(scores, axis_name))
+  phi, _ = pairwise.as_matrix(direction)
+  attraction = pairwise.matmul(kernel.matrix(particles, sources), s) / len(s)
+  norms = [
+    jnp.sqrt(axes.total(jnp.square(part).sum(), axis_name))
+    for part in (attraction, phi - attraction)
+  ]
+  return norms[1] / jnp.maximum(norms[0] + norms[1], jnp.finfo(phi.dtype).tiny)
+
+
 class SVGDState(NamedTuple):
   """The particles and their optimizer's state."""
 

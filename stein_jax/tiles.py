@@ -28,7 +28,7 @@ Places = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @functools.partial(
   register_dataclass,
-  data_fields=["rows", "columns", "row_norms", "column_norms", "held"],
+  data_fields=["rows", "columns", "row_norms", "column_norms", "held", "coarse"],
   meta_fields=["n", "num_rows", "symmetric", "by_differences", "axis_name"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Tiles:
     by_differences: whether distances are sums of squared differences, exact for near
       points, in the place of products of rows, which are many times as fast.
     held: `[T, a, b]`, all tiles, or None where each is reckoned when it is needed.
+    coarse: whether products of rows are too coarse for what is made of the distances,
+      which is known when it runs; None where that is settled.
     axis_name: the axis over which the rows are spread.
   """
 
@@ -59,6 +61,7 @@ class Tiles:
   symmetric: bool
   by_differences: bool = False
   held: Array | None = None
+  coarse: Array | None = None
   axis_name: str | None = None
 
   @property
@@ -93,6 +96,35 @@ class Tiles:
       nothing = squared - jax.lax.stop_gradient(squared)
       squared = _by_differences(x, y) + nothing
     return jnp.maximum(squared, 0)
+
+  def resolving(self, scale: Array) -> "Tiles":
+    """The same, with distances right to within a small part of `scale`.
+
+    A product of rows is wrong by some ulps of ‖x‖². Where that is much beside the
+    scale, as between points of clusters far apart, differences take its place.
+
+    Args:
+      scale: a squared distance, such as a bandwidth.
+    """
+    # Two points are near only where both are as far from the mean.
+    norm = jnp.minimum(self.row_norms.max(), self.column_norms.max())
+    coarse = in_any_lane(jnp.finfo(norm.dtype).eps * norm > 1e-4 * scale)
+    if self.held is None and len(self.places()[0][0]) > 1:
+      return dataclasses.replace(self, coarse=coarse)
+    # The distances alone: what a branch looks at is copied, at every training step.
+    exact = dataclasses.replace(self, by_differences=True, held=None)
+    held = self if self.held is not None else self.hold()
+    distances = jax.lax.cond(coarse, lambda: exact.hold().held, lambda: held.held)
+    return dataclasses.replace(self, held=distances)
+
+  def either(self, fn: Callable[["Tiles"], T]) -> T:
+    """fn of these tiles, or of exact ones where `coarse` turns out to hold."""
+    if self.coarse is None:
+      return fn(self)
+    plain = dataclasses.replace(self, coarse=None)
+    # All tiles, since the sums of transposed ones would take memory of their own.
+    exact = dataclasses.replace(plain, by_differences=True, symmetric=False)
+    return jax.lax.cond(self.coarse, lambda: fn(exact), lambda: fn(plain))
 
   def may_be_held(self) -> bool:
     """Whether all tiles fit into 2²⁴ numbers or so, as for n = 4096."""
@@ -168,29 +200,6 @@ def of_points(
   )
 
 
-def resolving(fn: Callable[[Tiles], T], tiles: Tiles, scale: Array) -> T:
-  """fn(tiles), of distances that are right to within a small part of `scale`.
-
-  A product of rows is wrong by some ulps of ‖x‖². Where that is much beside the scale,
-  as between points of clusters far apart, the distances are reckoned by differences.
-
-  Args:
-    fn: what is made of the tiles.
-    tiles: of all points.
-    scale: a squared distance, such as a bandwidth.
-  """
-  # Two points are near only where both are as far from the mean.
-  norm = jnp.minimum(tiles.row_norms.max(), tiles.column_norms.max())
-  coarse = in_any_lane(jnp.finfo(norm.dtype).eps * norm > 1e-4 * scale)
-  exact = dataclasses.replace(tiles, by_differences=True, held=None)
-  if tiles.held is None and len(tiles.places()[0][0]) > 1:
-    return jax.lax.cond(coarse, lambda: fn(exact), lambda: fn(tiles))
-  # The distances alone: what a branch looks at is copied, once in every training step.
-  held = tiles if tiles.held is not None else tiles.hold()
-  distances = jax.lax.cond(coarse, lambda: exact.hold().held, lambda: held.held)
-  return fn(dataclasses.replace(tiles, held=distances))
-
-
 def in_any_lane(truth: Array) -> Array:
   """A condition that all lanes of a vmap share, true where it is for one of them.
 
@@ -241,53 +250,61 @@ def products(
       add(s, i, pairwise.matmul(m, c[j])) for s, m, c in zip(sums, matrices, parts)
     )
 
-  def on_diagonal(sums: tuple, place: Place) -> tuple:
-    _, i, j = place
-    return own(sums, matrices_of(tiles.at(place)), i, j), None
-
   # The transposed tiles' sums are apart, since two updates of one array in a step would
   # make XLA copy the array, and they are kept as rows, (Mᵀ c)ᵀ = cᵀ M, since a product
   # that turns its tile around takes a CPU several times as long.
-  def above_diagonal(sums: tuple[tuple, tuple], place: Place) -> tuple:
-    _, i, j = place
-    matrices = matrices_of(tiles.at(place))
-    transposed = tuple(
-      add(s, j, pairwise.matmul(c[i], m))
-      for s, m, c in zip(sums[1], matrices, parts_as_rows)
-    )
-    return (own(sums[0], matrices, i, j), transposed), None
+  def sums_of(tiles: Tiles) -> tuple[Array, ...]:
+    def on_diagonal(sums: tuple, place: Place) -> tuple:
+      _, i, j = place
+      return own(sums, matrices_of(tiles.at(place)), i, j), None
+
+    def above_diagonal(sums: tuple[tuple, tuple], place: Place) -> tuple:
+      _, i, j = place
+      matrices = matrices_of(tiles.at(place))
+      transposed = tuple(
+        add(s, j, pairwise.matmul(c[i], m))
+        for s, m, c in zip(sums[1], matrices, parts_as_rows)
+      )
+      return (own(sums[0], matrices, i, j), transposed), None
+
+    diagonal, above = tiles.places()
+    sums = scan(on_diagonal, start, diagonal)
+    if len(above[0]):
+      both = (sums, tuple(s.mT for s in start))
+      sums, transposed = scan(above_diagonal, both, above)
+      sums = tuple(s + t.mT for s, t in zip(sums, transposed))
+    return sums
 
   shape = tiles.rows.shape[:2]
   start = tuple(jnp.zeros((*shape, c.shape[2]), c.dtype) for c in parts)
   start = axes.varying_as(tiles.rows, start)
-  diagonal, above = tiles.places()
-  sums = scan(on_diagonal, start, diagonal)
-  if len(above[0]):
-    both = (sums, tuple(s.mT for s in start))
-    sums, transposed = scan(above_diagonal, both, above)
-    sums = tuple(s + t.mT for s, t in zip(sums, transposed))
+  sums = tiles.either(sums_of)
   return tuple(s.reshape(-1, s.shape[2])[: tiles.num_rows] for s in sums)
 
 
-def sum_over_pairs(tiles: Tiles, values_of: Callable[[Place], Array]) -> Array:
+def sum_over_pairs(tiles: Tiles, values_of: Callable[[Place, Array], Array]) -> Array:
   """Σ over the pairs of this device's points with all others of a symmetric function.
 
   Args:
     tiles: of the points.
-    values_of: a tile's place -> the function's values, `[b, b]`.
+    values_of: a tile's place and distances -> the function's values, `[b, b]`.
   """
 
-  def adding(factor: int) -> Callable:
-    def step(total: Array, place: Place) -> tuple[Array, None]:
-      row, column, inside = tiles.indices(place)
-      values = jnp.where(inside & (row != column), values_of(place), 0)
-      return total + factor * values.sum(), None
+  def total_of(tiles: Tiles) -> Array:
+    def adding(factor: int) -> Callable:
+      def step(total: Array, place: Place) -> tuple[Array, None]:
+        row, column, inside = tiles.indices(place)
+        values = values_of(place, tiles.at(place))
+        values = jnp.where(inside & (row != column), values, 0)
+        return total + factor * values.sum(), None
 
-    return step
+      return step
 
-  diagonal, above = tiles.places()
-  start = axes.varying_as(tiles.rows, jnp.zeros((), tiles.rows.dtype))
-  return scan(adding(2), scan(adding(1), start, diagonal), above)
+    diagonal, above = tiles.places()
+    start = axes.varying_as(tiles.rows, jnp.zeros((), tiles.rows.dtype))
+    return scan(adding(2), scan(adding(1), start, diagonal), above)
+
+  return tiles.either(total_of)
 
 
 def scan(step: Callable, start: Any, places: Places) -> Any:

@@ -1,6 +1,21 @@
 """Energies: linen modules whose `apply` is an `energy_fn(params, x)` of one point."""
 
+from stein_jax.energies.autoencoder import (
+  CELEB_A_LAYERS,
+  CIFAR10_LAYERS,
+  Autoencoder,
+  JointAutoencoder,
+  Layer,
+)
 from stein_jax.energies.mlp import MLP
 from stein_jax.energies.rbm import GaussianBernoulliRBM
 
-__all__ = ["MLP", "GaussianBernoulliRBM"]
+__all__ = [
+  "GaussianBernoulliRBM",
+  "Autoencoder",
+  "JointAutoencoder",
+  "Layer",
+  "CIFAR10_LAYERS",
+  "CELEB_A_LAYERS",
+  "MLP",
+]

@@ -1,0 +1,42 @@
+"""Kernels k(x, x') and their bandwidths.
+
+A kernel is a small pytree: its bandwidth is a leaf or a named policy, its form is
+static. RBF is exp(−‖x − x'‖²/h), as in the paper (Liu & Wang, 2017, section 5.1), so h
+has the units of a squared distance.
+"""
+
+from stein_jax.bandwidths import (
+  BANDWIDTHS,
+  Bandwidth,
+  MedianBandwidth,
+  median_bandwidth,
+)
+from stein_jax.kernels.base import (
+  Kernel,
+  KernelLike,
+  Pairwise,
+  at,
+  checked,
+  from_pairwise,
+)
+from stein_jax.kernels.features import OnFeatures, on_features
+from stein_jax.kernels.radial import Radial, constant, imq, rbf
+
+__all__ = [
+  "rbf",
+  "imq",
+  "constant",
+  "from_pairwise",
+  "on_features",
+  "median_bandwidth",
+  "BANDWIDTHS",
+  "Bandwidth",
+  "MedianBandwidth",
+  "Kernel",
+  "KernelLike",
+  "Radial",
+  "Pairwise",
+  "OnFeatures",
+  "at",
+  "checked",
+]
