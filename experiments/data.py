@@ -20,7 +20,7 @@ import os
 import re
 import shlex
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
@@ -102,12 +102,8 @@ def load(
     raise ValueError(f"validation_fraction={validation_fraction} is not in [0, 1)")
   if name == EMBEDDED:
     return _load_embedded(validation_fraction)
-  return _load_tfds(
-    name,
-    find_prepared(name, data_dir),
-    resolve_cache_dir(cache_dir),
-    validation_fraction,
-  )
+  prepared = open_prepared(name, data_dir)
+  return _load_tfds(prepared, resolve_cache_dir(cache_dir), validation_fraction)
 
 
 def _hold_out(
@@ -286,20 +282,60 @@ def _import_tfds() -> ModuleType:
   return tfds
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
   """A prepared data set that has proved to be one of images."""
 
   name: str
+  directory: Path
   builder: Any
   image_key: str
   label_key: str | None
 
+  @property
+  def full_name(self) -> str:
+    """With configuration and version: "lsun/bedroom/3.1.0"."""
+    return self.builder.info.full_name
+
+  @property
+  def counts(self) -> str:
+    """How many examples the splits hold: "train 60000, test 10000"."""
+    splits = self.builder.info.splits
+    return ", ".join(f"{split} {self.size(split)}" for split in splits)
+
   def size(self, split: str) -> int:
+    """How many examples a split holds; 0 if there is none."""
     splits = self.builder.info.splits
     return splits[split].num_examples if split in splits else 0
 
+  def encoded(self, split: str) -> Callable[[int], bytes]:
+    """The pictures of a split by index, as they were encoded (JPEG, PNG)."""
+    tfds = _import_tfds()
+    with _quiet_absl():
+      examples = self.builder.as_data_source(
+        split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+      )
+    # Only this one: CelebA's attributes would take longer than its pictures.
+    image = {self.image_key: self.builder.info.features[self.image_key]}
+    features = tfds.features.FeaturesDict(image)
+    skip = {self.image_key: tfds.decode.SkipDecoding()}
 
-def _open_prepared(name: str, directory: Path) -> _Prepared:
+    def read(index: int) -> bytes:
+      example = features.deserialize_example_np(examples[index], decoders=skip)
+      return example[self.image_key]
+
+    return read
+
+
+def open_prepared(
+  name: str, data_dir: str | os.PathLike[str] | None = None
+) -> Prepared:
+  """Opens what tfds has prepared; name, data_dir and errors are those of `load`."""
+  directory = find_prepared(name, data_dir)
+  with _quiet_absl():
+    return _open_prepared(name, directory)
+
+
+def _open_prepared(name: str, directory: Path) -> Prepared:
   tfds = _import_tfds()
   # Unlike tfds.data_source, which starts from the data set's code, this reads the
   # directory and nothing else: no other version, no look-up, no network.
@@ -315,22 +351,20 @@ def _open_prepared(name: str, directory: Path) -> _Prepared:
     raise ValueError(
       f'Data set "{name}" is not one of 8-bit images: its features are {features}'
     )
-  return _Prepared(name, builder, image_key, pick(tfds.features.ClassLabel, "label"))
+  label_key = pick(tfds.features.ClassLabel, "label")
+  return Prepared(name, directory, builder, image_key, label_key)
 
 
 def _load_tfds(
-  name: str, directory: Path, cache_dir: Path, validation_fraction: float
+  prepared: Prepared, cache_dir: Path, validation_fraction: float
 ) -> Dataset:
-  with _quiet_absl():
-    prepared = _open_prepared(name, directory)
-  info = prepared.builder.info
-  counts = ", ".join(f"{split} {prepared.size(split)}" for split in info.splits)
   for split in ("train", "test"):
     if not prepared.size(split):
       raise ValueError(
-        f'Data set "{name}" has nothing in split "{split}"; {directory} holds {counts}.'
+        f'Data set "{prepared.name}" has nothing in split "{split}"; '
+        f"{prepared.directory} holds {prepared.counts}."
       )
-  cache = cache_dir / f"{info.full_name.replace('/', '-')}-{_fingerprint(directory)}"
+  cache = cache_of(prepared.full_name, prepared.directory, cache_dir)
   train, train_labels = _read_split(prepared, "train", cache)
   test, test_labels = _read_split(prepared, "test", cache)
   if prepared.size("validation"):
@@ -340,8 +374,11 @@ def _load_tfds(
       train, train_labels, validation_fraction
     )
   return Dataset(
-    name=name,
-    source=f"{info.full_name}: read by tfds from {directory} ({counts}).",
+    name=prepared.name,
+    source=(
+      f"{prepared.full_name}: read by tfds from {prepared.directory} "
+      f"({prepared.counts})."
+    ),
     train=train,
     validation=validation,
     test=test,
@@ -360,22 +397,77 @@ def resolve_cache_dir(cache_dir: str | os.PathLike[str] | None = None) -> Path:
   return Path(cache_dir).expanduser().resolve()
 
 
-def _fingerprint(directory: Path) -> str:
-  """Tells apart directories, and preparations that came after one another."""
+def cache_of(
+  full_name: str,
+  directory: Path,
+  cache_dir: Path,
+  files: Iterable[str | os.PathLike[str]] | None = None,
+) -> Path:
+  """The folder for the decoded arrays of one state of a source.
+
+  Args:
+    full_name: the source's, such as "mnist/3.0.1".
+    directory: where it lies.
+    cache_dir: the folder of all caches.
+    files: the source's own; by default all in the directory. Their sizes and times
+      tell apart preparations that came after one another.
+  """
   identity = [str(directory)]
-  for path in sorted(directory.iterdir()):
-    status = path.stat()
+  for path in sorted(directory.iterdir()) if files is None else files:
+    status = os.stat(path)
     # Size alone is not enough: array_record pads its files.
-    identity.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
-  return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+    name = os.path.relpath(path, directory)
+    identity.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+  digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+  return cache_dir / f"{full_name.replace('/', '-')}-{digest}"
 
 
 def _read_split(
-  prepared: _Prepared, split: str, cache: Path
+  prepared: Prepared, split: str, cache: Path
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Images memory-mapped, labels in memory; decodes them first where it must."""
+  """As `read_through`, of a split that tfds has prepared."""
+  image_key, label_key = prepared.image_key, prepared.label_key
+
+  def examples() -> Iterator[tuple[np.ndarray, int | None]]:
+    for example in _examples(prepared, split):
+      yield example[image_key], None if label_key is None else example[label_key]
+
+  return read_through(
+    cache,
+    split,
+    examples,
+    prepared.size(split),
+    name=prepared.name,
+    labelled=label_key is not None,
+  )
+
+
+def read_through(
+  cache: Path,
+  split: str,
+  examples: Callable[[], Iterable[tuple[np.ndarray, int | None]]],
+  n: int,
+  *,
+  name: str,
+  labelled: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """A split's images memory-mapped, and its labels in memory, out of the cache.
+
+  Args:
+    cache: the folder of `cache_of`.
+    split: which names the files.
+    examples: decodes the split where the cache does not hold it: pairs of a uint8
+      image [h, w, c], the same for all, and a label or None.
+    n: how many examples there are.
+    name: the data set's, for messages.
+    labelled: whether the examples have labels.
+
+  Returns: images uint8 [n, h, w, c]; labels int32 [n], or None without labels.
+
+  Raises:
+    ValueError: images of several shapes.
+  """
   image_path, label_path = cache / f"{split}-images.npy", cache / f"{split}-labels.npy"
-  n, labelled = prepared.size(split), prepared.label_key is not None
 
   def read() -> tuple[np.ndarray | None, np.ndarray | None]:
     images = _read_npy(image_path, n, np.uint8, ndim=4)
@@ -384,7 +476,9 @@ def _read_split(
   images, labels = read()
   if images is None or (labelled and labels is None):
     cache.mkdir(parents=True, exist_ok=True)
-    _decode(prepared, split, image_path, label_path)
+    title = f"decoding {name} {split} (once)"
+    shown = tqdm(examples(), desc=title, total=n, unit=" images")
+    _write(shown, n, image_path, label_path if labelled else None, name)
     images, labels = read()
   if images is None or (labelled and labels is None):
     raise OSError(f"The {split} arrays just written to {cache} cannot be read back.")
@@ -404,38 +498,40 @@ def _read_npy(path: Path, n: int, dtype: type, ndim: int) -> np.ndarray | None:
   return array if whole else None
 
 
-def _decode(
-  prepared: _Prepared, split: str, image_path: Path, label_path: Path
+def _write(
+  examples: Iterable[tuple[np.ndarray, int | None]],
+  n: int,
+  image_path: Path,
+  label_path: Path | None,
+  name: str,
 ) -> None:
   """Writes a split's images and labels, one image at a time."""
-  n, shape = prepared.size(split), None
+  shape = None
   labels = np.zeros(n, np.int32)
   with in_place_of(image_path) as image_file:
-    for i, example in enumerate(_examples(prepared, split)):
-      image = example[prepared.image_key]
+    for i, (image, label) in enumerate(examples):
       if shape is None:
         shape = image.shape
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
         np.lib.format.write_array_header_1_0(image_file, header)
       if image.shape != shape:
         raise ValueError(
-          f'Data set "{prepared.name}" has images of several shapes, such as {shape} '
+          f'Data set "{name}" has images of several shapes, such as {shape} '
           f"and {image.shape}; only images of one shape can be loaded here."
         )
       image_file.write(image.tobytes())
-      if prepared.label_key is not None:
-        labels[i] = example[prepared.label_key]
-    if prepared.label_key is not None:  # labels first, so that images mean both
+      if label is not None:
+        labels[i] = label
+    if label_path is not None:  # labels first, so that images mean both
       with in_place_of(label_path) as label_file:
         np.save(label_file, labels)
 
 
-def _examples(prepared: _Prepared, split: str) -> Iterator[dict[str, Any]]:
-  """The decoded examples in order, under a progress bar."""
+def _examples(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
+  """The decoded examples in order."""
   with _quiet_absl():
     source = prepared.builder.as_data_source(split=split)
-    title = f"decoding {prepared.name} {split} (once)"
-    for i in tqdm(range(len(source)), desc=title, unit=" images"):
+    for i in range(len(source)):
       yield source[i]
 
 

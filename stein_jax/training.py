@@ -11,6 +11,9 @@ A run is a pure function of its key and the step. With N examples and batches of
 
 for t = 0, 1, ... So an epoch visits no example twice, its last N mod m are left out,
 and a resumed run continues exactly as the uninterrupted one.
+
+Data larger than memory come as a `Stream`, whose batch t takes the place of
+data[...] above; all else is the same.
 """
 
 import contextlib
@@ -18,8 +21,10 @@ import functools
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +37,42 @@ from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Params, PyTre
 
 _RESERVED = ("step", "ms_per_step")
 
+_STREAM_BYTES = 2**27
+"""Of a stream's batches in a chunk; one is on the device while the next is fetched."""
+
 EvaluateFn = Callable[[Any], Mapping[str, Any]]
 """`evaluate(state)` -> named scalars."""
 
 ObserveFn = Callable[[int, Any], None]
 """`observe(step, state)`: looks at a run, to save samples of it, say."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+  """Batches of data larger than memory, by their place in the run.
+
+  A stream keeps no position: the step is the position, and so a resumed run continues
+  exactly. `fit` calls `batches` in a thread of its own, one call at a time, for the
+  next chunk of steps while the device runs the present one.
+
+  Attributes:
+    num_examples: N, of which an epoch visits each once, the last N mod m excepted.
+  """
+
+  num_examples: int
+
+  def batches(self, first_step: int, length: int, batch_size: int) -> Batch:
+    """The batches of the steps first_step, first_step + 1, ...
+
+    Args:
+      first_step: counted from 0.
+      length: how many steps.
+      batch_size: m.
+
+    Returns: NumPy arrays `[length, m, ...]`, or a dict of such, of the same types and
+      event shapes in every call. They depend on the arguments alone, batch t on t and
+      m alone, and nobody writes to them afterwards.
+    """
 
 
 class Fit(NamedTuple):
@@ -83,7 +119,7 @@ def fit(
   key: Key,
   algorithm: Algorithm,
   params: Params,
-  data: Batch,
+  data: Batch | Stream,
   *,
   num_steps: int,
   batch_size: int = 100,
@@ -104,17 +140,22 @@ def fit(
   common divisor of log_every, eval_every and checkpoint_every. Runs that share the
   algorithm object, the transform and the shapes share the compilation.
 
+  A `Stream`'s batches are fetched a chunk ahead, in a thread. Where a chunk of them
+  would exceed 128 MiB, chunks are as long as the greatest divisor that keeps within:
+  choose numbers of steps that have some.
+
   Every log_every steps, and at the end, the history gets a row `{"step": ...,
   "<metric>": its mean since the last row, "ms_per_step": ...}`; in `workdir` it is a
-  line of metrics.jsonl. ms_per_step leaves out evaluations, checkpoints and, because
-  it may compile, the first chunk of each length in this call; it is None (null) where
-  that leaves nothing.
+  line of metrics.jsonl. ms_per_step counts waiting for a stream; it leaves out
+  evaluations, checkpoints and, because it may compile, the first chunk of each length
+  in this call; it is None (null) where that leaves nothing.
 
   Args:
     key: a PRNG key; all randomness of the run comes from it.
     algorithm: `Algorithm(init, update)`.
     params: what `algorithm.init` takes.
-    data: `[N, ...]`, or a dict of such.
+    data: `[N, ...]`, or a dict of such; or a `Stream`, whose first batch is the same
+      in a resumed run or the run is refused as another.
     num_steps: updates in all, those before a resume included.
     batch_size: m.
     transform: batch -> batch, on the device, in every step. A new lambda in each call
@@ -143,6 +184,7 @@ def fit(
     TrainingDiverged: a metric or a parameter is not finite.
     ValueError, TypeError: arguments that cannot be meant, or a workdir that holds
       another run.
+    Whatever a stream raises, at the chunk whose batches it was asked for.
   """
   _check_arguments(key, algorithm, data, batch_size)
   _check_counts(
@@ -160,25 +202,31 @@ def fit(
     checkpoint_every = eval_every or 10 * log_every
   chunk = math.gcd(log_every, eval_every or 0, checkpoint_every or 0)
 
-  data = jax.tree.map(jnp.asarray, data)
-  num_examples = len(jax.tree.leaves(data)[0])
   init_key, data_key, step_key = jax.random.split(key, 3)
-  rows = _order(data_key, 0, num_examples)[:batch_size]
-  state = algorithm.init(init_key, params, transform(_take(data, rows)))
-  carry = _begin(state, 0, num_examples)
-  run: dict[str, Any] = {"data": data, "data_key": data_key, "step_key": step_key}
+  feed: _Arrays | _Ahead
+  if isinstance(data, Stream):
+    feed = _Ahead(data, batch_size)
+    chunk = _shorter(chunk, feed.bytes_per_step)
+  else:
+    feed = _Arrays(data, data_key, batch_size)
+  state = algorithm.init(init_key, params, transform(feed.first))
+  carry = _begin(state, 0, feed.num_ordered)
+  run: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
   run |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
   # Costs no second trace: the first chunk finds this one in jit's cache.
-  shapes = _run_chunk.eval_shape(carry, **run, length=min(chunk, num_steps))[1]
+  length = min(chunk, num_steps)
+  like = feed.like(length)
+  shapes = _run_chunk.eval_shape(carry, data=like, **run, length=length)[1]
   _check_metrics(shapes)
 
   fingerprint = {
     "key": str(jax.random.key_data(key).tolist()),
     "batch_size": str(batch_size),
-    **_describe("data", data),
+    **feed.described,
     **_describe("state", carry.state),
   }
   with contextlib.ExitStack() as stack:
+    stack.callback(feed.close)
     record = stack.enter_context(Record(workdir, fingerprint))
     step, state = record.restore(carry.state, resume)
     if step > num_steps:
@@ -186,7 +234,7 @@ def fit(
         f"{record.checkpoint} is beyond num_steps={num_steps}: ask for more steps, "
         "use another workdir or resume=False"
       )
-    carry = _begin(state, step, num_examples)
+    carry = _begin(state, step, feed.num_ordered)
     del state  # carry has its own copy
     bar = stack.enter_context(
       tqdm(total=num_steps, initial=step, desc=label or None, disable=not progress)
@@ -194,6 +242,9 @@ def fit(
 
     def due(every: int | None) -> bool:
       return step == num_steps or (every is not None and step % every == 0)
+
+    def length_from(step: int) -> int:
+      return min(chunk - step % chunk, num_steps - step)
 
     shown: Row = {}
     lengths: set[int] = set()
@@ -219,10 +270,13 @@ def fit(
         if step == num_steps:
           return Fit(carry.state, record.history)
 
-        length = min(chunk - step % chunk, num_steps - step)
+        length = length_from(step)
+        start = time.perf_counter()
+        # May wait for a stream, and then be interrupted: nothing has begun.
+        batches = feed.take(step, length, length_from(step + length))
         with interrupts_delayed():
-          start = time.perf_counter()
-          carry, metrics, finite = _run_chunk(carry, **run, length=length)
+          carry, metrics, finite = _run_chunk(carry, data=batches, **run, length=length)
+          del batches
           metrics, finite = jax.device_get((metrics, finite))
           seconds = time.perf_counter() - start
           _check_finite(step, metrics, finite, length, record.checkpoint)
@@ -244,7 +298,103 @@ class _Carry(NamedTuple):
   state: Any
   step: Array  # updates done
   epoch: Array  # whose order is at hand; -1: none yet
-  order: Array  # [N]
+  order: Array | None  # [N]; None: a stream has put its batches in order
+
+
+class _Arrays:
+  """Data on the device, where each chunk gathers its own batches."""
+
+  def __init__(self, data: Batch, data_key: Key, batch_size: int):
+    self._data = jax.tree.map(jnp.asarray, data)
+    self.num_ordered = len(jax.tree.leaves(self._data)[0])
+    rows = _order(data_key, 0, self.num_ordered)[:batch_size]
+    self.first = _take(self._data, rows)
+    self.described = _describe("data", self._data)
+
+  def like(self, length: int) -> Batch:
+    """The types and shapes of what `take` returns."""
+    return self._data
+
+  def take(self, step: int, length: int, after: int) -> Batch:
+    """All examples, [N, ...], at any step."""
+    return self._data
+
+  def close(self) -> None:
+    """Has nothing to end."""
+
+
+class _Ahead:
+  """A stream's batches on the device, the next chunk's being fetched in a thread."""
+
+  num_ordered = None
+
+  def __init__(self, stream: Stream, batch_size: int):
+    self._stream, self._batch_size = stream, batch_size
+    first = stream.batches(0, 1, batch_size)
+    self._events = {name: (t, shape[2:]) for name, (t, shape) in _hosted(first).items()}
+    self._check(first, 0, 1)
+    self.bytes_per_step = sum(x.nbytes for x in jax.tree.leaves(first))
+    self.first = jax.tree.map(lambda x: jnp.asarray(x[0]), first)
+    checksum = 0
+    for x in jax.tree.leaves(first):
+      checksum = zlib.crc32(np.asarray(x).tobytes(), checksum)
+    self.described = {
+      "data": f"a stream of {stream.num_examples} examples",
+      # What the stream reads, and its own seed, show in its batches alone.
+      "checksum of the first batch": f"{checksum:08x}",
+      **_describe("batch", self.first),
+    }
+    self._pool = ThreadPoolExecutor(1, thread_name_prefix="stein_jax-stream")
+    self._next: Future[Batch] | None = None
+
+  def like(self, length: int) -> Batch:
+    """The types and shapes of what `take` returns."""
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), self.first
+    )
+
+  def take(self, step: int, length: int, after: int) -> Batch:
+    """Batches [length, m, ...] from `step` on; starts to fetch the `after` next."""
+    fetched = self._next or self._pool.submit(self._fetch, step, length)
+    batches = fetched.result()
+    self._next = None
+    if after:
+      self._next = self._pool.submit(self._fetch, step + length, after)
+    return jax.tree.map(jnp.asarray, batches)
+
+  def close(self) -> None:
+    """Waits for the fetch under way, whose result nobody will take."""
+    self._pool.shutdown(cancel_futures=True)
+
+  def _fetch(self, step: int, length: int) -> Batch:
+    batches = self._stream.batches(step, length, self._batch_size)
+    self._check(batches, step, length)
+    return batches
+
+  def _check(self, batches: Batch, step: int, length: int) -> None:
+    """Another type or shape would be another program, or other numbers."""
+    lead = (length, self._batch_size)
+    expected = {name: (t, lead + event) for name, (t, event) in self._events.items()}
+    if (got := _hosted(batches)) != expected:
+      raise ValueError(
+        f"the stream's batches of {length} steps from step {step} on must be "
+        f"{expected}, got {got}"
+      )
+
+
+def _hosted(batches: Batch) -> dict[str, tuple[str, tuple[int, ...]]]:
+  """The type and shape of each array, without JAX, whose types differ by thread."""
+  leaves = jax.tree_util.tree_leaves_with_path(batches)
+  return {
+    "batches" + jax.tree_util.keystr(path): (str(np.asarray(x).dtype), np.shape(x))
+    for path, x in leaves
+  }
+
+
+def _shorter(length: int, bytes_per_step: int) -> int:
+  """The greatest divisor of a chunk's length that keeps within `_STREAM_BYTES`."""
+  most = max(1, _STREAM_BYTES // max(1, bytes_per_step))
+  return next(n for n in range(min(length, most), 0, -1) if length % n == 0)
 
 
 @functools.partial(
@@ -263,16 +413,25 @@ def _run_chunk(
   batch_size: int,
   length: int,
 ) -> tuple[_Carry, Metrics, dict[str, Array]]:
-  """Returns the carry after `length` steps, their metrics [length], and `_finite`."""
+  """Returns the carry after `length` steps, their metrics [length], and `_finite`.
+
+  The data are all examples [N, ...], or, where the carry has no order, the batches of
+  these very steps [length, m, ...].
+  """
   steps = carry.step + jnp.arange(length, dtype=jnp.int32)
-  rows, epoch, order = _rows(carry, data_key, batch_size, length)
+  if carry.order is None:
+    batches, epoch, order = data, carry.epoch, None
+  else:
+    batches, epoch, order = _rows(carry, data_key, batch_size, length)
 
-  def one_step(state: Any, step_and_rows: tuple[Array, Array]) -> tuple[Any, Metrics]:
-    step, rows = step_and_rows
-    batch = transform(_take(data, rows))
-    return algorithm.update(jax.random.fold_in(step_key, step), state, batch)
+  def one_step(state: Any, step_and_batch: tuple[Array, Any]) -> tuple[Any, Metrics]:
+    step, batch = step_and_batch
+    if order is not None:  # the batch is a list of rows as yet
+      batch = _take(data, batch)
+    key = jax.random.fold_in(step_key, step)
+    return algorithm.update(key, state, transform(batch))
 
-  state, metrics = jax.lax.scan(one_step, carry.state, (steps, rows))
+  state, metrics = jax.lax.scan(one_step, carry.state, (steps, batches))
   return _Carry(state, carry.step + length, epoch, order), metrics, _finite(state)
 
 
@@ -284,6 +443,7 @@ def _rows(
   All orders that the chunk touches are laid end to end before its first step, so that
   a step only reads its row; an order is sorted once, in the chunk where it begins.
   """
+  assert carry.order is not None
   num_examples = len(carry.order)
   num_batches = num_examples // batch_size  # of an epoch
   first, skipped = jnp.divmod(carry.step, num_batches)
@@ -337,8 +497,10 @@ _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @functools.partial(jax.jit, static_argnames="num_examples")
-def _begin(state: Any, step: Array | int, num_examples: int) -> _Carry:
+def _begin(state: Any, step: Array | int, num_examples: int | None) -> _Carry:
   """Returns the first carry, which shares no buffer with the caller's arrays.
+
+  num_examples is how many there are to put in order; None: a stream has its own order.
 
   One compiled function makes all of it, so that its arrays are alike: bound to a
   device or not, and strongly typed. Else the second chunk would compile again.
@@ -349,7 +511,7 @@ def _begin(state: Any, step: Array | int, num_examples: int) -> _Carry:
     return jax.lax.convert_element_type(x, x.dtype) if is_array_of(x, np.number) else x
 
   state = jax.tree.map(own, state)
-  order = jnp.zeros(num_examples, jnp.int32)
+  order = None if num_examples is None else jnp.zeros(num_examples, jnp.int32)
   return _Carry(state, jnp.asarray(step, jnp.int32), jnp.int32(-1), order)
 
 
@@ -412,7 +574,9 @@ def _check_counts(**counts: int | None) -> None:
       raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def _check_arguments(key: Any, algorithm: Any, data: Batch, batch_size: int) -> None:
+def _check_arguments(
+  key: Any, algorithm: Any, data: Batch | Stream, batch_size: int
+) -> None:
   typed = is_array_of(key, jax.dtypes.prng_key) and key.ndim == 0
   if not typed and not (is_array_of(key, np.uint32) and key.ndim == 1):
     raise TypeError(f"key must be one PRNG key, as of jax.random.key(0), got {key!r}")
@@ -425,14 +589,24 @@ def _check_arguments(key: Any, algorithm: Any, data: Batch, batch_size: int) -> 
     if not callable(getattr(algorithm, name, None)):
       raise TypeError(f"algorithm must be an Algorithm(init, update): it has no {name}")
   _check_counts(batch_size=batch_size)
+  if isinstance(data, Stream):
+    num_examples = int(data.num_examples)
+  else:
+    num_examples = _count_examples(data)
+  if batch_size > num_examples:
+    raise ValueError(f"batch_size={batch_size} exceeds the {num_examples} examples")
+
+
+def _count_examples(data: Batch) -> int:
   leaves = jax.tree_util.tree_leaves_with_path(data)
   shapes = {"data" + jax.tree_util.keystr(path): np.shape(x) for path, x in leaves}
   sizes = {shape[:1] for shape in shapes.values()}
   if len(sizes) != 1 or () in sizes:
-    raise ValueError(f"data must be arrays with one leading axis, got {shapes}")
+    raise ValueError(
+      f"data must be arrays with one leading axis, or a Stream, got {shapes}"
+    )
   ((num_examples,),) = sizes
-  if batch_size > num_examples:
-    raise ValueError(f"batch_size={batch_size} exceeds the {num_examples} examples")
+  return num_examples
 
 
 def _describe(name: str, tree: PyTree) -> dict[str, str]:
