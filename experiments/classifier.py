@@ -15,23 +15,25 @@ import functools
 import hashlib
 import math
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
+from flax import linen as nn
 from flax import serialization
 
 from experiments import common, data
 from stein_jax import Algorithm, training
 from stein_jax.descent import descend
 from stein_jax.evaluation import DigitClassifier, inception_score
-from stein_jax.types import Array, Batch, Key, Metrics, Params
+from stein_jax.types import Array, Batch, Key, Metrics, Params, PyTree
 
 BATCH_SIZE = 100
 LEARNING_RATE = 3e-3  # Adam's, at the start; it goes to zero along a cosine
@@ -72,25 +74,26 @@ class Classifier(NamedTuple):
   Its methods take images `[n, *image_shape]` or flat, uint8 or floats in [0, 1].
 
   Attributes:
-    network: the module.
-    params: its parameters.
+    network: a module that maps images in [0, 1] to logits, with a method `features`.
+    params: its parameters; of a network with batch norm, all its variables.
     image_shape: of the images that it was fitted to, (h, w, c).
-    test_accuracy: the share of test images that it classifies correctly.
-    path: the file it is saved in.
+    test_accuracy: the share of test images that it classifies correctly; nan where it
+      was not asked for.
+    path: the file it is saved in, or None.
   """
 
-  network: DigitClassifier
+  network: nn.Module
   params: Params
   image_shape: tuple[int, ...]
-  test_accuracy: float
-  path: Path
+  test_accuracy: float = math.nan
+  path: Path | None = None
 
   def probabilities(self, images: Array | np.ndarray) -> np.ndarray:
     """p(y | x), `[n, num_classes]`."""
     return self._apply(images, "__call__", jax.nn.softmax)
 
   def features(self, images: Array | np.ndarray) -> np.ndarray:
-    """The network's last hidden layer, `[n, 128]`."""
+    """The network's last hidden layer, `[n, d]`."""
     return self._apply(images, "features", None)
 
   def _apply(
@@ -120,7 +123,7 @@ class Classifier(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("network", "method", "then"))
 def _predict(
-  network: DigitClassifier,
+  network: nn.Module,
   params: Params,
   images: Array,
   method: str,
@@ -128,6 +131,14 @@ def _predict(
 ) -> Array:
   out = network.apply(params, training.unit_interval(images), method=method)
   return then(out) if then else out
+
+
+def accuracy(
+  classifier: Classifier, images: Array | np.ndarray, labels: Array | np.ndarray
+) -> float:
+  """The share of images `[n, ...]` whose most probable class is their label `[n]`."""
+  right = classifier.probabilities(images).argmax(axis=1) == np.asarray(labels)
+  return float(right.mean())
 
 
 def classification(
@@ -157,12 +168,12 @@ def classification(
   return descend(gradient, optimizer)
 
 
-def shifted(key: Key, images: Array) -> Array:
-  """Every image `[h, w, c]` shifted by up to two pixels each way, zeros moving in."""
+def shifted(key: Key, images: Array, *, max_shift: int = MAX_SHIFT) -> Array:
+  """Every image `[h, w, c]` shifted by up to max_shift pixels, zeros moving in."""
   padded = jnp.pad(
-    images, ((0, 0), (MAX_SHIFT, MAX_SHIFT), (MAX_SHIFT, MAX_SHIFT), (0, 0))
+    images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
   )
-  corners = jax.random.randint(key, (len(images), 2), 0, 2 * MAX_SHIFT + 1)
+  corners = jax.random.randint(key, (len(images), 2), 0, 2 * max_shift + 1)
   return jax.vmap(
     lambda image, corner: jax.lax.dynamic_slice(
       image, (corner[0], corner[1], 0), images.shape[1:]
@@ -206,16 +217,11 @@ def load_or_fit(
 
   shapes = jax.tree.map(jnp.shape, params)
   settings = (shapes, seed, num_steps, BATCH_SIZE, LEARNING_RATE, MAX_SHIFT)
-  digest = hashlib.sha256(repr(settings).encode())
-  for array in (images, labels):
-    digest.update(np.ascontiguousarray(array))
-  name = dataset.name.replace("/", "_").replace(":", "_")
-  path = data.resolve_cache_dir(cache_dir) / (
-    f"classifier-{name}-{digest.hexdigest()[:16]}.msgpack"
-  )
-  if refit or not path.exists():
+  path = cache_path(dataset.name, settings, (images, labels), cache_dir)
+
+  def fit() -> Params:
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
-    fit = training.fit(
+    return training.fit(
       fit_key,
       classification(network.apply, optax.adam(schedule)),
       params,
@@ -224,17 +230,62 @@ def load_or_fit(
       batch_size=BATCH_SIZE,
       progress=progress,
       label="digit classifier (once)",
-    )
+    ).state.params
+
+  fitted = Classifier(
+    network, kept(path, params, fit, refit=refit), images.shape[1:], path=path
+  )
+  return fitted._replace(
+    test_accuracy=accuracy(fitted, dataset.test, dataset.test_labels)
+  )
+
+
+def cache_path(
+  name: str,
+  settings: Sequence[Any],
+  arrays: Sequence[np.ndarray],
+  cache_dir: str | os.PathLike[str] | None,
+) -> Path:
+  """The file of a fit: one for each data, its name, and the settings of the fit.
+
+  Args:
+    name: of the data, for people; what a file's name cannot hold is replaced.
+    settings: everything but the data that the fit depends on, by its repr.
+    arrays: the data.
+    cache_dir: as in `data.load`.
+  """
+  digest = hashlib.sha256(repr(settings).encode())
+  for array in arrays:
+    digest.update(np.ascontiguousarray(array))
+  name = re.sub(r"[^\w.+-]", "_", name)
+  return data.resolve_cache_dir(cache_dir) / (
+    f"classifier-{name}-{digest.hexdigest()[:16]}.msgpack"
+  )
+
+
+def kept(
+  path: Path, like: PyTree, fit: Callable[[], PyTree], *, refit: bool = False
+) -> PyTree:
+  """What was fitted before and saved in `path`, or else `fit()`, saved there first.
+
+  Args:
+    path: the file.
+    like: a tree of the same structure.
+    fit: called where the file does not exist, or has to be made anew.
+    refit: make it anew.
+
+  Raises:
+    ValueError: a file that is not what was saved.
+  """
+  if refit or not path.exists():
+    fitted = fit()
     path.parent.mkdir(parents=True, exist_ok=True)
     with data.in_place_of(path) as file:
-      file.write(serialization.to_bytes(fit.state.params))
+      file.write(serialization.to_bytes(fitted))
   try:
-    params = serialization.from_bytes(params, path.read_bytes())
+    return serialization.from_bytes(like, path.read_bytes())
   except (ValueError, KeyError) as error:
     raise ValueError(f"{path} is no saved classifier; delete it: {error}") from error
-  fitted = Classifier(network, params, images.shape[1:], math.nan, path)
-  right = fitted.probabilities(dataset.test).argmax(axis=1) == dataset.test_labels
-  return fitted._replace(test_accuracy=float(right.mean()))
 
 
 def _define_flags() -> None:

@@ -119,6 +119,23 @@ def image_grids(path: Path, grids: Mapping[str, np.ndarray], *, title: str) -> N
   _save(figure, path)
 
 
+def image_strips(path: Path, strips: np.ndarray, *, title: str) -> None:
+  """Strips of images, one above the other, without gaps.
+
+  Args:
+    path: the PNG to write.
+    strips: `[rows, columns, h, w, c]` in [0, 1].
+    title: the picture's title.
+  """
+  rows, columns, h, w, c = strips.shape
+  figure, axis = plt.subplots(figsize=(columns, rows + 0.4), layout="constrained")
+  grid = strips.swapaxes(1, 2).reshape(rows * h, columns * w, c)
+  axis.imshow(np.squeeze(grid), cmap="gray", vmin=0, vmax=1)
+  axis.axis("off")
+  axis.set_title(title, fontsize="medium")
+  _save(figure, path)
+
+
 def mix_trade_off(
   path: Path,
   alphas: Sequence[float],

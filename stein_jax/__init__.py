@@ -4,7 +4,15 @@ The public names, in the order of Liu & Wang (2017), *Learning Deep Energy Model
 Contrastive Divergence vs. Amortized MLE*.
 """
 
-from stein_jax import energies, evaluation, generators, kernels, samplers, training
+from stein_jax import (
+  discriminators,
+  energies,
+  evaluation,
+  generators,
+  kernels,
+  samplers,
+  training,
+)
 from stein_jax.contrastive import (
   contrastive_divergence,
   contrastive_loss,
@@ -13,6 +21,7 @@ from stein_jax.contrastive import (
   negative_log_likelihood,
   sampled_maximum_likelihood,
 )
+from stein_jax.dcgan import dcgan
 from stein_jax.descent import descend
 from stein_jax.discrepancy import ksd_squared
 from stein_jax.score_matching import (
@@ -29,7 +38,7 @@ from stein_jax.stein_gan import (
   amortized_svgd_loss,
   stein_gan,
 )
-from stein_jax.svgd import svgd, svgd_direction
+from stein_jax.svgd import repulsion_share, svgd, svgd_direction
 from stein_jax.types import Algorithm
 
 __version__ = "0.1.0"
@@ -41,7 +50,9 @@ __all__ = [
   "amortized_svgd_loss",
   "contrastive_divergence",
   "contrastive_loss",
+  "dcgan",
   "descend",
+  "discriminators",
   "energies",
   "evaluation",
   "generators",
@@ -50,6 +61,7 @@ __all__ = [
   "learn_from_negatives",
   "maximum_likelihood",
   "negative_log_likelihood",
+  "repulsion_share",
   "samplers",
   "sampled_maximum_likelihood",
   "score",

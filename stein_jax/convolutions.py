@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from stein_jax.types import Array
@@ -77,18 +78,21 @@ class Conv(nn.Module):
     size: k, the kernel's extent along both axes.
     stride: of both axes.
     kernel_init: the initializer of the kernel; LeCun's by default.
+    dtype: what is computed in; by default what input and parameters promote to.
   """
 
   features: int
   size: int
   stride: int = 1
   kernel_init: nn.initializers.Initializer | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """`[n, h, w, c]` -> `[n, ⌈h/stride⌉, ⌈w/stride⌉, features]`."""
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel, bias = _parameters(self, shape, self.kernel_init)
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
     return convolution(x, kernel, stride=self.stride) + bias
 
 
@@ -98,16 +102,19 @@ class Deconv(nn.Module):
   Attributes:
     features: c'.
     kernel_init: the initializer of the kernel; LeCun's by default.
+    dtype: what is computed in; by default what input and parameters promote to.
   """
 
   features: int
   kernel_init: nn.initializers.Initializer | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """`[n, h, w, c]` -> `[n, 2h, 2w, features]`."""
     shape = (5, 5, x.shape[-1], self.features)
     kernel, bias = _parameters(self, shape, self.kernel_init)
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
     return deconvolution(x, kernel) + bias
 
 
@@ -124,6 +131,12 @@ def _parameters(
 def _by_matrix_product(x: Array, kernel: Array, *, stride: int) -> Array:
   """Every output pixel's patch of x, as a row, times the kernel as a matrix."""
   size, features = kernel.shape[:2], kernel.shape[-1]
+  n, *extents, c = x.shape
+  if size == (stride, stride) and not any(extent % stride for extent in extents):
+    rows, columns = (extent // stride for extent in extents)  # no pixel is seen twice
+    patches = x.reshape(n, rows, stride, columns, stride, c).swapaxes(2, 3)
+    patches = patches.reshape(n, rows, columns, -1)
+    return patches @ kernel.reshape(-1, features)
   padding = lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), "SAME")
   padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   rows, columns = (-(-extent // stride) for extent in x.shape[1:3])

@@ -1,7 +1,6 @@
 """SteinGAN: a generator learns to sample an energy by amortised SVGD, and the energy
 learns from the generator's samples."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -22,23 +21,15 @@ from stein_jax.types import (
   Array,
   Batch,
   EnergyFn,
+  GenerateFn,
   Key,
   Metrics,
+  NoiseFn,
   Params,
   Particles,
   PyTree,
   ScoreFn,
 )
-
-GenerateFn = Callable[[Params, PyTree, PyTree, PyTree], tuple[Particles, PyTree]]
-"""`generate_fn(gen_params, gen_stats, noise, context) -> (samples, gen_stats)`.
-
-All samples of a batch at once. `gen_stats` are the running statistics of batch norm; a
-generator without them passes an empty tree through.
-"""
-
-NoiseFn = Callable[[Key, int], PyTree]
-"""`noise_fn(key, m)` -> ξ, `[m, ...]`."""
 
 
 class Generated(NamedTuple):
@@ -183,10 +174,17 @@ class AlignmentController(NamedTuple):
 
   γ is raised while the real batch's mean energy exceeds that of the simulated one: the
   energy then listens less to the generator.
+
+  The authors' code does the opposite: it has `AUTHORS_ALIGNMENT`, γ = 0.7 while real
+  energy is higher and 0.9 otherwise, so that an energy that lags behind listens more.
+  (It also raises the energy's learning rate fivefold then, which is left out here.)
   """
 
   low: float = 0.7
   high: float = 0.9
+
+
+AUTHORS_ALIGNMENT = AlignmentController(low=0.9, high=0.7)
 
 
 class SteinGANState(NamedTuple):
@@ -274,7 +272,8 @@ def stein_gan(
       first_stats,
       energy_optimizer.init(params["energy"]),
       gen_optimizer.init(params["generator"]),
-      () if average is None else params["generator"],
+      # A copy: a donated state cannot give one buffer away twice.
+      () if average is None else jax.tree.map(jnp.array, params["generator"]),
     )
 
   def energy_gradient(

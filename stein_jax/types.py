@@ -34,6 +34,16 @@ LogDensityFn = Callable[..., Array]
 LogPartitionFn = Callable[[Params], Array]
 """`log_partition_fn(params)` -> log Z(θ)."""
 
+GenerateFn = Callable[[Params, PyTree, PyTree, PyTree], tuple[Particles, PyTree]]
+"""`generate_fn(gen_params, gen_stats, noise, context) -> (samples, gen_stats)`.
+
+All samples of a batch at once. `gen_stats` are the running statistics of batch norm; a
+generator without them passes an empty tree through.
+"""
+
+NoiseFn = Callable[[Key, int], PyTree]
+"""`noise_fn(key, m)` -> ξ, `[m, ...]`."""
+
 
 class InitFn(Protocol):
   """`init(key, params, batch) -> state`."""

@@ -39,10 +39,11 @@ MAY_IMPORT = {
   "stein_cd": LEARNING | {"contrastive"},
   "score_matching": LEARNING,
   "stein_gan": LEARNING | {"contrastive", "stein_cd"},
-  "dcgan": BASE | {"descent"},
+  "dcgan": BASE | {"descent", "scores"},
   "energies": {"types", "checks", "convolutions"},
   "convolutions": {"types"},
   "generators": {"types", "checks", "convolutions"},
+  "discriminators": {"types", "checks", "convolutions", "generators"},
   "evaluation": KERNELS | {"discrepancy", "convolutions"},
   "parallel": {"types"},
   "records": {"types"},
@@ -54,6 +55,7 @@ IMPORT_NAMES = {
   "orbax-checkpoint": "orbax",
   "absl-py": "absl",
   "tensorflow-datasets": "tensorflow_datasets",
+  "pillow": "PIL",
 }
 
 
@@ -134,6 +136,8 @@ def test_experiments_import_what_their_extra_installs():
       "torch_peer": {"torch", "torchebm"},
       "benchmarks.svgd": {"numpyro"},
       "benchmarks.training": {"torch"},
+      "image_data": {"lmdb"},
+      "inception": {"torch", "torch_fidelity"},
     }.get(name, set())
     assert found <= allowed | tools, f"experiments.{name} imports {found - allowed}"
 

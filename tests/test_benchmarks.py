@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import likelihood, svgd, timing
+from experiments.benchmarks import features, likelihood, svgd, timing
 from experiments.benchmarks import training as training_benchmark
 from stein_jax import kernels, svgd_direction
 from tests import binaries
@@ -99,3 +99,19 @@ def test_times_are_medians_of_calls_in_turn():
 def test_a_peer_that_is_missing_is_none():
   assert timing.peer("no_such_package") is None
   assert timing.peer("jax") is jax
+
+
+def test_features(tmp_path):
+  shown = run(
+    "features",
+    "--sizes=3,5",
+    "--neighbors=1,2",
+    "--width=0.01",
+    "--repeats=1",
+    f"--workdir={tmp_path / 'w'}",
+  )
+  summary = summary_of(tmp_path / "w")
+  assert [list(row["errors"]) for row in summary["rows"]] == [["1"], ["1", "2"]]
+  for row in summary["rows"]:
+    assert all(0 < error < 1 for error in row["errors"].values())
+  assert features.markdown(summary) in shown.stdout

@@ -94,7 +94,7 @@ class Autoencoder(nn.Module):
   layers: tuple[Layer, ...] = CIFAR10_LAYERS
   width: float = 1.0
   channels: int = 3
-  activation: Callable[[Array], Array] = nn.softplus
+  activation: Callable[[Array], Array] = nn.silu
   tied: bool = True
   normalization: str = "group"
   norm: str = "l2"

@@ -6,6 +6,7 @@ from stein_jax.evaluation.likelihood import (
   gaussian_baseline,
   mean_log_likelihood,
 )
+from stein_jax.evaluation.resnet import ResNet
 from stein_jax.evaluation.samples import (
   Estimate,
   frechet_distance,
@@ -20,6 +21,7 @@ __all__ = [
   "DigitClassifier",
   "Estimate",
   "MeanLogLikelihood",
+  "ResNet",
   "frechet_distance",
   "gaussian_baseline",
   "inception_score",

@@ -35,7 +35,8 @@ class OnFeatures(Kernel):
   def matrix(self, queries: Particles, sources: Particles) -> Array:
     """As in `Kernel`: the base's matrix of the features."""
     features = jax.vmap(self.feature_fn)
-    return self.base.matrix(features(queries), features(sources))
+    z = features(sources)
+    return self.base.matrix(z if queries is sources else features(queries), z)
 
   def resolve(
     self,

@@ -1,0 +1,214 @@
+"""Judges generators of `experiments.images`: the table of figure 2.
+
+  python -m experiments.evaluate --runs=runs/cifar10/dcgan/seed_0,...
+
+draws 50 000 pictures from each, with labels by the training set's counts, and prints
+their inception score, Fréchet and kernel distances in the view of our own classifier, a
+ResNet trained on the real training set, and the paper's second score: how well a ResNet
+that has learned from the pictures and their labels classifies real ones, beside one
+that has learned from the real training set and one from 500 pictures copied 100 times.
+--inception_weights adds the scores of the ImageNet Inception network
+(`pip install -e '.[inception]'`), the ones that the paper quotes.
+
+Of runs without labels there is no second score. The ResNets are kept in --cache_dir: a
+run that was stopped does not repeat those it finished. In --workdir it leaves
+summary.json and pictures.png.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from experiments import (
+  common,
+  data,
+  image_data,
+  image_generators,
+  image_scores,
+  inception,
+  plots,
+)
+
+_COLUMNS = {
+  "dcgan": image_scores.DCGAN,
+  "steingan": image_scores.STEIN_GAN,
+  "steingan_no_kernel": image_scores.NO_KERNEL,
+  "steincd_gan": "SteinCD-GAN",
+}
+
+
+def main(argv: list[str]) -> None:
+  common.refuse_arguments(argv)
+  values = flags.FLAGS
+  if values.from_summary:
+    print(markdown(common.read_summary(values.from_summary)))
+    return
+  if not values.runs:
+    sys.exit(
+      "--runs: name folders that experiments.images left, WORKDIR/METHOD/seed_0."
+    )
+  trained = [image_generators.load(Path(folder)) for folder in values.runs]
+  name = _only({t.about["dataset"] for t in trained}, "data sets")
+  common.claim_workdir(before_work=True)
+  if values.inception_weights:
+    inception.check_requirements(values.inception_weights)
+  dataset = _load(name, trained[0].generator.size)
+  workdir = common.claim_workdir(before_work=False)
+  recipe = image_scores.Recipe(
+    num_steps=values.resnet_steps,
+    depth=values.resnet_depth,
+    width=values.resnet_width,
+    dtype="bfloat16" if values.bfloat16 else "float32",
+  )
+  columns = _columns(trained)
+  pictures = {column: t.pictures(values.num_samples) for column, t in columns.items()}
+  results = _scores(dataset, columns, pictures, recipe)
+  if values.inception_weights:
+    for column, found in results.items():
+      found |= inception.inception_scores(
+        _real(dataset) if column == image_scores.REAL else pictures[column],
+        _real(dataset),
+        weights_path=values.inception_weights,
+        progress=values.progress,
+      )
+  about = {column: t.about for column, t in columns.items()}
+  summary = common.write_summary(
+    workdir, "experiments.evaluate", {"results": results, "runs": about}
+  )
+  grids = {column: images[:100] / 255 for column, images in pictures.items()}
+  plots.image_grids(workdir / "pictures.png", grids, title=name)
+  print(markdown(summary))
+  print(f"\nPictures and summary.json: {workdir}")
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """The table of a summary.json."""
+  steps = ", ".join(
+    f"{column} {about['step']}" for column, about in summary["runs"].items()
+  )
+  return (
+    f"{image_scores.figure2_table(summary['results'])}\n\nTraining steps: {steps}. "
+    f"Testing accuracy by {summary['flags']['resnet_steps']} steps of a ResNet-"
+    f"{summary['flags']['resnet_depth']} of width {summary['flags']['resnet_width']}."
+  )
+
+
+def _columns(
+  trained: list[image_generators.Trained],
+) -> dict[str, image_generators.Trained]:
+  """The table's columns; of several seeds of a method all but the first are named."""
+  found: dict[str, image_generators.Trained] = {}
+  for t in trained:
+    column = _COLUMNS[t.about["method"]]
+    if column in found:
+      column = f"{column}, seed {t.about['seed']}"
+    if column in found:
+      sys.exit(f"--runs holds two runs of {column}.")
+    found[column] = t
+  return found
+
+
+def _only(found: set[str], what: str) -> str:
+  if len(found) > 1:
+    sys.exit(f"--runs learned from several {what}: {', '.join(sorted(found))}.")
+  return found.pop()
+
+
+def _load(name: str, size: int) -> data.Dataset:
+  try:
+    dataset = image_data.load_images(
+      name,
+      size=size,
+      data_dir=flags.FLAGS.data_dir,
+      cache_dir=flags.FLAGS.cache_dir,
+    )
+  except (OSError, ImportError, ValueError) as error:
+    sys.exit(f"--dataset={name}: {error}")
+  print(f"Data: {dataset.source}", file=sys.stderr)
+  return dataset
+
+
+def _real(dataset: data.Dataset) -> np.ndarray:
+  return np.asarray(dataset.train)
+
+
+def _scores(
+  dataset: data.Dataset,
+  columns: Mapping[str, image_generators.Trained],
+  pictures: Mapping[str, np.ndarray],
+  recipe: image_scores.Recipe,
+) -> dict[str, dict[str, float]]:
+  """Scores in the view of our own classifier, and testing accuracies."""
+  options = {"cache_dir": flags.FLAGS.cache_dir, "progress": flags.FLAGS.progress}
+  results: dict[str, dict[str, float]] = {column: {} for column in columns}
+  if dataset.train_labels is None:
+    for column, images in pictures.items():
+      distance = image_scores.evaluation.mean_pairwise_distance(images[:1000] / 255)
+      results[column]["mean_pairwise_distance"] = distance.value
+    return results
+  real = image_scores.real_training_set(dataset)
+  copies = flags.FLAGS.num_samples // 500 or 1
+  twice = image_scores.duplicates(*real, num_distinct=500, copies=copies)
+  judge = image_scores.judge(dataset, recipe=recipe, **options)
+  features = judge.features(dataset.test)
+  sets = {image_scores.REAL: real[0], image_scores.DUPLICATE: twice[0], **pictures}
+  for column, images in sets.items():
+    results.setdefault(column, {})
+    results[column] |= image_scores.scores_of(images, judge, features)
+  training_sets = {image_scores.DUPLICATE: twice} | {
+    column: (pictures[column], t.labels(len(pictures[column])))
+    for column, t in columns.items()
+    if t.about["label_counts"] is not None
+  }
+  accuracies = image_scores.accuracy_by_training_set(
+    training_sets,
+    (dataset.test, dataset.test_labels),
+    recipe=recipe,
+    num_classes=int(real[1].max()) + 1,
+    **options,
+  )
+  accuracies[image_scores.REAL] = judge.test_accuracy
+  for column, value in accuracies.items():
+    results[column]["testing_accuracy"] = value
+  return json.loads(json.dumps(results))  # plain numbers, as in the file
+
+
+def _define_flags() -> None:
+  flags.DEFINE_list(
+    "runs", [], "Folders of trained generators, WORKDIR/METHOD/seed_K, with commas."
+  )
+  flags.DEFINE_string(
+    "data_dir", None, "Where tfds data sets are; by default $TFDS_DATA_DIR."
+  )
+  flags.DEFINE_string(
+    "cache_dir", None, "Where data and ResNets are kept; by default ~/.cache/stein_jax."
+  )
+  flags.DEFINE_integer(
+    "num_samples", 50_000, "Pictures of each generator.", lower_bound=2000
+  )
+  flags.DEFINE_integer(
+    "resnet_steps",
+    64_000,
+    "Training steps of a ResNet, of 128 pictures.",
+    lower_bound=1,
+  )
+  flags.DEFINE_integer("resnet_depth", 20, "6n + 2 layers of the ResNet.")
+  flags.DEFINE_float("resnet_width", 1.0, "A factor on its channels.")
+  flags.DEFINE_bool("bfloat16", False, "Compute the ResNet in bfloat16.")
+  flags.DEFINE_string(
+    "inception_weights",
+    None,
+    f"torch-fidelity's {inception.WEIGHTS}, for scores of the ImageNet Inception "
+    "network.",
+  )
+  common.define_run_flags("runs/evaluate")
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(main)

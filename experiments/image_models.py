@@ -1,0 +1,181 @@
+"""The networks and learning rules of `experiments.images`, by name (section 5.2)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.tree_util import Partial
+
+from stein_jax import (
+  Algorithm,
+  AlignmentController,
+  dcgan,
+  energies,
+  generators,
+  kernels,
+  stein_gan,
+)
+from stein_jax.discriminators import DCGANDiscriminator, discriminate_fn
+from stein_jax.types import Array, Batch, Key, Params
+
+METHODS = {
+  "steingan": "SteinGAN",
+  "steingan_no_kernel": "SteinGAN without kernel",
+  "steincd_gan": "SteinCD-GAN",
+  "dcgan": "DCGAN",
+}
+
+LAYERS = {32: energies.CIFAR10_LAYERS, 64: energies.CELEB_A_LAYERS}
+"""The authors' encoders by the size of pictures."""
+
+NOISE_FN = generators.uniform_noise(100)
+"""ξ of every generator here."""
+
+
+class Settings(NamedTuple):
+  """What a user may vary; the binary's flags of the same names explain each."""
+
+  size: int = 32
+  num_classes: int | None = None  # None: not conditional
+  width: float = 1.0
+  generator_width: float = 1.0
+  discriminator_width: float = 1.0
+  normalization: str = "group"
+  tied: bool = True
+  norm: str = "l2"
+  bandwidth: str = "median"
+  bandwidth_multiple: float = 1.0
+  num_neighbors: int | None = None
+  discount: float | AlignmentController = AlignmentController()
+  energy_learning_rate: float = 5e-4
+  generator_learning_rate: float = 1e-3
+  dcgan_learning_rate: float = 2e-4
+  beta1: float = 0.5
+  mix: float = 0.25
+  mix_scale: float = 1.0
+  step_size: float = 0.1
+  average: float | None = None
+  bfloat16: bool = False
+
+
+class Model(NamedTuple):
+  """A learning rule, its generator, and the start of both."""
+
+  algorithm: Algorithm
+  params: Params
+  generator: nn.Module
+  energy: nn.Module | None  # None: DCGAN has a discriminator in its place
+
+
+def build(key: Key, method: str, settings: Settings, pictures: Batch) -> Model:
+  """A method's model at its start; all methods share a key's generator.
+
+  Args:
+    key: a PRNG key.
+    method: out of `METHODS`.
+    settings: of the networks and the learning rule.
+    pictures: two examples or more, as `transform` makes them.
+  """
+  gen_key, other_key = jax.random.split(key)
+  dtype = jnp.bfloat16 if settings.bfloat16 else None
+  generator = generator_of(settings)
+  x, labels = _parts(pictures)
+  noise = NOISE_FN(gen_key, len(x))
+  eta, gen_stats = generators.initialize(gen_key, generator, noise, *labels)
+  generate_fn = generators.generate_fn(generator)
+  if method == "dcgan":
+    discriminator = discriminator_of(settings)
+    delta, stats = generators.initialize(other_key, discriminator, x, *labels)
+    adam = optax.adam(settings.dcgan_learning_rate, b1=settings.beta1)
+    algorithm = dcgan(
+      discriminate_fn(discriminator),
+      generate_fn,
+      NOISE_FN,
+      adam,
+      adam,
+      discriminator_stats=stats,
+      gen_stats=gen_stats,
+      average=settings.average,
+    )
+    params = {"discriminator": delta, "generator": eta}
+    return Model(algorithm, params, generator, None)
+  energy = energy_of(settings, dtype)
+  theta = jax.jit(energy.init)(other_key, x[0], *(label[0] for label in labels))
+  algorithm = stein_gan(
+    energy.apply,
+    generate_fn,
+    NOISE_FN,
+    None if method == "steingan_no_kernel" else kernel_fn(energy, settings),
+    optax.adam(settings.energy_learning_rate, b1=settings.beta1),
+    optax.adam(settings.generator_learning_rate, b1=settings.beta1),
+    gen_stats=gen_stats,
+    mix=settings.mix if method == "steincd_gan" else 0.0,
+    mix_scale=settings.mix_scale,
+    step_size=settings.step_size,
+    discount=settings.discount,
+    average=settings.average,
+  )
+  return Model(algorithm, {"energy": theta, "generator": eta}, generator, energy)
+
+
+def generator_of(settings: Settings) -> generators.DCGANGenerator:
+  """The generator that all methods have."""
+  return generators.DCGANGenerator(
+    size=settings.size,
+    width=settings.generator_width,
+    num_classes=settings.num_classes,
+    dtype=jnp.bfloat16 if settings.bfloat16 else None,
+  )
+
+
+def discriminator_of(settings: Settings) -> DCGANDiscriminator:
+  """DCGAN's discriminator."""
+  return DCGANDiscriminator(
+    width=settings.discriminator_width,
+    num_classes=settings.num_classes,
+    dtype=jnp.bfloat16 if settings.bfloat16 else None,
+  )
+
+
+def energy_of(settings: Settings, dtype: Any = None) -> nn.Module:
+  """The energy (24), or with labels (25)."""
+  autoencoder = energies.Autoencoder(
+    LAYERS[settings.size],
+    width=settings.width,
+    normalization=settings.normalization,
+    tied=settings.tied,
+    norm=settings.norm,
+    dtype=dtype,
+  )
+  if settings.num_classes is None:
+    return autoencoder
+  return energies.JointAutoencoder(autoencoder, settings.num_classes)
+
+
+def kernel_fn(
+  energy: nn.Module, settings: Settings
+) -> Callable[[Params], kernels.Kernel]:
+  """θ -> the kernel on the energy's own features."""
+  base = kernels.rbf(settings.bandwidth, multiple=settings.bandwidth_multiple)
+
+  def at(theta: Params) -> kernels.Kernel:
+    features = Partial(energy.features, theta)
+    return kernels.on_features(base, features, num_neighbors=settings.num_neighbors)
+
+  return at
+
+
+def transform(batch: Batch) -> Batch:
+  """Pixels 0 to 255 -> −1 to 1, x/127.5 − 1; labels stay."""
+  if isinstance(batch, Mapping):
+    return {**batch, "x": transform(batch["x"])}
+  return batch.astype(jnp.float32) / 127.5 - 1
+
+
+def _parts(batch: Batch) -> tuple[Array, tuple[Array, ...]]:
+  if isinstance(batch, Mapping):
+    return batch["x"], (batch["context"],)
+  return batch, ()

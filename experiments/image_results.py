@@ -1,0 +1,210 @@
+"""What `experiments.images` records and draws of its runs."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data, image_generators, image_models, plots, rbm_summary
+from stein_jax import evaluation, training
+
+PICTURED = 100
+"""Samples that are kept for pictures at every evaluation."""
+
+RECONSTRUCTED = 10
+
+_HEALTH = (
+  "energy_gap",
+  "energy_data",
+  "energy_held_out",
+  "repulsion_share",
+  "discount",
+  "loss",
+  "generator_loss",
+  "mean_pairwise_distance",
+)
+
+
+class Watch:
+  """Looks at a run at every evaluation: samples, reconstructions, and a few numbers.
+
+  Args:
+    model: what is trained.
+    about: what `image_generators.save` notes.
+    folder: where the run's files go.
+    held_out: uint8 pictures that are not trained on.
+    labels: theirs, or None.
+  """
+
+  def __init__(
+    self,
+    model: image_models.Model,
+    about: Mapping[str, Any],
+    folder: Path,
+    held_out: np.ndarray,
+    labels: np.ndarray | None,
+  ):
+    self._model, self._about, self._folder = model, dict(about), folder
+    self._held_out = image_models.transform(jnp.asarray(held_out))
+    self._labels = () if labels is None else (jnp.asarray(labels),)
+
+  def evaluate(self, state: Any) -> dict[str, float]:
+    """How far samples are from one another, and the energy of held-out pictures."""
+    images = self._trained(state, 0).pictures(200).astype(np.float32) / 255
+    distance = evaluation.mean_pairwise_distance(images, num_blocks=None).value
+    found = {"mean_pairwise_distance": distance}
+    energy = self._model.energy
+    if energy is not None:
+      theta = state.params["energy"]
+      values = _energies(energy, theta, self._held_out, *self._labels)
+      found["energy_held_out"] = float(values.mean())
+    return found
+
+  def observe(self, step: int, state: Any) -> None:
+    """Saves the generator, samples of always the same noise, and reconstructions."""
+    trained = self._trained(state, step)
+    image_generators.save(self._folder, trained)
+    labels = None
+    if trained.about["label_counts"] is not None:  # a row for each label
+      labels = np.arange(PICTURED, dtype=np.int32) // 10
+      labels = labels % len(trained.about["label_counts"])
+    self._save("samples", step, trained.pictures(PICTURED, labels=labels))
+    energy = self._model.energy
+    if energy is not None:
+      some = self._held_out[:RECONSTRUCTED]
+      back = _reconstructions(energy, state.params["energy"], some)
+      both = jnp.concatenate([some, back])
+      pixels = np.asarray(jnp.round((both + 1) * 127.5), np.uint8)
+      self._save("reconstructions", step, pixels)
+
+  def _trained(self, state: Any, step: int) -> image_generators.Trained:
+    about = {**self._about, "step": step}
+    return image_generators.of_state(self._model.generator, state, about)
+
+  def _save(self, name: str, step: int, images: np.ndarray) -> None:
+    (self._folder / name).mkdir(parents=True, exist_ok=True)
+    np.save(self._folder / name / f"{step:08d}.npy", images)
+
+
+@functools.partial(jax.jit, static_argnames="energy")
+def _energies(energy: Any, theta: Any, x: jax.Array, *labels: Any) -> jax.Array:
+  return jax.vmap(functools.partial(energy.apply, theta))(x, *labels)
+
+
+@functools.partial(jax.jit, static_argnames="energy")
+def _reconstructions(energy: Any, theta: Any, x: jax.Array) -> jax.Array:
+  return jax.vmap(lambda x: energy.apply(theta, x, method="reconstruct"))(x)
+
+
+def record(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+  """Notes a finished run's curve and last numbers in result.json."""
+  _write(folder, {"history": list(history)})
+
+
+def record_divergence(folder: Path, error: training.TrainingDiverged) -> None:
+  """Notes where a run ceased to be finite."""
+  folder.mkdir(parents=True, exist_ok=True)
+  _write(folder, {"diverged": {"step": error.step, "metric": error.metric}})
+
+
+def _write(folder: Path, result: Mapping[str, Any]) -> None:
+  with data.in_place_of(folder / "result.json") as file:
+    file.write((json.dumps(result, indent=1) + "\n").encode())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+  return json.loads((folder / "result.json").read_text())
+
+
+def summarize(
+  workdir: Path, methods: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+  """method -> the last row, the mean step time and the curve of every seed."""
+  return {"runs": {m: [_of_seed(workdir / m, s) for s in seeds] for m in methods}}
+
+
+def _of_seed(folder: Path, seed: int) -> dict[str, Any]:
+  result = _read(folder / f"seed_{seed}")
+  if "diverged" in result:
+    return {"seed": seed, **result}
+  history = result["history"]
+  timed = [row["ms_per_step"] for row in history if row.get("ms_per_step")]
+  curve = {
+    name: [(row["step"], row[name]) for row in history if row.get(name) is not None]
+    for name in _HEALTH
+  }
+  return {
+    "seed": seed,
+    "last": history[-1],
+    "ms_per_step": float(np.median(timed)) if timed else None,
+    "curve": {name: points for name, points in curve.items() if points},
+  }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """A line for every run: its last numbers."""
+  lines = []
+  for method, runs in summary["runs"].items():
+    for run in runs:
+      label = f"{image_models.METHODS[method]}, seed {run['seed']}"
+      if "diverged" in run:
+        lines.append([label, f"diverged at step {run['diverged']['step']}"] + ["—"] * 5)
+        continue
+      last, ms = run["last"], run["ms_per_step"]
+      lines.append(
+        [
+          label,
+          str(last["step"]),
+          "—" if ms is None else f"{ms:.1f}",
+          _number(last, "energy_gap", "loss"),
+          _number(last, "energy_held_out", "generator_loss"),
+          _number(last, "repulsion_share"),
+          _number(last, "mean_pairwise_distance"),
+        ]
+      )
+  header = [
+    "",
+    "steps",
+    "ms a step",
+    "energy gap (DCGAN: loss)",
+    "energy of held-out pictures (DCGAN: generator's loss)",
+    "repulsion's share of φ",
+    "mean distance of samples",
+  ]
+  return rbm_summary.markdown_table(header, lines)
+
+
+def _number(row: Mapping[str, Any], *names: str) -> str:
+  found = next((row[name] for name in names if row.get(name) is not None), None)
+  return "—" if found is None else f"{found:.3f}"
+
+
+def draw(
+  workdir: Path, methods: Sequence[str], seeds: Sequence[int], *, title: str
+) -> None:
+  """The last samples of every method side by side, and the first seed's training."""
+  grids, rows = {}, {}
+  for method in methods:
+    label = image_models.METHODS[method]
+    folder = workdir / method / f"seed_{seeds[0]}"
+    kept = sorted((folder / "samples").glob("*.npy"))
+    if not kept:
+      continue
+    grids[label] = np.load(kept[-1]) / 255
+    # Most happens early: steps spaced like powers of two, from the first to the last.
+    places = np.round(np.geomspace(1, len(kept), 6)).astype(int) - 1
+    for file in [kept[place] for place in np.unique(places)]:
+      images = np.load(file)[:: PICTURED // 10][:10] / 255
+      rows[f"{label}, after {int(file.stem)} steps"] = images
+    for file in sorted((folder / "reconstructions").glob("*.npy"))[-1:]:
+      both = np.load(file) / 255
+      rows[f"{label}: held-out pictures"] = both[:RECONSTRUCTED]
+      rows[f"{label}: what the autoencoder gives back"] = both[RECONSTRUCTED:]
+  if grids:
+    plots.image_grids(workdir / "samples.png", grids, title=title)
+    plots.image_rows(workdir / "training.png", rows, title=title, limits=(0, 1))

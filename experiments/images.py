@@ -1,0 +1,317 @@
+"""Trains SteinGAN and DCGAN on pictures: section 5.2, figures 2 to 4.
+
+Minutes on two CPU cores, with narrow networks, where CIFAR-10 is prepared:
+
+  python -m experiments.images --flagfile=experiments/flags/images_small.flags
+
+The networks and settings of the paper, on a GPU:
+
+  python -m experiments.images --flagfile=experiments/flags/cifar10.flags
+  python -m experiments.images --flagfile=experiments/flags/celeb_a.flags
+  python -m experiments.images --flagfile=experiments/flags/lsun.flags
+
+Any flag after the flagfile wins. A run that was stopped goes on where it stopped when
+the same command is given again; more methods, seeds or steps extend it. In --workdir it
+leaves samples.png, training.png and, for every METHOD/seed_K, samples and
+reconstructions over training, metrics.jsonl, checkpoints and generator.msgpack, which
+experiments.evaluate and experiments.latent_walk read; and flags.txt, a flagfile itself.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+from experiments import (
+  common,
+  image_data,
+  image_models,
+  image_results,
+  workdirs,
+)
+from stein_jax import AlignmentController, energies, kernels, training
+from stein_jax.stein_gan import AUTHORS_ALIGNMENT
+
+_ALIGNMENTS = {
+  "aligned": AlignmentController(),
+  "aligned_authors": AUTHORS_ALIGNMENT,
+}
+_LARGE = 2**31  # bytes of pictures; more are streamed
+
+_MAY_DIFFER = frozenset(("workdir", "data_dir", "cache_dir", "progress", "stream"))
+_MAY_GROW = frozenset(("method", "seeds", "steps"))
+
+
+def main(argv: list[str]) -> None:
+  common.refuse_arguments(argv)
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
+  methods = common.chosen("method", flags.FLAGS.method, tuple(image_models.METHODS))
+  seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
+  workdir, values = Path(flags.FLAGS.workdir), workdirs.own_flags("workdir")
+  values.pop("overwrite", None)
+  overwrite = flags.FLAGS.overwrite
+  # Asked before the data is loaded, which may take minutes.
+  workdirs.check(
+    workdir, values, may_differ=_MAY_DIFFER, may_grow=_MAY_GROW, overwrite=overwrite
+  )
+  dataset = load()
+  settings = settings_of_flags(dataset)
+  workdirs.prepare(workdir, values, overwrite=overwrite)
+  failed = False
+  for method in methods:
+    for seed in seeds:
+      folder = workdir / method / f"seed_{seed}"
+      label = f"{image_models.METHODS[method]}, seed {seed}"
+      try:
+        fit = train(dataset, method, settings, seed, folder, label)
+      except training.TrainingDiverged as error:
+        print(f"{label}: {error}", file=sys.stderr)
+        image_results.record_divergence(folder, error)
+        failed = True
+        continue
+      except ValueError as error:  # the folder holds a run on other data
+        sys.exit(f"{label}: {error}")
+      image_results.record(folder, fit.history)
+  title = f"{dataset.name}, {flags.FLAGS.steps} steps of {flags.FLAGS.batch_size}"
+  summary = image_results.summarize(workdir, methods, seeds)
+  summary = common.write_summary(workdir, "experiments.images", summary)
+  image_results.draw(workdir, methods, seeds, title=title)
+  print(image_results.table(summary))
+  print(f"\nPictures and summary.json: {workdir}")
+  if failed:
+    sys.exit(1)
+
+
+def load() -> Any:
+  """The pictures of --dataset, checked against the other flags."""
+  name = flags.FLAGS.dataset
+  try:
+    dataset = image_data.load_images(
+      name,
+      size=flags.FLAGS.size,
+      data_dir=flags.FLAGS.data_dir,
+      cache_dir=flags.FLAGS.cache_dir,
+    )
+  except (OSError, ImportError, ValueError) as error:
+    sys.exit(f"--dataset={name}: {error}")
+  shape = dataset.train.shape[1:]
+  if shape[0] != shape[1] or shape[0] not in image_models.LAYERS or shape[2] != 3:
+    sys.exit(
+      f"--dataset={name}: pictures of {'×'.join(map(str, shape))}; the networks here "
+      f"take colour pictures of {' or '.join(f'{s}×{s}' for s in image_models.LAYERS)}."
+    )
+  if flags.FLAGS.conditional and dataset.train_labels is None:
+    sys.exit(f"--dataset={name} has no labels: leave --conditional out.")
+  if flags.FLAGS.batch_size > len(dataset.train):
+    sys.exit(
+      f"--batch_size={flags.FLAGS.batch_size} is more than the {len(dataset.train)} "
+      f"training pictures of {name}."
+    )
+  print(f"Data: {dataset.source}", file=sys.stderr)
+  return dataset
+
+
+def settings_of_flags(dataset: Any) -> image_models.Settings:
+  """The flags as settings; a message ends the program where one cannot be meant."""
+  values = flags.FLAGS
+  common.positive(
+    "width",
+    "generator_width",
+    "discriminator_width",
+    "bandwidth_multiple",
+    "energy_learning_rate",
+    "generator_learning_rate",
+    "dcgan_learning_rate",
+    "mix_scale",
+    "step_size",
+  )
+  discount: Any = _ALIGNMENTS.get(values.discount)
+  if discount is None:
+    discount = common.numbers("discount", [values.discount], between=(0.0, 0.999))[0]
+  num_classes = None
+  if values.conditional:
+    num_classes = int(dataset.train_labels.max()) + 1
+  return image_models.Settings(
+    size=dataset.train.shape[1],
+    num_classes=num_classes,
+    width=values.width,
+    generator_width=values.generator_width,
+    discriminator_width=values.discriminator_width,
+    normalization=values.normalization,
+    tied=values.tied,
+    norm=values.norm,
+    bandwidth=values.bandwidth,
+    bandwidth_multiple=values.bandwidth_multiple,
+    num_neighbors=values.num_neighbors or None,
+    discount=discount,
+    energy_learning_rate=values.energy_learning_rate,
+    generator_learning_rate=values.generator_learning_rate,
+    dcgan_learning_rate=values.dcgan_learning_rate,
+    beta1=values.beta1,
+    mix=values.mix,
+    mix_scale=values.mix_scale,
+    step_size=values.step_size,
+    average=values.average,
+    bfloat16=values.bfloat16,
+  )
+
+
+def train(
+  dataset: Any,
+  method: str,
+  settings: image_models.Settings,
+  seed: int,
+  folder: Path,
+  label: str,
+) -> training.Fit:
+  """Trains one method from one seed; all methods share a seed's batches."""
+  values = flags.FLAGS
+  init_key, fit_key = jax.random.split(jax.random.key(seed))
+  conditional = settings.num_classes is not None
+
+  def pictures(x: Any, labels: Any) -> Any:
+    return {"x": x, "context": labels} if conditional else x
+
+  few = pictures(dataset.train[:2], dataset.train_labels[:2] if conditional else None)
+  few = image_models.transform(jax.tree.map(jnp.asarray, few))
+  model = image_models.build(init_key, method, settings, few)
+  data: Any = pictures(dataset.train, dataset.train_labels)
+  if values.stream or dataset.train.nbytes > _LARGE:
+    if conditional:
+      sys.exit("--stream gives pictures without labels: leave --conditional out.")
+    data = image_data.stream(dataset.train, size=settings.size, seed=seed)
+  counts = np.bincount(dataset.train_labels).tolist() if conditional else None
+  about = {
+    "method": method,
+    "label": image_models.METHODS[method],
+    "dataset": dataset.name,
+    "seed": seed,
+    "label_counts": counts,
+    # what the generator is made of
+    "settings": {
+      name: getattr(settings, name)
+      for name in ("size", "num_classes", "generator_width", "bfloat16")
+    },
+  }
+  held_out = dataset.test[:256]
+  labels = dataset.test_labels[:256] if conditional else None
+  watch = image_results.Watch(model, about, folder, held_out, labels)
+  return training.fit(
+    fit_key,
+    model.algorithm,
+    model.params,
+    data,
+    num_steps=values.steps,
+    batch_size=values.batch_size,
+    transform=image_models.transform,
+    log_every=min(values.log_every, values.eval_every),
+    evaluate=watch.evaluate,
+    eval_every=values.eval_every,
+    observe=watch.observe,
+    workdir=folder,
+    progress=values.progress,
+    label=label,
+  )
+
+
+def _define_flags() -> None:
+  flags.DEFINE_list(
+    "method",
+    ["steingan", "dcgan"],
+    f"What to train, separated by commas, out of: {', '.join(image_models.METHODS)}.",
+  )
+  flags.DEFINE_string(
+    "dataset",
+    "cifar10",
+    "cifar10, celeb_a or lsun/bedroom (or another category); the latter two are cut "
+    "to squares and resized.",
+  )
+  flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where tfds data sets are, by default $TFDS_DATA_DIR; of LSUN also its lmdb or a "
+    "folder of pictures.",
+  )
+  flags.DEFINE_string(
+    "cache_dir", None, "Where decoded data is kept; by default ~/.cache/stein_jax."
+  )
+  flags.DEFINE_integer("size", None, "Resize pictures to so many pixels, 32 or 64.")
+  flags.DEFINE_bool(
+    "conditional", False, "Learn pictures with their labels, by the joint energy (25)."
+  )
+  flags.DEFINE_bool(
+    "stream",
+    False,
+    "Read pictures from disk in every step; so are those of more than 2 GiB anyway.",
+  )
+  flags.DEFINE_integer("steps", 50_000, "Training steps.", lower_bound=1)
+  flags.DEFINE_integer("batch_size", 100, "m, pictures a step.", lower_bound=2)
+  flags.DEFINE_list("seeds", ["0"], "Seeds of the start, the batches and the noise.")
+  flags.DEFINE_integer(
+    "eval_every", 1000, "Steps between samples and checkpoints.", lower_bound=1
+  )
+  flags.DEFINE_integer("log_every", 100, "Steps between rows.", lower_bound=1)
+  flags.DEFINE_float("width", 1.0, "A factor on the energy's channels.")
+  flags.DEFINE_float("generator_width", 1.0, "A factor on the generator's maps.")
+  flags.DEFINE_float("discriminator_width", 1.0, "The same of DCGAN's discriminator.")
+  flags.DEFINE_enum(
+    "normalization",
+    "group",
+    list(energies.autoencoder.NORMALIZATIONS),
+    "How the energy normalises within a picture.",
+  )
+  flags.DEFINE_bool("tied", True, "Whether the decoder has the encoder's kernels.")
+  flags.DEFINE_enum(
+    "norm",
+    "l2",
+    list(energies.autoencoder.NORMS),
+    "Of what the autoencoder does not give back; l1_l2 is the authors' for CelebA.",
+  )
+  flags.DEFINE_enum(
+    "bandwidth",
+    "median",
+    sorted(kernels.BANDWIDTHS),
+    "Of the kernel on the encoder's features. features is the paper's and "
+    "features_authors its code's: with them nothing repels.",
+  )
+  flags.DEFINE_float("bandwidth_multiple", 1.0, "A factor on the bandwidth.")
+  flags.DEFINE_integer(
+    "num_neighbors",
+    0,
+    "Only so many nearest pictures repel each one; 0: all, exactly, at the cost of as "
+    "many passes through the encoder as there are pictures in a batch.",
+    lower_bound=0,
+  )
+  flags.DEFINE_string(
+    "discount",
+    "aligned",
+    "γ: a number in [0, 1), or aligned: 0.7, and 0.9 while real pictures have more "
+    "energy than generated ones; aligned_authors: 0.7 then and 0.9 otherwise, as the "
+    "authors' code has it.",
+  )
+  flags.DEFINE_float("energy_learning_rate", 5e-4, "Adam's, of the energy.")
+  flags.DEFINE_float("generator_learning_rate", 1e-3, "Adam's, of the generator.")
+  flags.DEFINE_float("dcgan_learning_rate", 2e-4, "Adam's, of both of DCGAN's.")
+  flags.DEFINE_float("beta1", 0.5, "Adam's β₁.", lower_bound=0.0, upper_bound=0.999)
+  flags.DEFINE_float("mix", 0.25, "α of steincd_gan.", lower_bound=0.0, upper_bound=1.0)
+  flags.DEFINE_float("mix_scale", 1.0, "A factor on SteinCD's gradient there.")
+  flags.DEFINE_float("step_size", 0.1, "ε of SteinCD there.")
+  flags.DEFINE_float(
+    "average",
+    None,
+    "The decay of a moving average of the generator, which samples then come from.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  flags.DEFINE_bool("bfloat16", False, "Compute in bfloat16; parameters stay float32.")
+  common.define_run_flags("runs/images", from_summary=False)
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(main)
