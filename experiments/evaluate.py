@@ -54,9 +54,13 @@ def main(argv: list[str]) -> None:
     )
   trained = [image_generators.load(Path(folder)) for folder in values.runs]
   name = _only({t.about["dataset"] for t in trained}, "data sets")
+  _only({str(t.generator.size) for t in trained}, "sizes of pictures")
   common.claim_workdir(before_work=True)
   if values.inception_weights:
-    inception.check_requirements(values.inception_weights)
+    try:
+      inception.check_requirements(values.inception_weights)
+    except (ImportError, OSError, ValueError) as error:
+      sys.exit(f"--inception_weights: {error}")
   dataset = _load(name, trained[0].generator.size)
   workdir = common.claim_workdir(before_work=False)
   recipe = image_scores.Recipe(
@@ -67,19 +71,27 @@ def main(argv: list[str]) -> None:
   )
   columns = _columns(trained)
   pictures = {column: t.pictures(values.num_samples) for column, t in columns.items()}
-  results = _scores(dataset, columns, pictures, recipe)
+  about = {column: t.about for column, t in columns.items()}
+
+  def written(results: dict[str, dict[str, float]]) -> dict[str, Any]:
+    return common.write_summary(
+      workdir,
+      "experiments.evaluate",
+      {"dataset": name, "results": results, "runs": about},
+    )
+
+  sets, results = _scores(dataset, columns, pictures, recipe)
+  summary = written(results)
   if values.inception_weights:
-    for column, found in results.items():
-      found |= inception.inception_scores(
-        _real(dataset) if column == image_scores.REAL else pictures[column],
-        _real(dataset),
+    real = np.asarray(dataset.train)
+    for column, images in sets.items():
+      results[column] |= inception.inception_scores(
+        images,
+        real,
         weights_path=values.inception_weights,
         progress=values.progress,
       )
-  about = {column: t.about for column, t in columns.items()}
-  summary = common.write_summary(
-    workdir, "experiments.evaluate", {"results": results, "runs": about}
-  )
+    summary = written(results)
   grids = {column: images[:100] / 255 for column, images in pictures.items()}
   plots.image_grids(workdir / "pictures.png", grids, title=name)
   print(markdown(summary))
@@ -88,14 +100,18 @@ def main(argv: list[str]) -> None:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a summary.json."""
+  results, values = summary["results"], summary["flags"]
   steps = ", ".join(
     f"{column} {about['step']}" for column, about in summary["runs"].items()
   )
-  return (
-    f"{image_scores.figure2_table(summary['results'])}\n\nTraining steps: {steps}. "
-    f"Testing accuracy by {summary['flags']['resnet_steps']} steps of a ResNet-"
-    f"{summary['flags']['resnet_depth']} of width {summary['flags']['resnet_width']}."
-  )
+  text = image_scores.figure2_table(results, paper=summary["dataset"] == "cifar10")
+  text += f"\n\nTraining steps: {steps}."
+  if any("testing_accuracy" in found for found in results.values()):
+    text += (
+      f" Testing accuracy, and our classifier, by {values['resnet_steps']} steps of a "
+      f"ResNet-{values['resnet_depth']} of width {values['resnet_width']}."
+    )
+  return text
 
 
 def _columns(
@@ -128,13 +144,9 @@ def _load(name: str, size: int) -> data.Dataset:
       cache_dir=flags.FLAGS.cache_dir,
     )
   except (OSError, ImportError, ValueError) as error:
-    sys.exit(f"--dataset={name}: {error}")
+    sys.exit(f"The runs learned from {name}: {error}")
   print(f"Data: {dataset.source}", file=sys.stderr)
   return dataset
-
-
-def _real(dataset: data.Dataset) -> np.ndarray:
-  return np.asarray(dataset.train)
 
 
 def _scores(
@@ -142,15 +154,18 @@ def _scores(
   columns: Mapping[str, image_generators.Trained],
   pictures: Mapping[str, np.ndarray],
   recipe: image_scores.Recipe,
-) -> dict[str, dict[str, float]]:
-  """Scores in the view of our own classifier, and testing accuracies."""
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+  """The pictures of every column; and their scores in the view of our own classifier.
+
+  Without labels there is no classifier, only how far pictures are from each other.
+  """
   options = {"cache_dir": flags.FLAGS.cache_dir, "progress": flags.FLAGS.progress}
   results: dict[str, dict[str, float]] = {column: {} for column in columns}
   if dataset.train_labels is None:
     for column, images in pictures.items():
       distance = image_scores.evaluation.mean_pairwise_distance(images[:1000] / 255)
       results[column]["mean_pairwise_distance"] = distance.value
-    return results
+    return dict(pictures), results
   real = image_scores.real_training_set(dataset)
   copies = flags.FLAGS.num_samples // 500 or 1
   twice = image_scores.duplicates(*real, num_distinct=500, copies=copies)
@@ -175,7 +190,7 @@ def _scores(
   accuracies[image_scores.REAL] = judge.test_accuracy
   for column, value in accuracies.items():
     results[column]["testing_accuracy"] = value
-  return json.loads(json.dumps(results))  # plain numbers, as in the file
+  return sets, json.loads(json.dumps(results))  # plain numbers, as in the file
 
 
 def _define_flags() -> None:

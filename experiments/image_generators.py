@@ -88,9 +88,28 @@ def _sample(
 
 def of_state(generator: nn.Module, state: Any, about: dict[str, Any]) -> Trained:
   """The generator of an algorithm's state."""
-  averaged = jax.tree.leaves(state.gen_average)
-  params = state.gen_average if averaged else state.params["generator"]
-  return Trained(generator, params, state.gen_stats, about)
+  if not jax.tree.leaves(state.gen_average):
+    return Trained(generator, state.params["generator"], state.gen_stats, about)
+  average = Trained(generator, state.gen_average, state.gen_stats, about)
+  labels = average.labels(_AT_ONCE)
+  given = () if labels is None else (jnp.asarray(labels),)
+  stats = _settled(generator, average.params, average.stats, *given)
+  return average._replace(stats=stats)
+
+
+@functools.partial(jax.jit, static_argnames="generator")
+def _settled(
+  generator: nn.Module, params: Params, stats: PyTree, *given: Any
+) -> PyTree:
+  """Batch norm's statistics of these parameters, which are not those they came with."""
+  generate = generators.generate_fn(generator)
+
+  def step(stats: PyTree, key: jax.Array) -> tuple[PyTree, None]:
+    noise = image_models.NOISE_FN(key, _AT_ONCE)
+    return generate(params, stats, noise, given[0] if given else None)[1], None
+
+  keys = jax.random.split(jax.random.key(1), 40)
+  return jax.lax.scan(step, stats, keys)[0]
 
 
 def save(folder: Path, trained: Trained) -> None:
@@ -124,4 +143,5 @@ def load(folder: Path) -> Trained:
     lambda leaf: np.zeros(leaf.shape, leaf.dtype), {"params": params, "stats": stats}
   )
   tree = serialization.from_bytes(template, written)
+  tree = jax.device_put(tree)
   return Trained(generator, tree["params"], tree["stats"], about)

@@ -433,19 +433,27 @@ _ROWS = {
   "inception_score": ("inception score, our classifier", ".3f"),
   "frechet_distance": ("Fréchet distance, our classifier", ".2f"),
   "kernel_inception_distance": ("kernel distance, our classifier", ".2g"),
+  "precision": ("precision, our classifier", ".2f"),
+  "recall": ("recall, our classifier", ".2f"),
+  "mean_pairwise_distance": ("mean distance between pictures", ".2f"),
   "testing_accuracy": ("testing accuracy", ".2%"),
 }
 
 
-def figure2_table(results: Mapping[str, Mapping[str, float]]) -> str:
+def figure2_table(
+  results: Mapping[str, Mapping[str, float]], *, paper: bool = True
+) -> str:
   """Figure 2's table in Markdown, the paper's numbers under ours, – if not measured.
 
   Args:
     results: the column's name -> what was measured: entries of `scores` and of
       `inception.inception_scores`, and `testing_accuracy`. Columns that the paper does
       not have come last.
+    paper: whether to show the paper's columns and numbers, which are of CIFAR-10; else
+      what was measured and no more.
   """
-  names = [*PAPER, *(name for name in results if name not in PAPER)]
+  beside = PAPER if paper else {}
+  names = [*beside, *(name for name in results if name not in beside)]
 
   def cells(of: Mapping[str, Mapping[str, float]], score: str) -> Sequence[str]:
     found = [of.get(name, {}).get(score) for name in names]
@@ -453,9 +461,11 @@ def figure2_table(results: Mapping[str, Mapping[str, float]]) -> str:
 
   lines = []
   for score, (label, _) in _ROWS.items():
-    lines.append([label, *cells(results, score)])
-    if any(score in numbers for numbers in PAPER.values()):
-      lines.append(["… in the paper", *cells(PAPER, score)])
+    of_paper = any(score in numbers for numbers in beside.values())
+    if of_paper or any(score in found for found in results.values()):
+      lines.append([label, *cells(results, score)])
+    if of_paper:
+      lines.append(["… in the paper", *cells(beside, score)])
   return rbm_summary.markdown_table(["", *names], lines)
 
 

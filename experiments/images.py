@@ -12,9 +12,10 @@ The networks and settings of the paper, on a GPU:
 
 Any flag after the flagfile wins. A run that was stopped goes on where it stopped when
 the same command is given again; more methods, seeds or steps extend it. In --workdir it
-leaves samples.png, training.png and, for every METHOD/seed_K, samples and
-reconstructions over training, metrics.jsonl, checkpoints and generator.msgpack, which
-experiments.evaluate and experiments.latent_walk read; and flags.txt, a flagfile itself.
+leaves samples.png, training.png, summary.json and, for every METHOD/seed_K, samples
+and reconstructions over training, metrics.jsonl, checkpoints, result.json and the
+generator, which experiments.evaluate and experiments.latent_walk read; and flags.txt, a
+flagfile itself.
 """
 
 import sys
@@ -34,6 +35,7 @@ from experiments import (
   workdirs,
 )
 from stein_jax import AlignmentController, energies, kernels, training
+from stein_jax.records import AnotherRun
 from stein_jax.stein_gan import AUTHORS_ALIGNMENT
 
 _ALIGNMENTS = {
@@ -42,7 +44,7 @@ _ALIGNMENTS = {
 }
 _LARGE = 2**31  # bytes of pictures; more are streamed
 
-_MAY_DIFFER = frozenset(("workdir", "data_dir", "cache_dir", "progress", "stream"))
+_MAY_DIFFER = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
 _MAY_GROW = frozenset(("method", "seeds", "steps"))
 
 
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> None:
         image_results.record_divergence(folder, error)
         failed = True
         continue
-      except ValueError as error:  # the folder holds a run on other data
+      except AnotherRun as error:  # on other data, by its fingerprint
         sys.exit(f"{label}: {error}")
       image_results.record(folder, fit.history)
   title = f"{dataset.name}, {flags.FLAGS.steps} steps of {flags.FLAGS.batch_size}"
@@ -89,11 +91,13 @@ def main(argv: list[str]) -> None:
 
 def load() -> Any:
   """The pictures of --dataset, checked against the other flags."""
-  name = flags.FLAGS.dataset
+  name, size = flags.FLAGS.dataset, flags.FLAGS.size
+  if size not in (None, *image_models.LAYERS):
+    sys.exit(f"--size must be one of {', '.join(map(str, image_models.LAYERS))}.")
   try:
     dataset = image_data.load_images(
       name,
-      size=flags.FLAGS.size,
+      size=size,
       data_dir=flags.FLAGS.data_dir,
       cache_dir=flags.FLAGS.cache_dir,
     )
@@ -107,6 +111,11 @@ def load() -> Any:
     )
   if flags.FLAGS.conditional and dataset.train_labels is None:
     sys.exit(f"--dataset={name} has no labels: leave --conditional out.")
+  if flags.FLAGS.conditional and _streamed(dataset):
+    sys.exit(
+      "--conditional needs pictures that fit into memory, up to 2 GiB of them, and no "
+      f"--stream; {name} has {dataset.train.nbytes / 2**30:.1f} GiB."
+    )
   if flags.FLAGS.batch_size > len(dataset.train):
     sys.exit(
       f"--batch_size={flags.FLAGS.batch_size} is more than the {len(dataset.train)} "
@@ -114,6 +123,10 @@ def load() -> Any:
     )
   print(f"Data: {dataset.source}", file=sys.stderr)
   return dataset
+
+
+def _streamed(dataset: Any) -> bool:
+  return flags.FLAGS.stream or dataset.train.nbytes > _LARGE
 
 
 def settings_of_flags(dataset: Any) -> image_models.Settings:
@@ -132,7 +145,14 @@ def settings_of_flags(dataset: Any) -> image_models.Settings:
   )
   discount: Any = _ALIGNMENTS.get(values.discount)
   if discount is None:
-    discount = common.numbers("discount", [values.discount], between=(0.0, 0.999))[0]
+    discount = _discount(values.discount)
+  if values.average is not None and not 0 < values.average < 1:
+    sys.exit(f"--average must lie between 0 and 1, got {values.average}.")
+  if values.bfloat16 and "steincd_gan" in values.method:
+    sys.exit(
+      "steincd_gan takes small differences of energies, which bfloat16 drowns: leave "
+      "--bfloat16 out."
+    )
   num_classes = None
   if values.conditional:
     num_classes = int(dataset.train_labels.max()) + 1
@@ -161,6 +181,19 @@ def settings_of_flags(dataset: Any) -> image_models.Settings:
   )
 
 
+def _discount(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = -1.0
+  if not 0 <= value < 1:
+    sys.exit(
+      f"--discount must be a number in [0, 1) or {' or '.join(_ALIGNMENTS)}, got "
+      f"{text!r}."
+    )
+  return value
+
+
 def train(
   dataset: Any,
   method: str,
@@ -170,7 +203,6 @@ def train(
   label: str,
 ) -> training.Fit:
   """Trains one method from one seed; all methods share a seed's batches."""
-  values = flags.FLAGS
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   conditional = settings.num_classes is not None
 
@@ -181,9 +213,7 @@ def train(
   few = image_models.transform(jax.tree.map(jnp.asarray, few))
   model = image_models.build(init_key, method, settings, few)
   data: Any = pictures(dataset.train, dataset.train_labels)
-  if values.stream or dataset.train.nbytes > _LARGE:
-    if conditional:
-      sys.exit("--stream gives pictures without labels: leave --conditional out.")
+  if _streamed(dataset):
     data = image_data.stream(dataset.train, size=settings.size, seed=seed)
   counts = np.bincount(dataset.train_labels).tolist() if conditional else None
   about = {
@@ -201,8 +231,23 @@ def train(
   held_out = dataset.test[:256]
   labels = dataset.test_labels[:256] if conditional else None
   watch = image_results.Watch(model, about, folder, held_out, labels)
+  # SteinCD's difference of nearby energies needs all digits, which accelerators spare.
+  precision = "highest" if method == "steincd_gan" else None
+  with jax.default_matmul_precision(precision):
+    return _fit(fit_key, model, data, watch, folder, label)
+
+
+def _fit(
+  key: jax.Array,
+  model: image_models.Model,
+  data: Any,
+  watch: image_results.Watch,
+  folder: Path,
+  label: str,
+) -> training.Fit:
+  values = flags.FLAGS
   return training.fit(
-    fit_key,
+    key,
     model.algorithm,
     model.params,
     data,
@@ -284,7 +329,8 @@ def _define_flags() -> None:
     "num_neighbors",
     0,
     "Only so many nearest pictures repel each one; 0: all, exactly, at the cost of as "
-    "many passes through the encoder as there are pictures in a batch.",
+    "many passes through the encoder as there are pictures in a batch. k takes as much "
+    "memory as k batches.",
     lower_bound=0,
   )
   flags.DEFINE_string(
@@ -304,9 +350,8 @@ def _define_flags() -> None:
   flags.DEFINE_float(
     "average",
     None,
-    "The decay of a moving average of the generator, which samples then come from.",
-    lower_bound=0.0,
-    upper_bound=1.0,
+    "The decay, between 0 and 1, of a moving average of the generator, which samples "
+    "then come from. It starts at the untrained one: .999 needs some 5 000 steps.",
   )
   flags.DEFINE_bool("bfloat16", False, "Compute in bfloat16; parameters stay float32.")
   common.define_run_flags("runs/images", from_summary=False)

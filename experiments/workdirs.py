@@ -48,7 +48,7 @@ def check(
       f"--{name}: {before.get(name)} before, {values.get(name)} now"
       for name in sorted((values.keys() | before.keys()) - may_differ)
       if before.get(name) != values.get(name)
-      and not (name in may_grow and _grown(before.get(name), values.get(name)))
+      and not (name in may_grow and _grown(name, before.get(name), values.get(name)))
     ]
     if changed:
       sys.exit(
@@ -95,9 +95,9 @@ def _read(record: Path) -> dict[str, str]:
   return dict(line.removeprefix("--").split("=", 1) for line in flag_lines)
 
 
-def _grown(before: str | None, now: str | None) -> bool:
+def _grown(name: str, before: str | None, now: str | None) -> bool:
   if before is None or now is None:
     return False
-  if before.isdigit() and now.isdigit() and "," not in before + now:
-    return int(now) >= int(before)
-  return set(before.split(",")) <= set(now.split(","))
+  if name in flags.FLAGS and isinstance(flags.FLAGS[name].value, list):
+    return set(before.split(",")) <= set(now.split(","))
+  return before.isdigit() and now.isdigit() and int(now) >= int(before)

@@ -126,14 +126,14 @@ def dcgan(
     and "generator_gradient_norm".
 
   Raises:
-    ValueError: an average outside [0, 1); at the first step, samples or logits of
+    ValueError: an average outside (0, 1); at the first step, samples or logits of
       another shape than data.
 
   Source: Goodfellow et al. (2014), algorithm 1 with one inner step; Radford et al.
     (2016).
   """
-  if average is not None and not 0 <= average < 1:
-    raise ValueError(f"average must lie in [0, 1) or be None, got {average!r}.")
+  if average is not None and not 0 < average < 1:
+    raise ValueError(f"average must lie between 0 and 1, got {average!r}.")
 
   def init(key: Key, params: Params, batch: Batch) -> DCGANState:
     del key, batch

@@ -25,6 +25,10 @@ def is_array_of(x: Any, kind: Any) -> bool:
   return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, kind)
 
 
+class AnotherRun(ValueError):
+  """A workdir holds the checkpoints of a run with another key, data or state."""
+
+
 @contextlib.contextmanager
 def interrupts_delayed() -> Iterator[None]:
   """Puts Ctrl-C off to the end of the block, where state and step agree again."""
@@ -133,7 +137,7 @@ class Record(contextlib.AbstractContextManager):
       if was.get(name) != expected.get(name)
     ]
     if changed:
-      raise ValueError(
+      raise AnotherRun(
         f"{latest.path} is a checkpoint of another run: {'; '.join(changed)}. "
         "Use another workdir or resume=False"
       )

@@ -245,7 +245,8 @@ def stein_gan(
       x + εφ(x), by `amortized_svgd_loss` (20); one step is (21).
     regularization: η of the regularised Stein direction.
     average: the decay, in (0, 1), of an exponential moving average of the generator's
-      parameters, kept in the state's `gen_average`; None keeps none.
+      parameters, kept in the state's `gen_average`, which starts at the first η; None
+      keeps none. It is of parameters alone: `gen_stats` are those of η.
     axis_name: the axis over which the batch is spread; every device draws all noise
       and keeps its own. A generator with batch norm needs the same axis_name.
 

@@ -188,6 +188,15 @@ def test_what_cannot_be_meant_is_refused(options, message):
     Autoencoder(**options)
 
 
+def test_a_label_that_is_none_is_noticed():
+  joint = JointAutoencoder(Autoencoder(SMALL), 4)
+  params, x = made(joint, jnp.int32(0)), picture(8, 8, 3)
+  for label in (-1, 4):
+    assert jnp.isnan(joint.apply(params, x, jnp.int32(label)))
+  with pytest.raises(ValueError, match="must be one integer, got shape"):
+    joint.apply(params, x, 1.0)
+
+
 def test_a_picture_of_other_channels_is_refused():
   with pytest.raises(ValueError, match=r"must be \[height, width, 3\], got shape"):
     Autoencoder(SMALL).init(jax.random.key(0), jnp.zeros((8, 8, 1)))

@@ -147,6 +147,9 @@ def test_workdir_is_checked_and_overwritten(tmp_path):
   (tmp_path / "w" / "result").touch()
   check(tmp_path / "w", before)
   check(tmp_path / "w", before | {"seeds": "2,1,0", "steps": "10", "where": "there"})
+  workdirs.prepare(tmp_path / "one", before | {"seeds": "0"}, overwrite=False)
+  with pytest.raises(SystemExit, match="--seeds: 0 before, 1 now"):
+    check(tmp_path / "one", before | {"seeds": "1"})
   for fewer in ({"seeds": "1"}, {"seeds": "0,2"}, {"steps": "4"}, {"batch": "30"}):
     ((name, value),) = fewer.items()
     message = f"--{name}: {before[name]} before, {value} now"

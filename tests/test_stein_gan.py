@@ -8,6 +8,7 @@ import pytest
 
 from stein_jax import generators, kernels, stein_cd, training
 from stein_jax.stein_gan import (
+  AUTHORS_ALIGNMENT,
   AlignmentController,
   amortized_svgd_gradient,
   amortized_svgd_loss,
@@ -214,6 +215,44 @@ def test_the_controller_raises_gamma_while_real_energy_is_higher():
 
 
 @pytest.mark.usefixtures("x64")
+def test_the_authors_alignment_lowers_gamma_then():
+  algorithm = gan(discount=AUTHORS_ALIGNMENT)
+  state = algorithm.init(KEY, start(), DATA)
+  for shift, gamma in ((100.0, 0.7), (0.0, 0.9)):
+    _, metrics = algorithm.update(KEY, state, DATA * 0 + shift)
+    np.testing.assert_allclose(metrics["discount"], gamma)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_generator_s_moving_average():
+  algorithm = gan(average=0.8)
+  state = algorithm.init(KEY, start(), DATA)
+  want = linear_params()
+  for step in range(4):
+    state, _ = algorithm.update(jax.random.key(step), state, DATA)
+    eta = state.params["generator"]
+    want = {name: 0.8 * want[name] + 0.2 * np.asarray(eta[name]) for name in want}
+  assert_same(state.gen_average, want)
+  assert gan().init(KEY, start(), DATA).gen_average == ()
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_share_of_repulsion_is_reported():
+  state = gan().init(KEY, start(), DATA)
+  _, metrics = gan().update(KEY, state, DATA)
+  noise = np.asarray(jax.random.normal(jax.random.split(KEY)[0], (6, 2)))
+  eta = linear_params()
+  x = noise @ eta["W"].T + eta["w"]
+  s = np.array([score(p) for p in x])
+  k = np.exp(-np.square(x[:, None] - x[None]).sum(axis=2) / 2)
+  attraction = k @ s / 6
+  repulsion = oracles.svgd_direction(x, s, *oracles.rbf(2.0)) - attraction
+  norms = np.linalg.norm(attraction), np.linalg.norm(repulsion)
+  np.testing.assert_allclose(metrics["repulsion_share"], norms[1] / sum(norms))
+  assert "repulsion_share" not in gan(kernel=None).update(KEY, state, DATA)[1]
+
+
+@pytest.mark.usefixtures("x64")
 def test_inner_steps_go_on_towards_the_same_targets():
   algorithm = gan(num_inner_steps=3, step_size=0.5)
   new, _ = algorithm.update(KEY, algorithm.init(KEY, start(), DATA), DATA)
@@ -259,6 +298,7 @@ def test_contexts_reach_generator_energy_and_negatives():
     ({"step_size": -1.0}, "step_size"),
     ({"discount": 1.0}, "discount"),
     ({"discount": AlignmentController(0.5, 1.2)}, "discount"),
+    ({"average": 1.0}, "average must lie between 0 and 1"),
     ({"num_inner_steps": 0}, "num_inner_steps"),
     ({"kernel": None, "regularization": 0.1}, "needs a kernel"),
   ],

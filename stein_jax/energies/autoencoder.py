@@ -81,12 +81,13 @@ class Autoencoder(nn.Module):
     activation: between layers; a smooth one, since at the kinks of ReLU differences and
       derivatives of the score disagree.
     tied: whether D has E's kernels.
-    normalization: between layers, of one picture: "group" (16 channels together, over
-      all pixels), "layer" (all channels), "weight" (kernels to norm 1 for every channel
-      they make, with a gain) or "none".
+    normalization: between layers, of one picture: "group" (16 channels together, where
+      they divide by 16, over all pixels), "layer" (all channels), "weight" (kernels to
+      norm 1 for every channel they make, with a gain) or "none".
     norm: "l2", or "l1_l2", the authors' √‖·‖₁ + ‖·‖₂ of CelebA and LSUN.
     kernel_init: the kernels' initializer, the paper's N(0, 0.02) by default.
-    dtype: of the convolutions, such as bfloat16; parameters and the norm are float32.
+    dtype: of the convolutions, such as bfloat16; parameters are float32, the norm is of
+      the picture's own type.
 
   Source: Liu & Wang (2017), equation 24; the layers are the authors' code's.
   """
@@ -213,10 +214,22 @@ class JointAutoencoder(nn.Module):
     self.head = nn.Dense(self.num_classes)
 
   def __call__(self, x: Array, label: Array) -> Array:
-    """E(x, y) of one picture `[h, w, c]` and its integer label, a scalar."""
+    """E(x, y) of one picture `[h, w, c]` and its integer label, a scalar.
+
+    NaN where the label is none of 0 to num_classes − 1.
+
+    Raises:
+      ValueError: a label that is not one integer.
+    """
+    label = jnp.asarray(label)
+    if label.shape != () or not jnp.issubdtype(label.dtype, jnp.integer):
+      raise ValueError(
+        f"a label must be one integer, got shape {label.shape} of {label.dtype}."
+      )
     code = self.autoencoder.encode(x)
     log_p = nn.log_softmax(self.head(self.autoencoder.activation(code.ravel())))
-    cross_entropy = -log_p @ jax.nn.one_hot(label, self.num_classes, dtype=log_p.dtype)
+    known = (label >= 0) & (label < self.num_classes)
+    cross_entropy = -jnp.where(known, log_p[label], jnp.nan)
     penalty = jnp.maximum(cross_entropy, self.margin)
     return self.autoencoder.distance(x, code) + penalty
 
