@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import features, likelihood, svgd, timing
+from experiments.benchmarks import features, images, likelihood, svgd, timing
 from experiments.benchmarks import training as training_benchmark
 from stein_jax import kernels, svgd_direction
 from tests import binaries
@@ -115,3 +115,20 @@ def test_features(tmp_path):
   for row in summary["rows"]:
     assert all(0 < error < 1 for error in row["errors"].values())
   assert features.markdown(summary) in shown.stdout
+
+
+def test_images(tmp_path):
+  shown = run(
+    "images",
+    "--sizes=32",
+    "--variants=DCGAN",
+    "--width=0.02",
+    "--batch_size=2",
+    "--steps=1",
+    f"--workdir={tmp_path / 'w'}",
+  )
+  summary = summary_of(tmp_path / "w")
+  (row,) = summary["rows"]
+  assert row["parameters"] > 1000
+  assert row["seconds"] > 0
+  assert images.markdown(summary) in shown.stdout
