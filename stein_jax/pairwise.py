@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from stein_jax.types import Array, Particles, PyTree
+from stein_jax.types import Array, Particles, Precision, PyTree
 
 # A table of 2²⁴ pairs (n = 4096) is held whole; beyond it, rows are taken in blocks of
 # about 2²² pairs, so that memory stays linear in n.
@@ -58,10 +58,10 @@ def map_rows(
   return jax.lax.map(fn, rows, batch_size=block_size)
 
 
-def matmul(a: Array, b: Array) -> Array:
-  """The product at the highest precision.
+def matmul(a: Array, b: Array, *, precision: Precision = "highest") -> Array:
+  """The product, at the highest precision unless asked otherwise.
 
   Accelerators multiply float32 in lower precision by default, which would drown the
   differences of large terms that distances and kernel sums are.
   """
-  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(a, b, precision=precision)

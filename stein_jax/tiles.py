@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from stein_jax import axes, pairwise
-from stein_jax.types import Array
+from stein_jax.types import Array, Precision
 
 T = TypeVar("T")
 Place = tuple[Any, Any, Any]
@@ -225,6 +225,8 @@ def products(
   tiles: Tiles,
   matrices_of: Callable[[Array], tuple[Array, ...]],
   columns: tuple[Array, ...],
+  *,
+  precision: Precision = "highest",
 ) -> tuple[Array, ...]:
   """Σⱼ Mᵢⱼ cⱼ of symmetric matrices M = f(D), for this device's rows i.
 
@@ -234,6 +236,7 @@ def products(
     tiles: D.
     matrices_of: f, of every distance by itself: `[b, b]` -> a tile of each M.
     columns: c, for each M an array `[n, r]`.
+    precision: of the products M c; distances have the highest in any case.
 
   Returns:
     For each M an array `[num_rows, r]`.
@@ -247,7 +250,8 @@ def products(
   def own(sums: tuple, matrices: tuple, i: Array, j: Array) -> tuple:
     """sumᵢ + M cⱼ of every M."""
     return tuple(
-      add(s, i, pairwise.matmul(m, c[j])) for s, m, c in zip(sums, matrices, parts)
+      add(s, i, pairwise.matmul(m, c[j], precision=precision))
+      for s, m, c in zip(sums, matrices, parts)
     )
 
   # The transposed tiles' sums are apart, since two updates of one array in a step would
@@ -262,7 +266,7 @@ def products(
       _, i, j = place
       matrices = matrices_of(tiles.at(place))
       transposed = tuple(
-        add(s, j, pairwise.matmul(c[i], m))
+        add(s, j, pairwise.matmul(c[i], m, precision=precision))
         for s, m, c in zip(sums[1], matrices, parts_as_rows)
       )
       return (own(sums[0], matrices, i, j), transposed), None

@@ -22,6 +22,9 @@ Batch = PyTree
 Metrics = dict[str, Array]
 """Named scalars that describe one update."""
 
+Precision = str | None
+"""Of products on accelerators: "highest", "high", "default", or None for JAX's own."""
+
 EnergyFn = Callable[..., Array]
 """`energy_fn(params, x)` or `energy_fn(params, x, context)` -> E(x) of one point."""
 

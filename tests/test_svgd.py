@@ -666,3 +666,19 @@ def test_particles_of_16_bits_are_summed_in_32(dtype):
   wide = (x.astype(jnp.float32), (s + 50).astype(jnp.float32))
   want = svgd_direction(*wide, kernels.rbf(1.0))
   np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=8e-3, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["rbf", "imq"])
+def test_the_precision_of_the_sums_leaves_that_of_distances(name):
+  x, s = points(6, 2).astype(np.float32)
+
+  def products(precision):
+    jaxpr = jax.make_jaxpr(
+      lambda x: svgd_direction(x, s, KERNELS[name][0], precision=precision)
+    )(x)
+    lines = [line for line in str(jaxpr).splitlines() if "precision=" in line]
+    return [line.split("precision=")[1] for line in lines]
+
+  assert all("HIGHEST" in of for of in products("highest"))
+  lower = ["HIGHEST" not in of for of in products("default")]
+  assert 0 < sum(lower) < len(lower)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from stein_jax import axes, pairwise
-from stein_jax.types import Array, Params, Particles, PyTree
+from stein_jax.types import Array, Params, Particles, Precision, PyTree
 
 
 class Kernel:
@@ -54,6 +54,7 @@ class Kernel:
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    precision: Precision = "highest",
   ) -> tuple[Particles, Array]:
     """n times the SVGD direction (5) at the queries, and the kernel's row sums.
 
@@ -65,13 +66,14 @@ class Kernel:
       block_size: queries in flight; None chooses by size.
       axis_name: the axis over which the queries are spread; a bandwidth policy looks
         at all of them.
+      precision: of the products of kernel values with scores, where there are such.
 
     Returns:
       Σⱼ [k(yⱼ, xᵢ) scoreⱼ + ∇_{yⱼ} k(yⱼ, xᵢ)], shaped like the queries, and
       Σⱼ k(yⱼ, xᵢ), `[b]`.
     """
 
-    del axis_name
+    del axis_name, precision  # neither a policy nor a product of matrices
 
     def at_query(x: PyTree) -> tuple[PyTree, Array]:
       values, gradients = values_and_gradients(self, sources, x)

@@ -11,7 +11,7 @@ from jax.tree_util import Partial, register_dataclass
 
 from stein_jax import axes, checks, pairwise
 from stein_jax.kernels.base import Kernel, values_and_gradients
-from stein_jax.types import Array, Particles, PyTree
+from stein_jax.types import Array, Particles, Precision, PyTree
 
 
 @partial(
@@ -59,6 +59,7 @@ class OnFeatures(Kernel):
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    precision: Precision = "highest",
   ) -> tuple[Particles, Array]:
     """As in `Kernel`, with z = F(x) and ∇_{yⱼ} k(yⱼ, xᵢ) = J(yⱼ)ᵀ ∇_{zⱼ} base(zⱼ, zᵢ).
 
@@ -73,7 +74,9 @@ class OnFeatures(Kernel):
     z_queries = features
     if queries is not sources:
       z_queries = jax.vmap(self.feature_fn)(queries)
-    attraction, mass = self._attraction(z_queries, features, scores, block_size)
+    attraction, mass = self._attraction(
+      z_queries, features, scores, block_size, precision
+    )
     if self.affine:
       repulsion = self._affine_repulsion(queries, z_queries, features, block_size)
     elif self.num_neighbors is not None:
@@ -91,6 +94,7 @@ class OnFeatures(Kernel):
     features: Particles,
     scores: Particles,
     block_size: int | None,
+    precision: Precision,
   ) -> tuple[Particles, Array]:
     """Σⱼ kᵢⱼ scoreⱼ and Σⱼ kᵢⱼ."""
     s, unravel = pairwise.as_matrix(scores)
@@ -98,7 +102,7 @@ class OnFeatures(Kernel):
     def at_query(z_query: PyTree) -> tuple[Array, Array]:
       one_query = jax.tree.map(lambda z: z[None], z_query)
       weights = self.base.matrix(one_query, features)[0]
-      return pairwise.matmul(weights, s), weights.sum()
+      return pairwise.matmul(weights, s, precision=precision), weights.sum()
 
     rows = block_size or self.base.rows_in_flight
     sums, mass = pairwise.map_rows(at_query, z_queries, len(s), rows)

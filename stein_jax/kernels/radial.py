@@ -12,7 +12,7 @@ from jax.tree_util import register_dataclass, register_static
 from stein_jax import bandwidths, checks, pairwise, tiles
 from stein_jax.bandwidths import Bandwidth, MedianBandwidth
 from stein_jax.kernels.base import Kernel
-from stein_jax.types import Array, Particles, PyTree
+from stein_jax.types import Array, Particles, Precision, PyTree
 
 Profile = Callable[[Array], tuple[Array, Array, Array]]
 """t = ‖x − y‖²/h -> ρ(t), ρ'(t), ρ''(t) of a radial kernel k = ρ(t)."""
@@ -97,6 +97,7 @@ class Radial(Kernel):
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    precision: Precision = "highest",
   ) -> tuple[Particles, Array]:
     """As in `Kernel`, by matrix products over the table of pairs.
 
@@ -110,12 +111,17 @@ class Radial(Kernel):
     one = jnp.ones_like(y[:, :1])
     if self.profile is _rbf_profile:  # ρ' = −ρ: both sums in one product
       weighted = (jnp.concatenate([s - (2 / h) * y, one], axis=1),)
-      (sums,) = tiles.products(distances, lambda t: (self.profile(t / h)[0],), weighted)
+      (sums,) = tiles.products(
+        distances,
+        lambda t: (self.profile(t / h)[0],),
+        weighted,
+        precision=precision,
+      )
       sums, mass = sums[:, :-1], sums[:, -1]
       return unravel(sums + (2 / h) * x * mass[:, None]), mass
     both = tuple(jnp.concatenate([part, one], axis=1) for part in (s, y))
     attraction, repulsion = tiles.products(
-      distances, lambda t: self.profile(t / h)[:2], both
+      distances, lambda t: self.profile(t / h)[:2], both, precision=precision
     )
     slopes = repulsion[:, :-1] - x * repulsion[:, -1:]
     return unravel(attraction[:, :-1] + (2 / h) * slopes), attraction[:, -1]
