@@ -187,8 +187,11 @@ def _number(row: Mapping[str, Any], *names: str) -> str:
 def draw(
   workdir: Path, methods: Sequence[str], seeds: Sequence[int], *, title: str
 ) -> None:
-  """The last samples of every method side by side, and the first seed's training."""
-  grids, rows = {}, {}
+  """The first seed's last samples, its samples over training, and reconstructions.
+
+  The last show held-out pictures, which may be of people: they are for looking at.
+  """
+  grids, rows, given_back = {}, {}, {}
   for method in methods:
     label = image_models.METHODS[method]
     folder = workdir / method / f"seed_{seeds[0]}"
@@ -203,8 +206,11 @@ def draw(
       rows[f"{label}, after {int(file.stem)} steps"] = images
     for file in sorted((folder / "reconstructions").glob("*.npy"))[-1:]:
       both = np.load(file) / 255
-      rows[f"{label}: held-out pictures"] = both[:RECONSTRUCTED]
-      rows[f"{label}: what the autoencoder gives back"] = both[RECONSTRUCTED:]
+      given_back["held-out pictures"] = both[:RECONSTRUCTED]
+      given_back[f"{label}: what its autoencoder gives back"] = both[RECONSTRUCTED:]
+  if given_back:
+    path = workdir / "reconstructions.png"
+    plots.image_rows(path, given_back, title=title, limits=(0, 1))
   if grids:
     plots.image_grids(workdir / "samples.png", grids, title=title)
     plots.image_rows(workdir / "training.png", rows, title=title, limits=(0, 1))

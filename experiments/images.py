@@ -1,6 +1,6 @@
 """Trains SteinGAN and DCGAN on pictures: section 5.2, figures 2 to 4.
 
-Minutes on two CPU cores, with narrow networks, where CIFAR-10 is prepared:
+Half an hour on a CPU core, with narrow networks, where CIFAR-10 is prepared:
 
   python -m experiments.images --flagfile=experiments/flags/images_small.flags
 
@@ -12,13 +12,14 @@ The networks and settings of the paper, on a GPU:
 
 Any flag after the flagfile wins. A run that was stopped goes on where it stopped when
 the same command is given again; more methods, seeds or steps extend it. In --workdir it
-leaves samples.png, training.png, summary.json and, for every METHOD/seed_K, samples
-and reconstructions over training, metrics.jsonl, checkpoints, result.json and the
-generator, which experiments.evaluate and experiments.latent_walk read; and flags.txt, a
-flagfile itself.
+leaves samples.png, training.png, reconstructions.png, summary.json and, for every
+METHOD/seed_K, samples and reconstructions over training, metrics.jsonl, checkpoints,
+result.json and the generator, which experiments.evaluate and experiments.latent_walk
+read; and flags.txt, a flagfile itself.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,16 @@ _MAY_GROW = frozenset(("method", "seeds", "steps"))
 
 def main(argv: list[str]) -> None:
   common.refuse_arguments(argv)
+  if flags.FLAGS.from_summary:
+    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+    return
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
   methods = common.chosen("method", flags.FLAGS.method, tuple(image_models.METHODS))
   seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
   workdir, values = Path(flags.FLAGS.workdir), workdirs.own_flags("workdir")
-  values.pop("overwrite", None)
+  for name in ("overwrite", "from_summary"):
+    values.pop(name, None)
   overwrite = flags.FLAGS.overwrite
   # Asked before the data is loaded, which may take minutes.
   workdirs.check(
@@ -83,10 +88,15 @@ def main(argv: list[str]) -> None:
   summary = image_results.summarize(workdir, methods, seeds)
   summary = common.write_summary(workdir, "experiments.images", summary)
   image_results.draw(workdir, methods, seeds, title=title)
-  print(image_results.table(summary))
+  print(markdown(summary))
   print(f"\nPictures and summary.json: {workdir}")
   if failed:
     sys.exit(1)
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """The table of a summary.json."""
+  return image_results.table(summary)
 
 
 def load() -> Any:
@@ -354,7 +364,7 @@ def _define_flags() -> None:
     "then come from. It starts at the untrained one: .999 needs some 5 000 steps.",
   )
   flags.DEFINE_bool("bfloat16", False, "Compute in bfloat16; parameters stay float32.")
-  common.define_run_flags("runs/images", from_summary=False)
+  common.define_run_flags("runs/images")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def trained(pictures, tmp_path_factory):
 
 def test_a_run_leaves_pictures_numbers_and_generators(trained):
   workdir, output = trained
-  for name in ("samples.png", "training.png", "summary.json", "flags.txt"):
+  pictures = ("samples.png", "training.png", "reconstructions.png")
+  for name in (*pictures, "summary.json", "flags.txt"):
     assert (workdir / name).stat().st_size > 100
   summary = json.loads((workdir / "summary.json").read_text())
   assert set(summary["runs"]) == {"steingan", "dcgan"}
