@@ -233,6 +233,7 @@ def load_images(
   Args:
     name: "cifar10", "celeb_a", "lsun/bedroom", or another that `data.load` knows.
     size: the side in pixels; None: 64 for CelebA and LSUN, else what the pictures have.
+      32 gives the grey 28×28 of MNIST and its kin a black border and three channels.
     data_dir: as in `data.load`. LSUN's may also be a folder of LSUN's own: one that
       holds a data.mdb or jpg, png or webp files, of which the last tenth, at most 300,
       is kept for validation; or one with two such folders, `bedroom_train_lmdb` and
@@ -283,13 +284,29 @@ def _load_as_they_are(
   dataset = data.load(
     name, data_dir=data_dir, cache_dir=cache_dir, validation_fraction=0.0
   )
-  height, width = dataset.train.shape[1:3]
+  height, width, channels = dataset.train.shape[1:]
+  if size == 32 and (height, width, channels) == (28, 28, 1):
+    return _framed(dataset)
   if size is not None and (height, width) != (size, size):
     raise ValueError(
       f"The pictures of {name} are {height}x{width}, not {size}x{size}; only those of "
       f"{' and '.join(CROPS)} are resized: leave the size out."
     )
   return dataset
+
+
+def _framed(dataset: data.Dataset) -> data.Dataset:
+  """Grey 28×28 pictures with a black border of two pixels and three equal channels."""
+
+  def framed(images: np.ndarray) -> np.ndarray:
+    return np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(3, axis=3)
+
+  return dataset._replace(
+    source=f"{dataset.source} With a black border, as 32x32 in colour.",
+    train=framed(dataset.train),
+    validation=framed(dataset.validation),
+    test=framed(dataset.test),
+  )
 
 
 def _find_sources(

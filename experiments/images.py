@@ -111,6 +111,13 @@ def load() -> Any:
       data_dir=flags.FLAGS.data_dir,
       cache_dir=flags.FLAGS.cache_dir,
     )
+    if size is None and dataset.train.shape[1:] == (28, 28, 1):
+      dataset = image_data.load_images(
+        name,
+        size=32,
+        data_dir=flags.FLAGS.data_dir,
+        cache_dir=flags.FLAGS.cache_dir,
+      )
   except (OSError, ImportError, ValueError) as error:
     sys.exit(f"--dataset={name}: {error}")
   shape = dataset.train.shape[1:]
@@ -284,7 +291,7 @@ def _define_flags() -> None:
     "dataset",
     "cifar10",
     "cifar10, celeb_a or lsun/bedroom (or another category); the latter two are cut "
-    "to squares and resized.",
+    "to squares and resized. mnist5k, the embedded digits, get a border up to 32×32.",
   )
   flags.DEFINE_string(
     "data_dir",

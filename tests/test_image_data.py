@@ -53,6 +53,18 @@ def bag(images):
   return Counter(np.asarray(image).tobytes() for image in images)
 
 
+def test_embedded_digits_get_a_border_and_colours():
+  framed = image_data.load_images("mnist5k", size=32)
+  plain = image_data.load_images("mnist5k")
+  assert framed.train.shape == (len(plain.train), 32, 32, 3)
+  for channel in range(3):
+    inside = framed.test[:, 2:-2, 2:-2, channel : channel + 1]
+    np.testing.assert_array_equal(inside, plain.test)
+  assert framed.train[:, [0, 1, -2, -1]].max() == 0
+  assert "black border" in framed.source
+  np.testing.assert_array_equal(framed.train_labels, plain.train_labels)
+
+
 # --- one picture ------------------------------------------------------------------
 
 
