@@ -60,6 +60,19 @@ def test_tables_of_other_experiments_are_those_of_their_result_files():
     assert table in DOCUMENTS, f"the table of {name} {path} is out of date"
 
 
+def test_the_table_of_normalisations_is_that_of_the_result_files():
+  for kind in ("group", "layer", "weight", "none"):
+    path = ROOT / "experiments" / "results" / "normalization" / kind / "summary.json"
+    summary = json.loads(path.read_text())
+    assert summary["flags"]["normalization"] == kind
+    last = summary["runs"]["steingan"][0]["last"]
+    gap, held_out = last["energy_gap"], last["energy_held_out"]
+    row = (
+      f"| {kind} | {gap:.2f} | {held_out:.2f} | {last['mean_pairwise_distance']:.1f} |"
+    )
+    assert row in README
+
+
 def test_ci_runs_the_commands_of_the_readme():
   ci = (ROOT / ".ci" / "run").read_text()
   assert "pip install -q -e '.[test]'" in ci

@@ -22,8 +22,8 @@ from experiments import common, image_models, rbm_summary
 from experiments.benchmarks import timing
 
 VARIANTS = {
-  "SteinGAN, exact": ("steingan", None),
-  "SteinGAN, one neighbour": ("steingan", 1),
+  "SteinGAN exact": ("steingan", None),
+  "SteinGAN one neighbour": ("steingan", 1),
   "SteinGAN without kernel": ("steingan_no_kernel", None),
   "DCGAN": ("dcgan", None),
 }

@@ -147,7 +147,7 @@ class OnFeatures(Kernel):
       return pairwise.map_rows(at_query, z_queries, n, rows)
 
     c = jax.vmap(lambda z_query: pairwise.as_matrix(cotangents(z_query))[0])(z_queries)
-    unit = jnp.eye(num_features, dtype=z.dtype)
+    unit = axes.varying_as(z, jnp.eye(num_features, dtype=z.dtype))
 
     # Σⱼ J(yⱼ)ᵀ cᵢⱼ = Σ_f Σⱼ cᵢⱼ[f] J(yⱼ)ᵀ e_f
     def of_feature(f: Array) -> Particles:
