@@ -77,6 +77,9 @@ def all_kernels(dtype):
     "imq": kernels.imq(2.0),
     "pairwise": kernels.from_pairwise(not_radial),
     "features": kernels.on_features(kernels.rbf(1.5), Partial(feature, weights)),
+    "nearest": kernels.on_features(
+      kernels.rbf(), Partial(feature, weights), num_neighbors=3
+    ),
   }
 
 
