@@ -74,16 +74,18 @@ def test_diagonal_counts_all_ordered_pairs(n):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", sorted(kernels.BANDWIDTHS))
 def test_policies_by_name(name):
-  log, diagonal = {
-    "median": ("m", False),
-    "median_log_m_plus_1": ("m+1", False),
-    "median_no_log": ("none", False),
-    "median_with_diagonal": ("m", True),
-    "authors": ("m+1", True),
+  log, diagonal, multiple = {
+    "median": ("m", False, 3.0),
+    "median_log_m_plus_1": ("m+1", False, 3.0),
+    "median_no_log": ("none", False, 3.0),
+    "median_with_diagonal": ("m", True, 3.0),
+    "authors": ("m+1", True, 3.0),
+    "features": ("m", False, 3.0 / 4 / np.log(7)),
+    "features_authors": ("m+1", False, 3.0 / 4),
   }[name]
   x = normal(7, 2)
   kernel = kernels.rbf(name, multiple=3.0).resolve(x)
-  want = oracles.median_bandwidth(x, log, diagonal, multiple=3.0)
+  want = oracles.median_bandwidth(x, log, diagonal, multiple=multiple)
   np.testing.assert_allclose(kernel.bandwidth, want, rtol=1e-12)
 
 
