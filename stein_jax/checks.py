@@ -28,6 +28,22 @@ def at_least_one(name: str, value: Any) -> None:
     raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
 
 
+def decay(name: str, value: Any) -> None:
+  """Raises ValueError unless `value` is None or lies between 0 and 1."""
+  if value is not None and not 0 < value < 1:
+    raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
+
+
+def networks(params: Any, names: tuple[str, str]) -> None:
+  """Raises ValueError unless `params` are a dict of two networks' of these names."""
+  if not (isinstance(params, dict) and set(params) == set(names)):
+    wanted = ", ".join(f'"{name}": ...' for name in names)
+    raise ValueError(
+      f"params must be {{{wanted}}}, got "
+      f"{sorted(params) if isinstance(params, dict) else type(params).__name__}."
+    )
+
+
 def regularization(value: Any, kernel: Any) -> None:
   """Raises ValueError unless η is None, or above 0 beside a kernel."""
   if value is not None:

@@ -132,16 +132,11 @@ def dcgan(
   Source: Goodfellow et al. (2014), algorithm 1 with one inner step; Radford et al.
     (2016).
   """
-  if average is not None and not 0 < average < 1:
-    raise ValueError(f"average must lie between 0 and 1, got {average!r}.")
+  checks.decay("average", average)
 
   def init(key: Key, params: Params, batch: Batch) -> DCGANState:
     del key, batch
-    if not (isinstance(params, dict) and set(params) == {"discriminator", "generator"}):
-      raise ValueError(
-        'params must be {"discriminator": ..., "generator": ...}, got '
-        f"{sorted(params) if isinstance(params, dict) else type(params).__name__}."
-      )
+    checks.networks(params, ("discriminator", "generator"))
     theta, eta = params["discriminator"], params["generator"]
     return DCGANState(
       params,

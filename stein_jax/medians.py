@@ -54,17 +54,19 @@ def middle_squared_distances(
   # apart. Where the result is small beside the points themselves (duplicates, far
   # outliers), it is taken again of differences, which are exact at 0 but slower.
   farthest = axes.greatest(tiles.row_norms.max(), tiles.axis_name)
-  exact = dataclasses.replace(
-    tiles,
-    rows=tiles.cut_rows(points),
-    columns=tiles.cut_columns(axes.gather(points, tiles.axis_name)),
-    by_differences=True,
-    held=None,
-  )
+
+  def by_differences() -> tuple[Array, Array]:
+    exact = dataclasses.replace(
+      tiles,
+      rows=tiles.cut_rows(points),
+      columns=tiles.cut_columns(axes.gather(points, tiles.axis_name)),
+      by_differences=True,
+      held=None,
+    )
+    return middle(*_of_tiles(exact))
+
   return jax.lax.cond(
-    in_any_lane(low < 1e-2 * farthest),
-    lambda: middle(*_of_tiles(exact)),
-    lambda: (low, high),
+    in_any_lane(low < 1e-2 * farthest), by_differences, lambda: (low, high)
   )
 
 

@@ -263,11 +263,7 @@ def stein_gan(
 
   def init(key: Key, params: Params, batch: Batch) -> SteinGANState:
     del key, batch
-    if not (isinstance(params, dict) and set(params) == {"energy", "generator"}):
-      raise ValueError(
-        'params must be {"energy": ..., "generator": ...}, got '
-        f"{sorted(params) if isinstance(params, dict) else type(params).__name__}."
-      )
+    checks.networks(params, ("energy", "generator"))
     return SteinGANState(
       params,
       first_stats,
@@ -410,8 +406,7 @@ def _check(
   checks.positive("mix_scale", mix_scale)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_inner_steps", num_inner_steps)
-  if average is not None and not 0 < average < 1:
-    raise ValueError(f"average must lie between 0 and 1, got {average!r}.")
+  checks.decay("average", average)
   values = discount if isinstance(discount, AlignmentController) else (discount,)
   if not all(0 <= value < 1 for value in values):
     raise ValueError(f"discount must lie in [0, 1), got {discount!r}.")

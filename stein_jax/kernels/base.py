@@ -77,7 +77,7 @@ class Kernel:
 
     def at_query(x: PyTree) -> tuple[PyTree, Array]:
       values, gradients = values_and_gradients(self, sources, x)
-      return stein_sum(values, gradients, scores), values.sum()
+      return _stein_sum(values, gradients, scores), values.sum()
 
     num_columns = jax.tree.leaves(sources)[0].shape[0]
     return pairwise.map_rows(
@@ -167,7 +167,7 @@ def values_and_gradients(
   return jax.vmap(lambda y: jax.value_and_grad(kernel.pair)(y, x))(sources)
 
 
-def stein_sum(values: Array, gradients: Particles, scores: Particles) -> PyTree:
+def _stein_sum(values: Array, gradients: Particles, scores: Particles) -> PyTree:
   """Σⱼ [valueⱼ scoreⱼ + gradientⱼ], the sum of (5) at one query."""
   return jax.tree.map(
     lambda g, s: g.sum(axis=0) + jnp.tensordot(values, s, axes=1), gradients, scores

@@ -71,14 +71,15 @@ class OnFeatures(Kernel):
     if queries is sources or axis_name is not None:
       self = self.resolve(queries, block_size=block_size, axis_name=axis_name)
     features, pull_back = jax.vjp(jax.vmap(self.feature_fn), sources)
-    z_queries = features
+    z_queries, pull_back_queries = features, pull_back
     if queries is not sources:
-      z_queries = jax.vmap(self.feature_fn)(queries)
+      z_queries, pull_back_queries = jax.vjp(jax.vmap(self.feature_fn), queries)
     attraction, mass = self._attraction(
       z_queries, features, scores, block_size, precision
     )
     if self.affine:
-      repulsion = self._affine_repulsion(queries, z_queries, features, block_size)
+      sums = self._feature_repulsion(z_queries, features, block_size)
+      (repulsion,) = pull_back_queries(sums)
     elif self.num_neighbors is not None:
       own = None
       if queries is sources or axis_name is not None:
@@ -108,18 +109,15 @@ class OnFeatures(Kernel):
     sums, mass = pairwise.map_rows(at_query, z_queries, len(s), rows)
     return unravel(sums), mass
 
-  def _affine_repulsion(
-    self,
-    queries: Particles,
-    z_queries: Particles,
-    features: Particles,
-    block_size: int | None,
+  def _feature_repulsion(
+    self, z_queries: Particles, features: Particles, block_size: int | None = None
   ) -> Particles:
+    """Σⱼ ∇_{zⱼ} base(zⱼ, zᵢ), which affine features pull back as a whole."""
     no_scores = jax.tree.map(jnp.zeros_like, features)
     sums, _ = self.base.stein_sums(
       z_queries, features, no_scores, block_size=block_size
     )
-    return jax.vjp(jax.vmap(self.feature_fn), queries)[1](sums)[0]
+    return sums
 
   def _repulsion(
     self,
@@ -197,8 +195,7 @@ class OnFeatures(Kernel):
     if not self.affine:
       return super().repulsion(particles)
     features, pull_back = jax.vjp(jax.vmap(self.feature_fn), particles)
-    no_scores = jax.tree.map(jnp.zeros_like, features)
-    sums, _ = self.base.stein_sums(features, features, no_scores)
+    sums = self._feature_repulsion(features, features)
     factor, unravel = pairwise.as_matrix(sums)
     return factor, lambda factor: pull_back(unravel(factor))[0]
 
