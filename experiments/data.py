@@ -549,6 +549,12 @@ def in_place_of(path: Path) -> Iterator[BinaryIO]:
     temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON in the place of `path`, whole or not at all."""
+  with in_place_of(path) as file:
+    file.write((json.dumps(value, indent=1) + "\n").encode())
+
+
 @contextlib.contextmanager
 def _quiet_absl() -> Iterator[None]:
   """Holds back tfds's remarks, such as the one that PIL decodes without OpenCV."""

@@ -37,11 +37,9 @@ SIDES = {"(13)": False, "(17)": True}
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  values = flags.FLAGS
-  if values.from_summary:
-    print(markdown(common.read_summary(values.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
+  values = flags.FLAGS
   epsilons = common.numbers("epsilons", values.epsilons)
   common.claim_workdir(before_work=True)
   dataset, train = common.load_training_data(values.batch_size)

@@ -27,12 +27,12 @@ from absl import app, flags
 from experiments import (
   common,
   data,
-  image_data,
   image_generators,
   image_scores,
   inception,
   plots,
 )
+from stein_jax import evaluation
 
 _COLUMNS = {
   "dcgan": image_scores.DCGAN,
@@ -43,11 +43,9 @@ _COLUMNS = {
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  values = flags.FLAGS
-  if values.from_summary:
-    print(markdown(common.read_summary(values.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
+  values = flags.FLAGS
   if not values.runs:
     sys.exit(
       "--runs: name folders that experiments.images left, WORKDIR/METHOD/seed_0."
@@ -61,7 +59,8 @@ def main(argv: list[str]) -> None:
       inception.check_requirements(values.inception_weights)
     except (ImportError, OSError, ValueError) as error:
       sys.exit(f"--inception_weights: {error}")
-  dataset = _load(name, trained[0].generator.size)
+  dataset = common.load_pictures(name, size=trained[0].generator.size)
+  print(f"Data: {dataset.source}", file=sys.stderr)
   workdir = common.claim_workdir(before_work=False)
   recipe = image_scores.Recipe(
     num_steps=values.resnet_steps,
@@ -135,20 +134,6 @@ def _only(found: set[str], what: str) -> str:
   return found.pop()
 
 
-def _load(name: str, size: int) -> data.Dataset:
-  try:
-    dataset = image_data.load_images(
-      name,
-      size=size,
-      data_dir=flags.FLAGS.data_dir,
-      cache_dir=flags.FLAGS.cache_dir,
-    )
-  except (OSError, ImportError, ValueError) as error:
-    sys.exit(f"The runs learned from {name}: {error}")
-  print(f"Data: {dataset.source}", file=sys.stderr)
-  return dataset
-
-
 def _scores(
   dataset: data.Dataset,
   columns: Mapping[str, image_generators.Trained],
@@ -163,7 +148,7 @@ def _scores(
   results: dict[str, dict[str, float]] = {column: {} for column in columns}
   if dataset.train_labels is None:
     for column, images in pictures.items():
-      distance = image_scores.evaluation.mean_pairwise_distance(images[:1000] / 255)
+      distance = evaluation.mean_pairwise_distance(images[:1000] / 255)
       results[column]["mean_pairwise_distance"] = distance.value
     return dict(pictures), results
   real = image_scores.real_training_set(dataset)
@@ -197,12 +182,7 @@ def _define_flags() -> None:
   flags.DEFINE_list(
     "runs", [], "Folders of trained generators, WORKDIR/METHOD/seed_K, with commas."
   )
-  flags.DEFINE_string(
-    "data_dir", None, "Where tfds data sets are; by default $TFDS_DATA_DIR."
-  )
-  flags.DEFINE_string(
-    "cache_dir", None, "Where data and ResNets are kept; by default ~/.cache/stein_jax."
-  )
+  common.define_place_flags()
   flags.DEFINE_integer(
     "num_samples", 50_000, "Pictures of each generator.", lower_bound=2000
   )

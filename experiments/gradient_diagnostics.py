@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import app, flags
 from tqdm import tqdm
 
 from experiments import common, plots, rbm_methods, rbm_summary
@@ -52,8 +52,7 @@ def main(argv: list[str]) -> None:
     summary = common.read_summary(values.from_summary)
     print(markdown(summary, only if values["at"].present else None))
     return
-  if not values["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
+  common.hush_checkpoints()
   steps = sorted(common.numbers("at", values.at, int, at_least=0))
   langevin_steps = common.numbers(
     "langevin_steps", values.langevin_steps, int, at_least=1

@@ -286,7 +286,7 @@ def _load_as_they_are(
   )
   height, width, channels = dataset.train.shape[1:]
   if size == 32 and (height, width, channels) == (28, 28, 1):
-    return _framed(dataset)
+    return framed(dataset)
   if size is not None and (height, width) != (size, size):
     raise ValueError(
       f"The pictures of {name} are {height}x{width}, not {size}x{size}; only those of "
@@ -295,17 +295,17 @@ def _load_as_they_are(
   return dataset
 
 
-def _framed(dataset: data.Dataset) -> data.Dataset:
+def framed(dataset: data.Dataset) -> data.Dataset:
   """Grey 28×28 pictures with a black border of two pixels and three equal channels."""
 
-  def framed(images: np.ndarray) -> np.ndarray:
+  def bordered(images: np.ndarray) -> np.ndarray:
     return np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(3, axis=3)
 
   return dataset._replace(
     source=f"{dataset.source} With a black border, as 32x32 in colour.",
-    train=framed(dataset.train),
-    validation=framed(dataset.validation),
-    test=framed(dataset.test),
+    train=bordered(dataset.train),
+    validation=bordered(dataset.validation),
+    test=bordered(dataset.test),
   )
 
 

@@ -118,8 +118,7 @@ def save(folder: Path, trained: Trained) -> None:
   tree = {"params": trained.params, "stats": trained.stats}
   with data.in_place_of(folder / FILE) as file:
     file.write(serialization.to_bytes(jax.device_get(tree)))
-  with data.in_place_of(folder / DESCRIPTION) as file:
-    file.write((json.dumps(trained.about, indent=1) + "\n").encode())
+  data.write_json(folder / DESCRIPTION, trained.about)
 
 
 def load(folder: Path) -> Trained:

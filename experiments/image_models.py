@@ -19,7 +19,8 @@ from stein_jax import (
   stein_gan,
 )
 from stein_jax.discriminators import DCGANDiscriminator, discriminate_fn
-from stein_jax.types import Array, Batch, Key, Params
+from stein_jax.scores import split_batch
+from stein_jax.types import Batch, Key, Params
 
 METHODS = {
   "steingan": "SteinGAN",
@@ -60,6 +61,11 @@ class Settings(NamedTuple):
   average: float | None = None
   bfloat16: bool = False
 
+  @property
+  def dtype(self) -> Any:
+    """Of activations; None: the parameters' own."""
+    return jnp.bfloat16 if self.bfloat16 else None
+
 
 class Model(NamedTuple):
   """A learning rule, its generator, and the start of both."""
@@ -80,9 +86,8 @@ def build(key: Key, method: str, settings: Settings, pictures: Batch) -> Model:
     pictures: two examples or more, as `transform` makes them.
   """
   gen_key, other_key = jax.random.split(key)
-  dtype = jnp.bfloat16 if settings.bfloat16 else None
   generator = generator_of(settings)
-  x, labels = _parts(pictures)
+  x, labels = split_batch(pictures)
   noise = NOISE_FN(gen_key, len(x))
   eta, gen_stats = generators.initialize(gen_key, generator, noise, *labels)
   generate_fn = generators.generate_fn(generator)
@@ -102,7 +107,7 @@ def build(key: Key, method: str, settings: Settings, pictures: Batch) -> Model:
     )
     params = {"discriminator": delta, "generator": eta}
     return Model(algorithm, params, generator, None)
-  energy = energy_of(settings, dtype)
+  energy = energy_of(settings)
   theta = jax.jit(energy.init)(other_key, x[0], *(label[0] for label in labels))
   algorithm = stein_gan(
     energy.apply,
@@ -127,7 +132,7 @@ def generator_of(settings: Settings) -> generators.DCGANGenerator:
     size=settings.size,
     width=settings.generator_width,
     num_classes=settings.num_classes,
-    dtype=jnp.bfloat16 if settings.bfloat16 else None,
+    dtype=settings.dtype,
   )
 
 
@@ -136,11 +141,11 @@ def discriminator_of(settings: Settings) -> DCGANDiscriminator:
   return DCGANDiscriminator(
     width=settings.discriminator_width,
     num_classes=settings.num_classes,
-    dtype=jnp.bfloat16 if settings.bfloat16 else None,
+    dtype=settings.dtype,
   )
 
 
-def energy_of(settings: Settings, dtype: Any = None) -> nn.Module:
+def energy_of(settings: Settings) -> nn.Module:
   """The energy (24), or with labels (25)."""
   autoencoder = energies.Autoencoder(
     LAYERS[settings.size],
@@ -148,7 +153,7 @@ def energy_of(settings: Settings, dtype: Any = None) -> nn.Module:
     normalization=settings.normalization,
     tied=settings.tied,
     norm=settings.norm,
-    dtype=dtype,
+    dtype=settings.dtype,
   )
   if settings.num_classes is None:
     return autoencoder
@@ -173,9 +178,3 @@ def transform(batch: Batch) -> Batch:
   if isinstance(batch, Mapping):
     return {**batch, "x": transform(batch["x"])}
   return batch.astype(jnp.float32) / 127.5 - 1
-
-
-def _parts(batch: Batch) -> tuple[Array, tuple[Array, ...]]:
-  if isinstance(batch, Mapping):
-    return batch["x"], (batch["context"],)
-  return batch, ()

@@ -1,7 +1,6 @@
 """What `experiments.images` records and draws of its runs."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, image_generators, image_models, plots, rbm_summary
+from experiments import image_generators, image_models, plots, rbm_summary
 from stein_jax import evaluation, training
 
 PICTURED = 100
@@ -101,38 +100,13 @@ def _reconstructions(energy: Any, theta: Any, x: jax.Array) -> jax.Array:
   return jax.vmap(lambda x: energy.apply(theta, x, method="reconstruct"))(x)
 
 
-def record(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-  """Notes a finished run's curve and last numbers in result.json."""
-  _write(folder, {"history": list(history)})
+def of_divergence(seed: int, error: training.TrainingDiverged) -> dict[str, Any]:
+  """A summary's entry of a run that ceased to be finite."""
+  return {"seed": seed, "diverged": {"step": error.step, "metric": error.metric}}
 
 
-def record_divergence(folder: Path, error: training.TrainingDiverged) -> None:
-  """Notes where a run ceased to be finite."""
-  folder.mkdir(parents=True, exist_ok=True)
-  _write(folder, {"diverged": {"step": error.step, "metric": error.metric}})
-
-
-def _write(folder: Path, result: Mapping[str, Any]) -> None:
-  with data.in_place_of(folder / "result.json") as file:
-    file.write((json.dumps(result, indent=1) + "\n").encode())
-
-
-def _read(folder: Path) -> dict[str, Any]:
-  return json.loads((folder / "result.json").read_text())
-
-
-def summarize(
-  workdir: Path, methods: Sequence[str], seeds: Sequence[int]
-) -> dict[str, Any]:
-  """method -> the last row, the mean step time and the curve of every seed."""
-  return {"runs": {m: [_of_seed(workdir / m, s) for s in seeds] for m in methods}}
-
-
-def _of_seed(folder: Path, seed: int) -> dict[str, Any]:
-  result = _read(folder / f"seed_{seed}")
-  if "diverged" in result:
-    return {"seed": seed, **result}
-  history = result["history"]
+def of_history(seed: int, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """A summary's entry of a finished run: its last row, mean step time and curve."""
   timed = [row["ms_per_step"] for row in history if row.get("ms_per_step")]
   curve = {
     name: [(row["step"], row[name]) for row in history if row.get(name) is not None]
@@ -199,9 +173,7 @@ def draw(
     if not kept:
       continue
     grids[label] = np.load(kept[-1]) / 255
-    # Most happens early: steps spaced like powers of two, from the first to the last.
-    places = np.round(np.geomspace(1, len(kept), 6)).astype(int) - 1
-    for file in [kept[place] for place in np.unique(places)]:
+    for file in plots.mostly_early(kept, 6):
       images = np.load(file)[:: PICTURED // 10][:10] / 255
       rows[f"{label}, after {int(file.stem)} steps"] = images
     for file in sorted((folder / "reconstructions").glob("*.npy"))[-1:]:

@@ -375,14 +375,26 @@ def scores(
   images, probabilities = images[order[:COMPARED]], probabilities[order]
   features = features[order]
   real = real_features[rng.permutation(len(real_features))]
-  equal = min(len(features), len(real))
-  few, few_real = features[:COMPARED], real[:COMPARED]
   pixels = images.astype(np.float32) / 255
+  return compared(pixels, probabilities, features, real)
+
+
+def compared(
+  pixels: np.ndarray,
+  probabilities: np.ndarray,
+  features: np.ndarray,
+  real_features: np.ndarray,
+) -> dict[str, float]:
+  """`scores`, of pictures in [0, 1] and rows that are in no order of their own."""
+  equal = min(len(features), len(real_features))
+  few, few_real = features[:COMPARED], real_features[:COMPARED]
   estimates = {
     "inception_score": evaluation.inception_score(probabilities),
     "label_entropy": evaluation.label_entropy(probabilities),
-    "mean_pairwise_distance": evaluation.mean_pairwise_distance(pixels),
-    "frechet_distance": evaluation.frechet_distance(features[:equal], real[:equal]),
+    "mean_pairwise_distance": evaluation.mean_pairwise_distance(pixels[:COMPARED]),
+    "frechet_distance": evaluation.frechet_distance(
+      features[:equal], real_features[:equal]
+    ),
     "kernel_inception_distance": evaluation.kernel_inception_distance(few, few_real),
   }
   precision, recall = evaluation.precision_and_recall(few_real, few)

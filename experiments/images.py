@@ -13,9 +13,9 @@ The networks and settings of the paper, on a GPU:
 Any flag after the flagfile wins. A run that was stopped goes on where it stopped when
 the same command is given again; more methods, seeds or steps extend it. In --workdir it
 leaves samples.png, training.png, reconstructions.png, summary.json and, for every
-METHOD/seed_K, samples and reconstructions over training, metrics.jsonl, checkpoints,
-result.json and the generator, which experiments.evaluate and experiments.latent_walk
-read; and flags.txt, a flagfile itself.
+METHOD/seed_K, samples and reconstructions over training, metrics.jsonl, checkpoints
+and the generator, which experiments.evaluate and experiments.latent_walk read; and
+flags.txt, a flagfile itself.
 """
 
 import sys
@@ -26,15 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
-from experiments import (
-  common,
-  image_data,
-  image_models,
-  image_results,
-  workdirs,
-)
+from experiments import common, image_data, image_models, image_results
 from stein_jax import AlignmentController, energies, kernels, training
 from stein_jax.records import AnotherRun
 from stein_jax.stein_gan import AUTHORS_ALIGNMENT
@@ -45,30 +39,20 @@ _ALIGNMENTS = {
 }
 _LARGE = 2**31  # bytes of pictures; more are streamed
 
-_MAY_DIFFER = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
 _MAY_GROW = frozenset(("method", "seeds", "steps"))
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  if flags.FLAGS.from_summary:
-    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
+  common.hush_checkpoints()
   methods = common.chosen("method", flags.FLAGS.method, tuple(image_models.METHODS))
   seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
-  workdir, values = Path(flags.FLAGS.workdir), workdirs.own_flags("workdir")
-  for name in ("overwrite", "from_summary"):
-    values.pop(name, None)
-  overwrite = flags.FLAGS.overwrite
-  # Asked before the data is loaded, which may take minutes.
-  workdirs.check(
-    workdir, values, may_differ=_MAY_DIFFER, may_grow=_MAY_GROW, overwrite=overwrite
-  )
+  common.claim_workdir(before_work=True, may_grow=_MAY_GROW)
   dataset = load()
   settings = settings_of_flags(dataset)
-  workdirs.prepare(workdir, values, overwrite=overwrite)
+  workdir = common.claim_workdir(before_work=False)
+  runs: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
   failed = False
   for method in methods:
     for seed in seeds:
@@ -78,15 +62,14 @@ def main(argv: list[str]) -> None:
         fit = train(dataset, method, settings, seed, folder, label)
       except training.TrainingDiverged as error:
         print(f"{label}: {error}", file=sys.stderr)
-        image_results.record_divergence(folder, error)
+        runs[method].append(image_results.of_divergence(seed, error))
         failed = True
         continue
       except AnotherRun as error:  # on other data, by its fingerprint
         sys.exit(f"{label}: {error}")
-      image_results.record(folder, fit.history)
+      runs[method].append(image_results.of_history(seed, fit.history))
   title = f"{dataset.name}, {flags.FLAGS.steps} steps of {flags.FLAGS.batch_size}"
-  summary = image_results.summarize(workdir, methods, seeds)
-  summary = common.write_summary(workdir, "experiments.images", summary)
+  summary = common.write_summary(workdir, "experiments.images", {"runs": runs})
   image_results.draw(workdir, methods, seeds, title=title)
   print(markdown(summary))
   print(f"\nPictures and summary.json: {workdir}")
@@ -104,22 +87,9 @@ def load() -> Any:
   name, size = flags.FLAGS.dataset, flags.FLAGS.size
   if size not in (None, *image_models.LAYERS):
     sys.exit(f"--size must be one of {', '.join(map(str, image_models.LAYERS))}.")
-  try:
-    dataset = image_data.load_images(
-      name,
-      size=size,
-      data_dir=flags.FLAGS.data_dir,
-      cache_dir=flags.FLAGS.cache_dir,
-    )
-    if size is None and dataset.train.shape[1:] == (28, 28, 1):
-      dataset = image_data.load_images(
-        name,
-        size=32,
-        data_dir=flags.FLAGS.data_dir,
-        cache_dir=flags.FLAGS.cache_dir,
-      )
-  except (OSError, ImportError, ValueError) as error:
-    sys.exit(f"--dataset={name}: {error}")
+  dataset = common.load_pictures(name, size=size)
+  if dataset.train.shape[1:] == (28, 28, 1):
+    dataset = image_data.framed(dataset)
   shape = dataset.train.shape[1:]
   if shape[0] != shape[1] or shape[0] not in image_models.LAYERS or shape[2] != 3:
     sys.exit(
@@ -173,28 +143,12 @@ def settings_of_flags(dataset: Any) -> image_models.Settings:
   num_classes = None
   if values.conditional:
     num_classes = int(dataset.train_labels.max()) + 1
-  return image_models.Settings(
+  known = [name for name in image_models.Settings._fields if name in values]
+  return image_models.Settings(**{name: values[name].value for name in known})._replace(
     size=dataset.train.shape[1],
     num_classes=num_classes,
-    width=values.width,
-    generator_width=values.generator_width,
-    discriminator_width=values.discriminator_width,
-    normalization=values.normalization,
-    tied=values.tied,
-    norm=values.norm,
-    bandwidth=values.bandwidth,
-    bandwidth_multiple=values.bandwidth_multiple,
     num_neighbors=values.num_neighbors or None,
     discount=discount,
-    energy_learning_rate=values.energy_learning_rate,
-    generator_learning_rate=values.generator_learning_rate,
-    dcgan_learning_rate=values.dcgan_learning_rate,
-    beta1=values.beta1,
-    mix=values.mix,
-    mix_scale=values.mix_scale,
-    step_size=values.step_size,
-    average=values.average,
-    bfloat16=values.bfloat16,
   )
 
 
@@ -291,17 +245,10 @@ def _define_flags() -> None:
     "dataset",
     "cifar10",
     "cifar10, celeb_a or lsun/bedroom (or another category); the latter two are cut "
-    "to squares and resized. mnist5k, the embedded digits, get a border up to 32×32.",
+    "to squares and resized, and LSUN is also read from its lmdb, or a folder of "
+    "pictures, in --data_dir. mnist5k, the embedded digits, get a border up to 32×32.",
   )
-  flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Where tfds data sets are, by default $TFDS_DATA_DIR; of LSUN also its lmdb or a "
-    "folder of pictures.",
-  )
-  flags.DEFINE_string(
-    "cache_dir", None, "Where decoded data is kept; by default ~/.cache/stein_jax."
-  )
+  common.define_place_flags()
   flags.DEFINE_integer("size", None, "Resize pictures to so many pixels, 32 or 64.")
   flags.DEFINE_bool(
     "conditional", False, "Learn pictures with their labels, by the joint energy (25)."

@@ -45,11 +45,9 @@ KERNEL_METHODS = ("stein_cd", "stein_score_matching", "stein_cd_regularized")
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  values = flags.FLAGS
-  if values.from_summary:
-    print(markdown(common.read_summary(values.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
+  values = flags.FLAGS
   seeds = common.numbers("seeds", values.seeds, int, at_least=0)
   methods = common.chosen("method", values.method, rbm_methods.METHODS)
   multiples = common.numbers("bandwidth_multiples", values.bandwidth_multiples)

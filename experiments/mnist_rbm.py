@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from flax import linen as nn
 
 from experiments import (
   classifier,
   common,
+  image_scores,
   rbm_flags,
   rbm_generators,
   rbm_methods,
@@ -64,7 +65,7 @@ _NUM_SAMPLES = flags.DEFINE_integer(
   "num_samples",
   50_000,
   "How many samples of a generator are judged at the end.",
-  lower_bound=rbm_generators.COMPARED,
+  lower_bound=image_scores.COMPARED,
 )
 _GENERATOR_AFTER = flags.DEFINE_integer(
   "generator_after",
@@ -90,8 +91,7 @@ _MAY_GROW = frozenset(("method", "mix", "seeds", "steps"))
 
 def main(argv: list[str]) -> None:
   common.refuse_arguments(argv)
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # each checkpoint would log a dozen lines
+  common.hush_checkpoints()
   settings = rbm_flags.settings()
   seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
   runs = runs_of_flags(settings)

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -11,6 +11,8 @@ matplotlib.use("Agg")  # files only: no screen is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+_T = TypeVar("_T")
 
 
 def likelihood_curves(
@@ -337,3 +339,12 @@ def likelihood_by_seconds(
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
   _save(figure, path)
+
+
+def mostly_early(kept: Sequence[_T], num_shown: int) -> list[_T]:
+  """Some of a run's records, the first and the last too, at steps like powers of two.
+
+  Most happens early.
+  """
+  places = np.round(np.geomspace(1, len(kept), num_shown)).astype(int) - 1
+  return [kept[place] for place in np.unique(places)]

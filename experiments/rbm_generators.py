@@ -17,14 +17,11 @@ import numpy as np
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from experiments import data, plots, rbm_methods, rbm_summary
+from experiments import data, image_scores, plots, rbm_methods, rbm_summary
 from experiments.classifier import Classifier
 from stein_jax import evaluation, generators, kernels, ksd_squared
 from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.stein_gan import SteinGANState
-
-COMPARED = 2000
-"""Samples of the scores that look at all pairs."""
 
 PICTURED = 100
 """Samples that are kept for pictures at every evaluation."""
@@ -54,7 +51,7 @@ class Judge(NamedTuple):
     """All scores of a finished run, with standard errors where they have one."""
     images = sample(self.generator, state, num_samples)
     return self._of_images(images, self.features) | _discrepancies(
-      self.rbm, state.params["energy"], images[:COMPARED]
+      self.rbm, state.params["energy"], images[: image_scores.COMPARED]
     )
 
   def of_test_images(self) -> dict[str, float]:
@@ -66,21 +63,7 @@ class Judge(NamedTuple):
     """Scores that need no energy, of pictures [n, 28, 28, 1] in [0, 1]."""
     probabilities = self.classifier.probabilities(images)
     features = self.classifier.features(images[: len(self.test)])
-    few, few_real = features[:COMPARED], real[:COMPARED]
-    estimates = {
-      "inception_score": evaluation.inception_score(probabilities),
-      "label_entropy": evaluation.label_entropy(probabilities),
-      "mean_pairwise_distance": evaluation.mean_pairwise_distance(images[:COMPARED]),
-      "frechet_distance": evaluation.frechet_distance(features, real),
-      "kernel_inception_distance": evaluation.kernel_inception_distance(few, few_real),
-    }
-    scores = {name: estimate.value for name, estimate in estimates.items()}
-    errors = {
-      f"{name}_standard_error": estimate.standard_error
-      for name, estimate in estimates.items()
-    }
-    precision, recall = evaluation.precision_and_recall(few_real, few)
-    return scores | errors | {"precision": precision, "recall": recall}
+    return image_scores.compared(images, probabilities, features, real)
 
 
 def sample(generator: nn.Module, state: SteinGANState, num_samples: int) -> np.ndarray:
@@ -144,8 +127,7 @@ def judged(
   if {name: known.get(name) for name in asked} == asked:
     return known["scores"]
   scores = judge.scores(state, num_samples)
-  with data.in_place_of(record) as file:
-    file.write((json.dumps({**asked, "scores": scores}, indent=1) + "\n").encode())
+  data.write_json(record, {**asked, "scores": scores})
   return scores
 
 
@@ -155,10 +137,9 @@ def draw_training(path: Path, folder: Path, *, title: str, last: int) -> None:
   steps = sorted(step for step in kept if step <= last)
   if not steps:
     return  # someone has cleared the folder away
-  # Most happens early: steps spaced like powers of two, from the first to the last.
-  places = np.unique(np.round(np.geomspace(1, len(steps), 8)).astype(int) - 1)
   rows = {
-    f"after {steps[place]} steps": _load(folder, steps[place])[:10] for place in places
+    f"after {step} steps": _load(folder, step)[:10]
+    for step in plots.mostly_early(steps, 8)
   }
   plots.image_rows(path, rows, title=title, limits=(0, 1))
 

@@ -85,11 +85,9 @@ _PEERS_KNOW = {
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  values = flags.FLAGS
-  if values.from_summary:
-    print(markdown(common.read_summary(values.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
+  values = flags.FLAGS
   if not values.runs:
     sys.exit("--runs must name summary.json of finished runs of experiments.mnist_rbm.")
   runs = {path: read_run(path) for path in dict.fromkeys(values.runs)}

@@ -29,6 +29,20 @@ def x64():
     yield
 
 
+@pytest.fixture
+def compilations():
+  """A list that every compilation lengthens."""
+  events = []
+
+  def listen(event, duration, **kwargs):
+    if event.endswith("backend_compile_duration"):
+      events.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield events
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(autouse=True)
 def _no_rank_promotion():
   """A [n] beside a [n, 1] is an error in every test, not a silent broadcast."""

@@ -76,7 +76,7 @@ def stubbed(labelled, *arguments):
   image_scores.accuracy_by_training_set = accuracies
   evaluate.inception.check_requirements = lambda path: None
   evaluate.inception.inception_scores = inception_scores
-  evaluate.image_data.load_images = lambda name, **options: dataset(labelled)
+  evaluate.common.image_data.load_images = lambda name, **options: dataset(labelled)
   evaluate._define_flags()
   app.run(evaluate.main, ["evaluate", *arguments])
 

@@ -247,19 +247,6 @@ def test_shorter_chunks_do_not_change_the_run(monkeypatch):
   np.testing.assert_allclose(whole.history[0]["loss"], pieces.history[0]["loss"])
 
 
-@pytest.fixture
-def compilations():
-  events = []
-
-  def listen(event, duration, **kwargs):
-    if event.endswith("backend_compile_duration"):
-      events.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  yield events
-  jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.parametrize("resumed", [False, True])
 def test_one_trace_and_no_compilation_after_the_first_chunk(
   compilations, tmp_path, resumed

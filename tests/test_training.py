@@ -312,19 +312,6 @@ def test_one_trace_serves_all_chunks_and_runs():
   assert counter.traces == 2
 
 
-@pytest.fixture
-def compilations():
-  events = []
-
-  def listen(event, duration, **kwargs):
-    if event.endswith("backend_compile_duration"):
-      events.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  yield events
-  jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.parametrize("resumed", [False, True])
 def test_nothing_compiles_after_the_first_chunk(compilations, tmp_path, resumed):
   algorithm = Counter().algorithm

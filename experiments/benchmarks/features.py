@@ -28,9 +28,7 @@ from stein_jax.types import Array, Key
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  if flags.FLAGS.from_summary:
-    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
   common.positive("width")
   sizes = common.numbers("sizes", flags.FLAGS.sizes, int, at_least=3)

@@ -30,11 +30,9 @@ VARIANTS = {
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  values = flags.FLAGS
-  if values.from_summary:
-    print(markdown(common.read_summary(values.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
+  values = flags.FLAGS
   common.positive("width")
   sizes = common.numbers("sizes", values.sizes, int, at_least=32)
   if set(sizes) - set(image_models.LAYERS):

@@ -25,9 +25,7 @@ NUM_VISIBLE, NUM_IMAGES = 784, 10_000
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  if flags.FLAGS.from_summary:
-    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
   sizes = common.numbers("num_hidden", flags.FLAGS.num_hidden, int, at_least=1)
   timing.use_cores(flags.FLAGS.cores)

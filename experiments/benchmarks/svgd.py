@@ -48,9 +48,7 @@ _BLACKJAX_LIMIT, _NUMPYRO_LIMIT = 6e9, 1e9  # n² d
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  if flags.FLAGS.from_summary:
-    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
   shapes = {text: _shape("shapes", text) for text in flags.FLAGS.shapes}
   sizes = common.numbers("sizes", flags.FLAGS.sizes, int, at_least=2)

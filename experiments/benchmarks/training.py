@@ -80,9 +80,7 @@ class SmallAutoencoder(nn.Module):
 
 
 def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  if flags.FLAGS.from_summary:
-    print(markdown(common.read_summary(flags.FLAGS.from_summary)))
+  if common.printed_from_summary(argv, markdown):
     return
   timing.use_cores(flags.FLAGS.cores)
   common.claim_workdir(before_work=True)
