@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stein_jax.types import Array, Params, PyTree
 
@@ -20,6 +21,20 @@ def gather(tree: PyTree, axis_name: str | None) -> PyTree:
   return jax.tree.map(
     lambda leaf: jax.lax.all_gather(leaf, axis_name, axis=0, tiled=True), tree
   )
+
+
+def gather_at(rows: Array, places: np.ndarray, axis_name: str | None) -> Array:
+  """Some of all devices' rows, `[n/P, d]` -> `[len(places), d]`, the same on each.
+
+  Each device gives what it has; nobody holds all rows.
+  """
+  if axis_name is None:
+    return rows[places]
+  n = len(rows)
+  local = places - global_indices(n, axis_name)[0]
+  mine = (local >= 0) & (local < n)
+  given = jnp.where(mine[:, None], rows[jnp.clip(local, 0, n - 1)], 0)
+  return total(given, axis_name)
 
 
 def own(tree: PyTree, n: int, axis_name: str | None) -> PyTree:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import register_static
 
 from stein_jax import axes, checks, medians, pairwise, tiles
-from stein_jax.types import Array, Particles
+from stein_jax.types import Array, Exchange, Particles
 
 _LOGARITHMS = {
   "m": math.log,
@@ -111,6 +111,7 @@ def median_bandwidth(
   subsample: int | None = None,
   block_size: int | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Array:
   """h = multiple · med² / log m, the default bandwidth.
 
@@ -128,6 +129,7 @@ def median_bandwidth(
     block_size: the edge of the tiles in which the table of pairs is looked at; None
       chooses by size.
     axis_name: the axis over which the particles are spread.
+    exchange: as in `svgd_direction`.
 
   Returns:
     The scalar h, in units of squared distance, constant under differentiation; NaN
@@ -143,21 +145,28 @@ def median_bandwidth(
   if block_size is not None:
     checks.at_least_one("block_size", block_size)
   return of_particles(
-    particles, policy=chosen, block_size=block_size, axis_name=axis_name
+    particles,
+    policy=chosen,
+    block_size=block_size,
+    axis_name=axis_name,
+    ring=tiles.goes_round(particles, exchange, axis_name),
   )
 
 
-@partial(jax.jit, static_argnames=("policy", "block_size", "axis_name"))
+@partial(jax.jit, static_argnames=("policy", "block_size", "axis_name", "ring"))
 def of_particles(
   particles: Particles,
   *,
   policy: MedianBandwidth,
   block_size: int | None,
   axis_name: str | None,
+  ring: bool,
 ) -> Array:
   """h by a policy, as in `median_bandwidth`."""
   points, _ = pairwise.as_matrix(pairwise.widened(jax.lax.stop_gradient(particles)))
-  return of_points(points, policy, block_size=block_size, axis_name=axis_name)
+  return of_points(
+    points, policy, block_size=block_size, axis_name=axis_name, ring=ring
+  )
 
 
 def of_points(
@@ -166,6 +175,7 @@ def of_points(
   *,
   block_size: int | None = None,
   axis_name: str | None = None,
+  ring: bool = False,
   distances: tiles.Tiles | None = None,
 ) -> Array:
   """h by a policy.
@@ -175,6 +185,7 @@ def of_points(
     policy: of the bandwidth.
     block_size: as in `median_bandwidth`.
     axis_name: as in `median_bandwidth`.
+    ring: whether the points stay spread over the devices.
     distances: the points' tiles, where they are at hand.
   """
   m = points.shape[0] * axes.size(axis_name)
@@ -186,9 +197,9 @@ def of_points(
   whole_axis = axis_name
   if policy.subsample is not None and policy.subsample < m:
     places = np.arange(policy.subsample, dtype=np.int64) * m // policy.subsample
-    points = axes.gather(points, axis_name)[places]
+    points = axes.gather_at(points, places, axis_name)
     distances = None
-    axis_name = None  # from here on every device holds the same points
+    axis_name, ring = None, False  # from here on every device holds the same points
 
   n = points.shape[0] * axes.size(axis_name)
   if policy.diagonal:
@@ -200,9 +211,9 @@ def of_points(
     full_ranks = (n * n, n * n)
     ranks = ((num_pairs - 1) // 2, num_pairs // 2)
   if distances is None:
-    everyone = axes.gather(points, axis_name)
+    everyone = points if ring else axes.gather(points, axis_name)
     distances = tiles.of_points(
-      points, everyone, block_size=block_size, axis_name=axis_name
+      points, everyone, block_size=block_size, axis_name=axis_name, ring=ring
     )
     if distances.may_be_held():
       distances = distances.hold()
@@ -213,7 +224,7 @@ def of_points(
   )
   med_squared = jnp.square((low + high) / 2)
 
-  centred = points - pairwise.mean_point(axes.gather(points, axis_name))
+  centred = points - pairwise.mean_point(points, axis_name)
   spread = axes.total(jnp.square(centred).sum(), axis_name)
   mean_squared = 2 * spread / (n - 1)
   fallback = jnp.where(mean_squared == 0, 1.0, mean_squared)

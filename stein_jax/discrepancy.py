@@ -4,9 +4,9 @@ from functools import partial
 
 import jax
 
-from stein_jax import axes, checks, kernels, pairwise
+from stein_jax import axes, checks, kernels, pairwise, tiles
 from stein_jax.kernels import Kernel
-from stein_jax.types import Array, Particles
+from stein_jax.types import Array, Exchange, Particles
 
 
 def ksd_squared(
@@ -17,6 +17,7 @@ def ksd_squared(
   statistic: str = "V",
   block_size: int | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Array:
   """The squared kernelised Stein discrepancy between particles and p.
 
@@ -34,6 +35,7 @@ def ksd_squared(
     statistic: "V" or "U".
     block_size: as in `svgd_direction`.
     axis_name: the axis over which the particles are spread.
+    exchange: as in `svgd_direction`; of nearest neighbours, too, pairs are summed.
 
   Returns:
     A scalar, the same on every device.
@@ -58,10 +60,11 @@ def ksd_squared(
     statistic=statistic,
     block_size=block_size,
     axis_name=axis_name,
+    ring=tiles.goes_round(particles, exchange, axis_name),
   )
 
 
-@partial(jax.jit, static_argnames=("statistic", "block_size", "axis_name"))
+@partial(jax.jit, static_argnames=("statistic", "block_size", "axis_name", "ring"))
 def _ksd_squared(
   particles: Particles,
   scores: Particles,
@@ -70,11 +73,13 @@ def _ksd_squared(
   statistic: str,
   block_size: int | None,
   axis_name: str | None,
+  ring: bool,
 ) -> Array:
   particles, scores = pairwise.widened((particles, scores))
-  sources = axes.gather(particles, axis_name)
-  source_scores = axes.gather(scores, axis_name)
-  n = jax.tree.leaves(sources)[0].shape[0]
+  n = checks.num_particles(particles) * axes.size(axis_name)
+  sources, source_scores = particles, scores
+  if not ring:
+    sources, source_scores = axes.gather((particles, scores), axis_name)
   if statistic == "U" and n < 2:
     raise ValueError(f"the U-statistic needs at least 2 particles, got {n}.")
   sums = kernel.stein_kernel_sums(
@@ -84,6 +89,7 @@ def _ksd_squared(
     source_scores,
     block_size=block_size,
     axis_name=axis_name,
+    ring=ring,
   )
   of_pairs, of_itself = axes.total(sums, axis_name)
   if statistic == "U":

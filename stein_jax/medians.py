@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from stein_jax import axes, selection
 from stein_jax.selection import Count
-from stein_jax.tiles import Place, Tiles, in_any_lane, scan
+from stein_jax.tiles import Place, Tiles, in_any_lane, over_tables, scan
 from stein_jax.types import Array
 
 MAX_POINTS = 2**20
@@ -34,13 +34,14 @@ def middle_squared_distances(
   Raises:
     ValueError: more than 2²⁰ points.
   """
-  if tiles.n > MAX_POINTS:
+  n = tiles.num_points
+  if n > MAX_POINTS:
     raise ValueError(
       f"the exact median counts the pairs of up to {MAX_POINTS} particles, got "
-      f"{tiles.n}. Take the bandwidth of a subsample (`subsample=4096`)."
+      f"{n}. Take the bandwidth of a subsample (`subsample=4096`)."
     )
   counts = (selection.as_count(ranks[0]), selection.as_count(ranks[1]))
-  total = selection.as_count(tiles.n * (tiles.n - 1) // 2)
+  total = selection.as_count(n * (n - 1) // 2)
   first = _first_pivots(tiles, counts[0], total)
 
   def middle(counts_below: Callable, two_least_from: Callable) -> tuple[Array, Array]:
@@ -56,10 +57,11 @@ def middle_squared_distances(
   farthest = axes.greatest(tiles.row_norms.max(), tiles.axis_name)
 
   def by_differences() -> tuple[Array, Array]:
+    everyone = points if tiles.ring else axes.gather(points, tiles.axis_name)
     exact = dataclasses.replace(
       tiles,
       rows=tiles.cut_rows(points),
-      columns=tiles.cut_columns(axes.gather(points, tiles.axis_name)),
+      columns=tiles.cut_columns(everyone),
       by_differences=True,
       held=None,
     )
@@ -72,54 +74,55 @@ def middle_squared_distances(
 
 def _of_tiles(tiles: Tiles) -> tuple[Callable, Callable]:
   """How many distances are below some, and the two least from one on, by tiles."""
-  diagonal, above = tiles.places()
   beyond = selection.beyond(tiles.rows.dtype)
 
-  def bits_on_diagonal(place: Place) -> Array:
+  def bits_on_diagonal(tiles: Tiles, place: Place) -> Array:
     bits = selection.ordered_bits(tiles.at(place))
     return jnp.where(tiles.above_diagonal(place), bits, beyond)
 
-  def bits_above(place: Place) -> Array:
+  def bits_above(tiles: Tiles, place: Place) -> Array:
     bits = selection.ordered_bits(tiles.at(place))
     if tiles.n % tiles.width == 0:
       return bits
     columns = place[2] * tiles.width + jnp.arange(tiles.width)
     return jnp.where((columns < tiles.n)[None], bits, beyond)
 
+  def over_all(step: Callable[[Any, Array], Any], start: Any) -> Any:
+    """The last carry of step(carry, bits of a tile), each pair being there once."""
+
+    def over_table(carry: Any, tiles: Tiles, _: Any) -> Any:
+      def of(bits_of: Callable[[Tiles, Place], Array]) -> Callable:
+        return lambda carry, place: (step(carry, bits_of(tiles, place)), None)
+
+      diagonal, above = tiles.places()
+      carry = scan(of(bits_on_diagonal), carry, diagonal)
+      return scan(of(bits_above), carry, above)
+
+    return over_tables(tiles, over_table, axes.varying_as(tiles.rows, start))
+
   def counts_below(pivots: Array) -> Count:
-    def adding(bits_of: Callable[[Place], Array]) -> Callable:
-      def step(counts: Count, place: Place) -> tuple[Count, None]:
-        found = jnp.zeros((len(pivots), tiles.width), jnp.int32)
-        found = _over_rows(
-          lambda found, row: found + (row[None] < pivots[:, None]),
-          axes.varying_as(tiles.rows, found),
-          bits_of(place),
-        )
-        return selection.plus(counts, selection.summed(found.T)), None
+    def adding(counts: Count, bits: Array) -> Count:
+      found = jnp.zeros((len(pivots), tiles.width), jnp.int32)
+      found = _over_rows(
+        lambda found, row: found + (row[None] < pivots[:, None]),
+        axes.varying_as(tiles.rows, found),
+        bits,
+      )
+      return selection.plus(counts, selection.summed(found.T))
 
-      return step
-
-    counts = selection.as_count(jnp.zeros(pivots.shape, jnp.int32))
-    counts = axes.varying_as(tiles.rows, counts)
-    counts = scan(adding(bits_on_diagonal), counts, diagonal)
-    counts = scan(adding(bits_above), counts, above)
-    return _over_devices(counts, tiles.axis_name)
+    nothing = selection.as_count(jnp.zeros(pivots.shape, jnp.int32))
+    return _over_devices(over_all(adding, nothing), tiles.axis_name)
 
   def two_least_from(pivot: Array) -> tuple[Array, Array]:
-    def lowering(bits_of: Callable[[Place], Array]) -> Callable:
-      def step(least: tuple[Array, Array], place: Place) -> tuple[Any, None]:
-        def lower(least: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
-          row = jnp.where(row < pivot, beyond, row)
-          return selection.two_least_of(least, (row, beyond))
+    def lowering(least: tuple[Array, Array], bits: Array) -> tuple[Array, Array]:
+      def lower(least: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
+        row = jnp.where(row < pivot, beyond, row)
+        return selection.two_least_of(least, (row, beyond))
 
-        return _over_rows(lower, least, bits_of(place)), None
-
-      return step
+      return _over_rows(lower, least, bits)
 
     lanes = jnp.full(tiles.width, beyond)
-    least = axes.varying_as(tiles.rows, (lanes, lanes))
-    least = scan(lowering(bits_on_diagonal), least, diagonal)
-    least = scan(lowering(bits_above), least, above)
+    least = over_all(lowering, (lanes, lanes))
     least = selection.two_least(jnp.stack(least), pivot, beyond)
     return _least_over_devices(least, tiles.axis_name)
 
@@ -167,7 +170,7 @@ def _first_pivots(tiles: Tiles, rank: Count, total: Count) -> Array:
   if tiles.held is not None or len(tiles.places()[0][0]) == 1:
     spread = axes.total(tiles.row_norms.sum(), tiles.axis_name)
     factors = jnp.array([0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0], spread.dtype)
-    return selection.ordered_bits(2 * spread / tiles.n * factors)
+    return selection.ordered_bits(2 * spread / tiles.num_points * factors)
   points = tiles.columns.reshape(-1, tiles.columns.shape[2])
   key, other_key = jax.random.split(jax.random.key(0))
   i = jax.random.randint(key, (_SAMPLE,), 0, tiles.n)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from stein_jax import axes
 from stein_jax.types import Array, Particles, Precision, PyTree
 
 # A table of 2²⁴ pairs (n = 4096) is held whole; beyond it, rows are taken in blocks of
@@ -28,10 +29,16 @@ def widened(particles: Particles) -> Particles:
   )
 
 
-def mean_point(points: Array) -> Array:
-  """The mean of the rows, `[n, d]` -> `[1, d]`; exact where all rows are equal."""
+def mean_point(points: Array, axis_name: str | None = None) -> Array:
+  """The mean of the rows, `[n, d]` -> `[1, d]`; exact where all rows are equal.
+
+  With `axis_name` it is that of all devices' rows.
+  """
   first = points[:1]
-  return first + (points - first).mean(axis=0, keepdims=True)
+  if axis_name is not None:
+    is_first = jax.lax.axis_index(axis_name) == 0
+    first = axes.total(jnp.where(is_first, first, 0), axis_name)
+  return first + axes.mean((points - first).mean(axis=0, keepdims=True), axis_name)
 
 
 def map_rows(

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from stein_jax import axes, checks, kernels, pairwise
+from stein_jax import axes, checks, kernels, pairwise, tiles
 from stein_jax.kernels import Kernel, KernelLike
 from stein_jax.types import (
   Algorithm,
   Array,
   Batch,
+  Exchange,
   Key,
   Metrics,
   Particles,
@@ -30,6 +31,7 @@ def svgd_direction(
   regularization: float | Array | None = None,
   block_size: int | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
   precision: Precision = "highest",
 ) -> Particles:
   """The direction in which particles approach p fastest, within the kernel's RKHS.
@@ -62,6 +64,10 @@ def svgd_direction(
       table also serves, it is held whole up to n = 4096.
     axis_name: the axis over which the particles are spread; the result is this
       device's part of the direction that all particles together have.
+    exchange: "all_gather", where every device holds all particles, or "ring", where
+      blocks of them travel half way round the devices, each holds two, and every pair
+      is reckoned once, so that half of the exponentials are spared. None: a ring where
+      a device's table of pairs has more than 2²⁴ entries and the kernel allows it.
     precision: of the product of the kernel's matrix with scores and particles on
       accelerators, which are several times as fast in a lower one; "default" costs
       about three digits of float32. Distances have the highest in any case.
@@ -72,8 +78,9 @@ def svgd_direction(
 
   Raises:
     ValueError: particles and scores that differ in shape, fewer than two particles
-      with a median bandwidth, or a regularisation that is not above 0, has no kernel or
-      meets row_normalized.
+      with a median bandwidth, a regularisation that is not above 0, has no kernel or
+      meets row_normalized, or a ring where all particles are needed: of nearest
+      neighbours, or regularised.
 
   Source: Liu & Wang (2017), equations 4 and 5.
   """
@@ -85,8 +92,15 @@ def svgd_direction(
   checks.regularization(regularization, kernel)
   if regularization is not None and row_normalized:
     raise ValueError("regularization excludes row_normalized.")
+  ring = tiles.goes_round(particles, exchange, axis_name)
   if kernel is None:
     return scores
+  all_needed = regularization is not None or not kernel.may_go_round
+  if ring and all_needed and exchange is not None:
+    raise ValueError(
+      'exchange="ring" holds two blocks of particles, and the regularised direction, '
+      'or that of nearest neighbours, needs all: take "all_gather".'
+    )
   return _direction(
     particles,
     scores,
@@ -95,12 +109,14 @@ def svgd_direction(
     row_normalized=row_normalized,
     block_size=block_size,
     axis_name=axis_name,
+    ring=ring and not all_needed,
     precision=precision,
   )
 
 
 @partial(
-  jax.jit, static_argnames=("row_normalized", "block_size", "axis_name", "precision")
+  jax.jit,
+  static_argnames=("row_normalized", "block_size", "axis_name", "ring", "precision"),
 )
 def _direction(
   particles: Particles,
@@ -111,13 +127,15 @@ def _direction(
   row_normalized: bool,
   block_size: int | None,
   axis_name: str | None,
+  ring: bool,
   precision: Precision,
 ) -> Particles:
   dtypes = jax.tree.map(jnp.result_type, particles)
   particles, scores = pairwise.widened((particles, scores))
-  sources = axes.gather(particles, axis_name)
-  source_scores = axes.gather(scores, axis_name)
-  n = jax.tree.leaves(sources)[0].shape[0]
+  n = checks.num_particles(particles) * axes.size(axis_name)
+  sources, source_scores = particles, scores
+  if not ring:
+    sources, source_scores = axes.gather((particles, scores), axis_name)
   if regularization is not None:
     kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
     direction = _regularized(sources, source_scores, kernel, regularization)
@@ -129,6 +147,7 @@ def _direction(
       source_scores,
       block_size=block_size,
       axis_name=axis_name,
+      ring=ring,
       precision=precision,
     )
     divisor = mass if row_normalized else jnp.full_like(mass, n)
@@ -204,6 +223,7 @@ def svgd(
   regularization: float | Array | None = None,
   block_size: int | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Algorithm:
   """Moves particles to a given density: xᵢ ← xᵢ + ε φ*(xᵢ).
 
@@ -219,6 +239,7 @@ def svgd(
     regularization: η of the regularised Stein direction, as in `svgd_direction`.
     block_size: as in `svgd_direction`.
     axis_name: as in `svgd_direction`.
+    exchange: as in `svgd_direction`.
 
   Raises:
     ValueError: a regularisation that is not above 0, or without a kernel.
@@ -243,6 +264,7 @@ def svgd(
       regularization=regularization,
       block_size=block_size,
       axis_name=axis_name,
+      exchange=exchange,
     )
     descent = jax.tree.map(jnp.negative, direction)
     updates, opt_state = optimizer.update(descent, state.opt_state, state.particles)

@@ -1,7 +1,7 @@
 """Aliases, and the pair of pure functions that every algorithm is."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 
@@ -24,6 +24,13 @@ Metrics = dict[str, Array]
 
 Precision = str | None
 """Of products on accelerators: "highest", "high", "default", or None for JAX's own."""
+
+Exchange = Literal["all_gather", "ring"]
+"""How devices meet each other's particles.
+
+"all_gather": each holds all of them. "ring": blocks travel half way round, and each
+holds two; pairs are then reckoned once, and not on both devices.
+"""
 
 EnergyFn = Callable[..., Array]
 """`energy_fn(params, x)` or `energy_fn(params, x, context)` -> E(x) of one point."""

@@ -34,7 +34,7 @@ def test_products_and_sums_are_those_of_the_whole_table(n, edge, same, held):
     np.testing.assert_allclose(got[0], np.exp(-squared) @ a, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(got[1], np.sqrt(1 + squared) @ b, rtol=1e-9, atol=1e-12)
 
-    def values(place, squared):
+    def values(table, of_columns, place, squared):
       return jnp.exp(-squared)
 
     apart = np.exp(-squared) - (np.diag(np.ones(n)) if same else 0)

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from stein_jax import axes, pairwise
+from stein_jax.ring import half_way
 from stein_jax.types import Array, Params, Particles, Precision, PyTree
 
 
@@ -26,6 +27,11 @@ class Kernel:
 
   rows_in_flight: ClassVar[int | None] = 1
 
+  @property
+  def may_go_round(self) -> bool:
+    """Whether sums over some of the sources add up to that over all."""
+    return True
+
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """k(x, y) of two points, a scalar."""
     raise TypeError(f"{type(self).__name__} does not define k(x, y).")
@@ -36,9 +42,10 @@ class Kernel:
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
   ) -> "Kernel":
     """The same kernel with its bandwidth policy turned into a number."""
-    del particles, block_size, axis_name
+    del particles, block_size, axis_name, ring
     return self
 
   def matrix(self, queries: Particles, sources: Particles) -> Array:
@@ -54,6 +61,7 @@ class Kernel:
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
     precision: Precision = "highest",
   ) -> tuple[Particles, Array]:
     """n times the SVGD direction (5) at the queries, and the kernel's row sums.
@@ -66,6 +74,7 @@ class Kernel:
       block_size: queries in flight; None chooses by size.
       axis_name: the axis over which the queries are spread; a bandwidth policy looks
         at all of them.
+      ring: the sources are the queries, and the other devices' come round.
       precision: of the products of kernel values with scores, where there are such.
 
     Returns:
@@ -73,6 +82,8 @@ class Kernel:
       Σⱼ k(yⱼ, xᵢ), `[b]`.
     """
 
+    if ring:
+      return self._sums_in_ring(queries, scores, block_size, axis_name, precision)
     del axis_name, precision  # neither a policy nor a product of matrices
 
     def at_query(x: PyTree) -> tuple[PyTree, Array]:
@@ -83,6 +94,30 @@ class Kernel:
     return pairwise.map_rows(
       at_query, queries, num_columns, block_size or self.rows_in_flight
     )
+
+  def _sums_in_ring(
+    self,
+    particles: Particles,
+    scores: Particles,
+    block_size: int | None,
+    axis_name: str | None,
+    precision: Precision,
+  ) -> tuple[Particles, Array]:
+    """`stein_sums` over this device's particles and every visitor's."""
+    kernel = self.resolve(
+      particles, block_size=block_size, axis_name=axis_name, ring=True
+    )
+    sums = partial(kernel.stein_sums, block_size=block_size, precision=precision)
+    own = sums(particles, particles, scores)
+
+    def meet(carry: PyTree, visitor: PyTree, origin: Array, mutual: bool) -> Any:
+      del origin
+      carry = jax.tree.map(jnp.add, carry, sums(particles, *visitor))
+      return carry, sums(visitor[0], particles, scores) if mutual else None
+
+    nothing = jax.tree.map(jnp.zeros_like, own)
+    found = half_way(meet, own, (particles, scores), nothing, axis_name)
+    return jax.tree.map(jnp.add, *found)
 
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
     """The repulsion Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ), factored.
@@ -103,6 +138,7 @@ class Kernel:
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
   ) -> tuple[Array, Array]:
     """Sums of the Stein kernel, whose mean over pairs is the squared discrepancy.
 
@@ -115,12 +151,20 @@ class Kernel:
       scores: s_y; the same object as sₓ where the queries are the sources.
       block_size: queries in flight; None chooses by size.
       axis_name: as in `stein_sums`.
+      ring: as in `stein_sums`.
 
     Returns:
       The sum over this device's pairs of different points, and that over the pairs of a
-      point with itself.
+      point with itself. In a ring a pair that two devices share may be in the one's sum
+      for both.
     """
-    kernel = self.resolve(queries, block_size=block_size, axis_name=axis_name)
+    kernel = self.resolve(
+      queries, block_size=block_size, axis_name=axis_name, ring=ring
+    )
+    if ring:
+      return kernel._stein_kernel_sums_in_ring(
+        queries, query_scores, block_size, axis_name
+      )
     num_rows = jax.tree.leaves(queries)[0].shape[0]
     n = jax.tree.leaves(sources)[0].shape[0]
 
@@ -132,6 +176,32 @@ class Kernel:
     rows = (axes.global_indices(num_rows, axis_name), queries, query_scores)
     sums = pairwise.map_rows(row_sums, rows, n, block_size or self.rows_in_flight)
     return sums[0].sum(), sums[1].sum()
+
+  def _stein_kernel_sums_in_ring(
+    self,
+    particles: Particles,
+    scores: Particles,
+    block_size: int | None,
+    axis_name: str | None,
+  ) -> tuple[Array, Array]:
+    """`stein_kernel_sums` over this device's particles and every visitor's."""
+    own, itself = self.stein_kernel_sums(
+      particles, scores, particles, scores, block_size=block_size
+    )
+    here = jax.lax.axis_index(axis_name)
+    n = jax.tree.leaves(particles)[0].shape[0]
+
+    def meet(total: Array, visitor: PyTree, origin: Array, mutual: bool) -> Any:
+      sums = pairwise.map_rows(
+        lambda row: self._stein_kernel_row(*row, *visitor).sum(),
+        (particles, scores),
+        n,
+        block_size or self.rows_in_flight,
+      )
+      counted = mutual | (here < origin)  # else the other device counts it
+      return total + jnp.where(counted, 2 * sums.sum(), 0), ()
+
+    return half_way(meet, own, (particles, scores), (), axis_name)[0], itself
 
   def _stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles

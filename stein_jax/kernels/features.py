@@ -28,6 +28,11 @@ class OnFeatures(Kernel):
   affine: bool = False
   num_neighbors: int | None = None
 
+  @property
+  def may_go_round(self) -> bool:
+    """As in `Kernel`; who is nearest is known only among all."""
+    return self.num_neighbors is None and self.base.may_go_round
+
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """base(F(x), F(y))."""
     return self.base.pair(self.feature_fn(x), self.feature_fn(y))
@@ -44,10 +49,12 @@ class OnFeatures(Kernel):
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
   ) -> "OnFeatures":
     """The same kernel with its bandwidth taken of the features."""
+    features = jax.vmap(self.feature_fn)(particles)
     base = self.base.resolve(
-      jax.vmap(self.feature_fn)(particles), block_size=block_size, axis_name=axis_name
+      features, block_size=block_size, axis_name=axis_name, ring=ring
     )
     return dataclasses.replace(self, base=base)
 
@@ -59,6 +66,7 @@ class OnFeatures(Kernel):
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
     precision: Precision = "highest",
   ) -> tuple[Particles, Array]:
     """As in `Kernel`, with z = F(x) and ∇_{yⱼ} k(yⱼ, xᵢ) = J(yⱼ)ᵀ ∇_{zⱼ} base(zⱼ, zᵢ).
@@ -68,6 +76,8 @@ class OnFeatures(Kernel):
     queries the pull-backs of the features themselves serve all pairs. Where F is affine
     J is the same everywhere, and one pull-back of the sums does.
     """
+    if ring:
+      return self._sums_in_ring(queries, scores, block_size, axis_name, precision)
     if queries is sources or axis_name is not None:
       self = self.resolve(queries, block_size=block_size, axis_name=axis_name)
     features, pull_back = jax.vjp(jax.vmap(self.feature_fn), sources)

@@ -58,12 +58,17 @@ class Radial(Kernel):
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
   ) -> "Radial":
     """The same kernel with h as a number."""
     if not isinstance(self.bandwidth, MedianBandwidth):
       return self
     h = bandwidths.of_particles(
-      particles, policy=self.bandwidth, block_size=block_size, axis_name=axis_name
+      particles,
+      policy=self.bandwidth,
+      block_size=block_size,
+      axis_name=axis_name,
+      ring=ring,
     )
     return dataclasses.replace(self, bandwidth=h)
 
@@ -97,6 +102,7 @@ class Radial(Kernel):
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
     precision: Precision = "highest",
   ) -> tuple[Particles, Array]:
     """As in `Kernel`, by matrix products over the table of pairs.
@@ -104,7 +110,7 @@ class Radial(Kernel):
     With t = ‖x − y‖²/h and ∇_y k(y, x) = (2/h) ρ'(t) (y − x), the repulsion is
     Σⱼ ∇_{yⱼ} k(yⱼ, xᵢ) = (2/h) [Σⱼ ρ'ᵢⱼ yⱼ − xᵢ Σⱼ ρ'ᵢⱼ].
     """
-    distances, h = self._distances(queries, sources, block_size, axis_name)
+    distances, h = self._distances(queries, sources, block_size, axis_name, ring)
     s, unravel = pairwise.as_matrix(scores)
     x, y = distances.points()
     checks.same_shapes(y, s, ("sources", "scores"))
@@ -132,18 +138,21 @@ class Radial(Kernel):
     sources: Particles,
     block_size: int | None,
     axis_name: str | None,
+    ring: bool,
   ) -> tuple[tiles.Tiles, Array]:
     """The table of pairs, and h, which a policy makes of the same table."""
     y, _ = pairwise.as_matrix(sources)
     x = y if queries is sources else pairwise.as_matrix(queries)[0]
-    distances = tiles.of_points(x, y, block_size=block_size, axis_name=axis_name)
+    distances = tiles.of_points(
+      x, y, block_size=block_size, axis_name=axis_name, ring=ring
+    )
     policy = self.bandwidth
     if not isinstance(policy, MedianBandwidth):
       h = self._number(x.dtype)
       return distances.resolving(h), h
     if not distances.symmetric and axis_name is None:
       self._number()  # raises: no policy can tell what these queries are part of
-    of_all = policy.subsample is None or policy.subsample >= distances.n
+    of_all = policy.subsample is None or policy.subsample >= distances.num_points
     if distances.may_be_held() and of_all:
       distances = distances.hold()
     h = bandwidths.of_points(
@@ -151,6 +160,7 @@ class Radial(Kernel):
       policy,
       block_size=block_size,
       axis_name=axis_name,
+      ring=ring,
       distances=jax.lax.stop_gradient(distances),
     )
     return distances.resolving(h), h
@@ -172,6 +182,7 @@ class Radial(Kernel):
     *,
     block_size: int | None = None,
     axis_name: str | None = None,
+    ring: bool = False,
   ) -> tuple[Array, Array]:
     """As in `Kernel`, with the derivatives of ρ written out.
 
@@ -180,17 +191,20 @@ class Radial(Kernel):
     """
     if queries is sources and query_scores is not scores:
       raise ValueError("queries that are the sources must have the sources' scores.")
-    distances, h = self._distances(queries, sources, block_size, axis_name)
+    distances, h = self._distances(queries, sources, block_size, axis_name, ring)
     sy = distances.cut_columns(pairwise.as_matrix(scores)[0])
     sx = sy
     if not distances.symmetric:
       sx = distances.cut_rows(pairwise.as_matrix(query_scores)[0])
-    x, y = distances.rows, distances.columns
-    along_x, along_y = (sx * x).sum(axis=2), (sy * y).sum(axis=2)
+    x = distances.rows
+    along_x, along_y = (sx * x).sum(axis=2), (sy * distances.columns).sum(axis=2)
     d = x.shape[2]
 
-    def tile(place: tiles.Place, squared: Array) -> Array:
+    def tile(
+      table: tiles.Tiles, of_columns: Any, place: tiles.Place, squared: Array
+    ) -> Array:
       _, i, j = place
+      y, (sy, along_y) = table.columns, of_columns
       t = squared / h
       k, slope, curvature = self.profile(t)
       along = (
@@ -204,7 +218,7 @@ class Radial(Kernel):
 
     k, slope, _ = self.profile(jnp.zeros((), h.dtype))
     itself = jnp.square(sx).sum() * k - distances.num_rows * (2 * d / h) * slope
-    return tiles.sum_over_pairs(distances, tile), itself
+    return tiles.sum_over_pairs(distances, tile, (sy, along_y)), itself
 
 
 def rbf(
