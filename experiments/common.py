@@ -6,6 +6,7 @@ into one process.
 
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -15,17 +16,20 @@ from typing import Any
 import jax
 import optax
 from absl import flags, logging
+from jax.sharding import Mesh
 
 from experiments import data, image_data, prepare_data, rbm_methods, workdirs
-from stein_jax import Algorithm
+from stein_jax import Algorithm, parallel
 from stein_jax.energies import GaussianBernoulliRBM
 
 # Flags count as those of the binary that calls, in its --help and in flags.txt.
 flags.disclaim_key_flags()
 
 # Flags that say nothing about a run; and those that may change when it goes on.
-_OWN = frozenset(("overwrite", "from_summary"))
-_ELSEWHERE = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
+_PROCESSES = ("coordinator_address", "num_processes", "process_id", "cluster")
+DEVICES = ("num_devices", *_PROCESSES)
+OWN = frozenset(("overwrite", "from_summary", *_PROCESSES))
+ELSEWHERE = frozenset(("workdir", "data_dir", "cache_dir", "progress", "num_devices"))
 
 
 def define_run_flags(workdir: str, *, from_summary: bool = True) -> None:
@@ -39,6 +43,109 @@ def define_run_flags(workdir: str, *, from_summary: bool = True) -> None:
     flags.DEFINE_string(
       "from_summary", None, "Print the table of this summary.json in Markdown and exit."
     )
+
+
+def define_device_flags() -> None:
+  """--num_devices, and the flags that bring several processes together."""
+  flags.DEFINE_integer(
+    "num_devices",
+    None,
+    "Spread batches and particles over so many devices, those of all processes "
+    "together; a CPU is made into so many. By default one device, or of several "
+    "processes all.",
+    lower_bound=1,
+  )
+  flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of the first of several processes, all of which are started with the "
+    "same flags, but for --process_id.",
+  )
+  flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "This one, from 0.", lower_bound=0)
+  flags.DEFINE_bool(
+    "cluster",
+    False,
+    "Take the three flags above from Slurm, Open MPI or the TPU slice.",
+  )
+
+
+def join_devices() -> Mesh | None:
+  """The devices that the flags ask for; None: the one that JAX takes by itself.
+
+  Called before JAX does anything, since it joins the other processes.
+  """
+  values = flags.FLAGS
+  given = [values.coordinator_address, values.num_processes, values.process_id]
+  several = values.cluster or any(value is not None for value in given)
+  if several and not values.cluster and None in given:
+    sys.exit(
+      "--coordinator_address, --num_processes and --process_id go together: several "
+      "processes need all three, or --cluster."
+    )
+  if None not in given and values.process_id >= values.num_processes:
+    sys.exit(
+      f"--process_id={values.process_id} must be below --num_processes="
+      f"{values.num_processes}: they count from 0."
+    )
+  if not several and values.num_devices is None:
+    return None
+  if values.num_devices is not None:
+    _divide_cpu(values.num_devices, values.num_processes or 1)
+  if several:
+    joined = {"initialization_timeout": 120, "heartbeat_timeout_seconds": 20}
+    # The first process may judge and draw for hours after the last step.
+    joined["shutdown_timeout_seconds"] = 24 * 3600
+    try:
+      jax.distributed.initialize(*given, **joined)
+    except (RuntimeError, ValueError) as error:
+      sys.exit(f"The processes did not come together: {error}")
+  try:
+    return parallel.make_mesh(values.num_devices)
+  except ValueError as error:
+    sys.exit(f"--{error}")
+
+
+def ending_together(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+  """`main`, which ends with a message where one of several processes is lost."""
+
+  def run(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except jax.errors.JaxRuntimeError as error:
+      if jax.process_count() == 1:
+        raise
+      print(
+        f"Process {jax.process_index()} cannot go on with the others, of which one was "
+        f"probably lost: {str(error).splitlines()[0]}\nOnce all have ended, start all "
+        "of them again with the same flags: they go on at their last checkpoint.",
+        file=sys.stderr,
+        flush=True,
+      )
+      sys.stdout.flush()
+      os._exit(1)  # at an ordinary exit JAX would wait for who is lost, and abort
+
+  return run
+
+
+def _divide_cpu(num_devices: int, num_processes: int) -> None:
+  """Makes this process's share of devices of its CPU, unless XLA_FLAGS does so."""
+  if num_devices % num_processes:
+    sys.exit(
+      f"--num_devices={num_devices} cannot be shared by --num_processes="
+      f"{num_processes}: each has as many."
+    )
+  if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", num_devices // num_processes)
+
+
+def check_divides(mesh: Mesh | None, batch_size: int) -> None:
+  """Ends the program unless a batch can be spread evenly over the devices."""
+  if mesh is not None:
+    try:
+      parallel.check_divides("--batch_size", batch_size, mesh)
+    except ValueError as error:
+      sys.exit(str(error))
 
 
 def define_data_flags() -> None:
@@ -208,12 +315,12 @@ def claim_workdir(*, before_work: bool, may_grow: Set[str] = frozenset()) -> Pat
   """
   workdir = Path(flags.FLAGS.workdir)
   overwrite = flags.FLAGS.overwrite
-  values = workdirs.own_flags("workdir", leave_out=_OWN)
+  values = workdirs.own_flags("workdir", leave_out=OWN)
   if before_work:
     workdirs.check(
       workdir,
       values,
-      may_differ=_ELSEWHERE,
+      may_differ=ELSEWHERE,
       may_grow=may_grow,
       overwrite=overwrite,
     )
@@ -228,7 +335,7 @@ def write_summary(
   """Writes summary.json: the command, the flags, and what was measured."""
   summary = {
     "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
-    "flags": workdirs.own_flags("workdir", leave_out=_OWN),
+    "flags": workdirs.own_flags("workdir", leave_out=OWN),
     **results,
     "environment": {
       "jax": jax.__version__,

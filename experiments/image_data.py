@@ -471,12 +471,29 @@ class _Shuffled:
     self._shuffled = dataset.seed(seed).shuffle()
     self._event, self._num_workers = event, num_workers
 
-  def batches(self, first_step: int, length: int, batch_size: int) -> np.ndarray:
-    """Pictures uint8 [length, m, size, size, c] of the steps from `first_step` on."""
-    # Past its end grain goes on with the next epoch, in a new order.
-    steps = self._shuffled.batch(batch_size, drop_remainder=True).repeat()
-    chosen = steps[first_step : first_step + length]
-    batches = np.empty((length, batch_size, *self._event), np.uint8)
+  def batches(
+    self,
+    first_step: int,
+    length: int,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Pictures uint8 [length, m, size, size, c] of the steps from `first_step` on.
+
+    With `rows` only these of every batch, which alone are read.
+    """
+    rows = np.arange(batch_size) if rows is None else rows
+    steps_per_epoch = self.num_examples // batch_size
+
+    def batch(step: int) -> np.ndarray:
+      epoch, i = divmod(step, steps_per_epoch)
+      # Past its end grain goes on with the next epoch, in a new order.
+      first = epoch * self.num_examples + i * batch_size
+      return np.stack([self._shuffled[first + int(row)] for row in rows])
+
+    steps = range(first_step, first_step + length)
+    chosen = _import_grain().MapDataset.source(steps).map(batch)
+    batches = np.empty((length, len(rows), *self._event), np.uint8)
     for i, batch in enumerate(_in_threads(chosen, self._num_workers)):
       batches[i] = batch
     return batches

@@ -76,7 +76,14 @@ class Model(NamedTuple):
   energy: nn.Module | None  # None: DCGAN has a discriminator in its place
 
 
-def build(key: Key, method: str, settings: Settings, pictures: Batch) -> Model:
+def build(
+  key: Key,
+  method: str,
+  settings: Settings,
+  pictures: Batch,
+  *,
+  axis_name: str | None = None,
+) -> Model:
   """A method's model at its start; all methods share a key's generator.
 
   Args:
@@ -84,15 +91,17 @@ def build(key: Key, method: str, settings: Settings, pictures: Batch) -> Model:
     method: out of `METHODS`.
     settings: of the networks and the learning rule.
     pictures: two examples or more, as `transform` makes them.
+    axis_name: of a mesh of devices, over which batches are spread.
   """
   gen_key, other_key = jax.random.split(key)
   generator = generator_of(settings)
   x, labels = split_batch(pictures)
   noise = NOISE_FN(gen_key, len(x))
   eta, gen_stats = generators.initialize(gen_key, generator, noise, *labels)
-  generate_fn = generators.generate_fn(generator)
+  # The model's own generator, which samples on one device, knows no axis.
+  generate_fn = generators.generate_fn(generator.clone(axis_name=axis_name))
   if method == "dcgan":
-    discriminator = discriminator_of(settings)
+    discriminator = discriminator_of(settings).clone(axis_name=axis_name)
     delta, stats = generators.initialize(other_key, discriminator, x, *labels)
     adam = optax.adam(settings.dcgan_learning_rate, b1=settings.beta1)
     algorithm = dcgan(
@@ -104,6 +113,7 @@ def build(key: Key, method: str, settings: Settings, pictures: Batch) -> Model:
       discriminator_stats=stats,
       gen_stats=gen_stats,
       average=settings.average,
+      axis_name=axis_name,
     )
     params = {"discriminator": delta, "generator": eta}
     return Model(algorithm, params, generator, None)
@@ -122,6 +132,7 @@ def build(key: Key, method: str, settings: Settings, pictures: Batch) -> Model:
     step_size=settings.step_size,
     discount=settings.discount,
     average=settings.average,
+    axis_name=axis_name,
   )
   return Model(algorithm, {"energy": theta, "generator": eta}, generator, energy)
 

@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 
 from experiments import common, image_data, image_models, image_results
-from stein_jax import AlignmentController, energies, kernels, training
+from stein_jax import AlignmentController, energies, kernels, parallel, training
 from stein_jax.records import AnotherRun
 from stein_jax.stein_gan import AUTHORS_ALIGNMENT
 
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> None:
   common.hush_checkpoints()
   methods = common.chosen("method", flags.FLAGS.method, tuple(image_models.METHODS))
   seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
+  mesh = common.join_devices()
+  common.check_divides(mesh, flags.FLAGS.batch_size)
   common.claim_workdir(before_work=True, may_grow=_MAY_GROW)
   dataset = load()
   settings = settings_of_flags(dataset)
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> None:
       folder = workdir / method / f"seed_{seed}"
       label = f"{image_models.METHODS[method]}, seed {seed}"
       try:
-        fit = train(dataset, method, settings, seed, folder, label)
+        fit = train(dataset, method, settings, seed, folder, label, mesh)
       except training.TrainingDiverged as error:
         print(f"{label}: {error}", file=sys.stderr)
         runs[method].append(image_results.of_divergence(seed, error))
@@ -68,13 +71,20 @@ def main(argv: list[str]) -> None:
       except AnotherRun as error:  # on other data, by its fingerprint
         sys.exit(f"{label}: {error}")
       runs[method].append(image_results.of_history(seed, fit.history))
-  title = f"{dataset.name}, {flags.FLAGS.steps} steps of {flags.FLAGS.batch_size}"
-  summary = common.write_summary(workdir, "experiments.images", {"runs": runs})
-  image_results.draw(workdir, methods, seeds, title=title)
-  print(markdown(summary))
-  print(f"\nPictures and summary.json: {workdir}")
+  if parallel.is_first_process():
+    _report(workdir, dataset.name, runs, seeds)
   if failed:
     sys.exit(1)
+
+
+def _report(
+  workdir: Path, name: str, runs: dict[str, list[dict[str, Any]]], seeds: list[int]
+) -> None:
+  title = f"{name}, {flags.FLAGS.steps} steps of {flags.FLAGS.batch_size}"
+  summary = common.write_summary(workdir, "experiments.images", {"runs": runs})
+  image_results.draw(workdir, list(runs), seeds, title=title)
+  print(markdown(summary))
+  print(f"\nPictures and summary.json: {workdir}")
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -172,6 +182,7 @@ def train(
   seed: int,
   folder: Path,
   label: str,
+  mesh: Mesh | None,
 ) -> training.Fit:
   """Trains one method from one seed; all methods share a seed's batches."""
   init_key, fit_key = jax.random.split(jax.random.key(seed))
@@ -182,7 +193,8 @@ def train(
 
   few = pictures(dataset.train[:2], dataset.train_labels[:2] if conditional else None)
   few = image_models.transform(jax.tree.map(jnp.asarray, few))
-  model = image_models.build(init_key, method, settings, few)
+  axis_name = None if mesh is None else parallel.AXIS
+  model = image_models.build(init_key, method, settings, few, axis_name=axis_name)
   data: Any = pictures(dataset.train, dataset.train_labels)
   if _streamed(dataset):
     data = image_data.stream(dataset.train, size=settings.size, seed=seed)
@@ -205,7 +217,7 @@ def train(
   # SteinCD's difference of nearby energies needs all digits, which accelerators spare.
   precision = "highest" if method == "steincd_gan" else None
   with jax.default_matmul_precision(precision):
-    return _fit(fit_key, model, data, watch, folder, label)
+    return _fit(fit_key, model, data, watch, folder, label, mesh)
 
 
 def _fit(
@@ -215,6 +227,7 @@ def _fit(
   watch: image_results.Watch,
   folder: Path,
   label: str,
+  mesh: Mesh | None,
 ) -> training.Fit:
   values = flags.FLAGS
   return training.fit(
@@ -232,6 +245,7 @@ def _fit(
     workdir=folder,
     progress=values.progress,
     label=label,
+    mesh=mesh,
   )
 
 
@@ -318,9 +332,10 @@ def _define_flags() -> None:
     "then come from. It starts at the untrained one: .999 needs some 5 000 steps.",
   )
   flags.DEFINE_bool("bfloat16", False, "Compute in bfloat16; parameters stay float32.")
+  common.define_device_flags()
   common.define_run_flags("runs/images")
 
 
 if __name__ == "__main__":
   _define_flags()
-  app.run(main)
+  app.run(common.ending_together(main))

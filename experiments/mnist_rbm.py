@@ -27,6 +27,7 @@ from typing import Any
 import jax
 from absl import app, flags
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from experiments import (
   classifier,
@@ -39,7 +40,7 @@ from experiments import (
   rbm_results,
   workdirs,
 )
-from stein_jax import Algorithm, training
+from stein_jax import Algorithm, parallel, training
 from stein_jax.stein_gan import SteinGANState
 
 _METHOD = flags.DEFINE_list(
@@ -83,24 +84,31 @@ _CLASSIFIER_STEPS = flags.DEFINE_integer(
 )
 rbm_flags.define()
 
-# What may change when a command continues an earlier one in the same --workdir: where
-# things are and what is shown; and there may be more of it.
-_MAY_DIFFER = frozenset(("workdir", "data_dir", "cache_dir", "progress"))
+common.define_device_flags()
+
+# There may be more of it when a command continues an earlier one in its --workdir.
 _MAY_GROW = frozenset(("method", "mix", "seeds", "steps"))
 
 
 def main(argv: list[str]) -> None:
   common.refuse_arguments(argv)
   common.hush_checkpoints()
+  mesh = common.join_devices()
+  common.check_divides(mesh, _BATCH_SIZE.value)
   settings = rbm_flags.settings()
   seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
   runs = runs_of_flags(settings)
   own_settings = rbm_flags.own_settings([r for r in runs if r.energy_from is None])
+  if mesh is not None:
+    settings, *own = (
+      s._replace(axis_name=parallel.AXIS) for s in (settings, *own_settings.values())
+    )
+    own_settings = dict(zip(own_settings, own))
   with_generator = any(run.has_generator for run in runs)
   if with_generator and (flags.FLAGS.center or flags.FLAGS.scale != 1):
     sys.exit("A generator makes pixels in [0, 1]: leave --center and --scale out.")
   workdir = Path(flags.FLAGS.workdir)
-  values = workdirs.own_flags("method", leave_out={"overwrite"})
+  values = workdirs.own_flags("method", leave_out=common.OWN)
   # The schedule's shape depends on the number of steps.
   scheduled = flags.FLAGS.schedule != "constant" or "schedule=" in flags.FLAGS.overrides
   # Nor may a generator be trained half on one energy and half on another.
@@ -109,7 +117,7 @@ def main(argv: list[str]) -> None:
   overwrite = flags.FLAGS.overwrite
   # Asked before the data is loaded, which may take half a minute.
   workdirs.check(
-    workdir, values, may_differ=_MAY_DIFFER, may_grow=may_grow, overwrite=overwrite
+    workdir, values, may_differ=common.ELSEWHERE, may_grow=may_grow, overwrite=overwrite
   )
   problem = rbm_problem.load(_BATCH_SIZE.value)
   judge = _judge(problem, settings.generator) if with_generator else None
@@ -136,6 +144,7 @@ def main(argv: list[str]) -> None:
           folder,
           judge=judge if run.has_generator else None,
           energy=energy,
+          mesh=mesh,
         )
       except training.TrainingDiverged as error:
         print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
@@ -145,17 +154,19 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{run.label}, seed {seed}: {error}")
       histories[seed] = fit.history
       energies[run.name, seed] = _energy_params(fit.state)
-      if run.has_generator:
+      if run.has_generator and parallel.is_first_process():
         last = fit.history[-1]["step"]
         record = folder / "scores.json"
         scores.append(
           rbm_generators.judged(judge, fit.state, last, _NUM_SAMPLES.value, record)
         )
-    results.add(run, histories, diverged, scores, energies)
-  results.gather_metrics(seeds)
-  print(results.tables())
-  print(f"\nExact log-likelihood in nats. Pictures and summary.json: {workdir}")
-  if any("diverged" in summary for summary in results.summaries.values()):
+    if parallel.is_first_process():
+      results.add(run, histories, diverged, scores, energies)
+  if parallel.is_first_process():
+    results.gather_metrics(seeds)
+    print(results.tables())
+    print(f"\nExact log-likelihood in nats. Pictures and summary.json: {workdir}")
+  if results.diverged:
     sys.exit(1)
 
 
@@ -187,6 +198,7 @@ def train(
   *,
   judge: rbm_generators.Judge | None = None,
   energy: Any = None,
+  mesh: Mesh | None = None,
 ) -> training.Fit:
   """Trains one method from one seed; all methods share a seed's start and batches.
 
@@ -198,6 +210,7 @@ def train(
     workdir: as in `training.fit`.
     judge: given where a generator is trained beside the energy, or after it.
     energy: the finished energy's parameters where a generator is trained after it.
+    mesh: the devices; the algorithm was built with its axis.
   """
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   params = rbm_problem.start(init_key, problem) if energy is None else energy
@@ -210,7 +223,7 @@ def train(
     evaluate["samples"] = judge.while_training
     if workdir is not None:
       observe = rbm_generators.keeping_samples(judge.generator, workdir / "samples")
-  return training.fit(
+  fit = training.fit(
     fit_key,
     algorithm,
     params,
@@ -225,7 +238,9 @@ def train(
     workdir=workdir,
     progress=flags.FLAGS.progress,
     label=label if workdir is None else f"{label}, seed {seed}",
+    mesh=mesh,
   )
+  return fit._replace(state=parallel.local(fit.state))
 
 
 def _energy_params(state: Any) -> Any:
@@ -260,4 +275,4 @@ def _judge(problem: rbm_problem.Problem, generator: nn.Module) -> rbm_generators
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(common.ending_together(main))

@@ -56,6 +56,7 @@ class Settings(NamedTuple):
   mix: Sequence[float] = (0.25,)
   mix_scale: Sequence[float] = (100.0,)
   discount: float | AlignmentController = 0.0
+  axis_name: str | None = None  # of a mesh of devices, which --num_devices asks for
 
 
 DEFAULTS = Settings._field_defaults
@@ -115,6 +116,7 @@ def _contrastive_divergence(
           persistent=persistent,
           metropolis=s.metropolis and not antithetic,
           antithetic=antithetic,
+          axis_name=s.axis_name,
         )
 
       yield Run(name, label, build)
@@ -123,9 +125,13 @@ def _contrastive_divergence(
 def _gibbs(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterator[Run]:
   def build(s: Settings) -> Algorithm:
     def negatives(key: Key, params: Params, x: Array) -> tuple[Array, Metrics]:
-      return rbm.gibbs(key, params, x, num_steps=s.gibbs_steps), {}
+      device = jax.lax.axis_index(s.axis_name) if s.axis_name else 0
+      first = device * len(x)
+      return rbm.gibbs(key, params, x, num_steps=s.gibbs_steps, first=first), {}
 
-    return learn_from_negatives(rbm.apply, negatives, s.optimizer)
+    return learn_from_negatives(
+      rbm.apply, negatives, s.optimizer, axis_name=s.axis_name
+    )
 
   yield Run("gibbs", f"Gibbs CD-{settings.gibbs_steps}", build)
 
@@ -149,6 +155,7 @@ def _stein_cd(
       s.optimizer,
       step_size=s.step_size,
       symmetric=kind == "symmetric",
+      axis_name=s.axis_name,
     )
 
   yield Run(name, label, build)
@@ -177,6 +184,7 @@ def _regularized_stein_cd(
       num_steps=s.stein_steps,
       regularization=s.regularization,
       persistent=kind == "persistent",
+      axis_name=s.axis_name,
     )
 
   yield Run(name, label, build)
@@ -202,6 +210,7 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
         step_size=s.stein_step_size,
         num_steps=s.stein_steps,
         regularization=s.regularization,
+        axis_name=s.axis_name,
       )
       score_fn = Partial(rbm.score, params)
       refreshed = samplers.langevin(
@@ -211,10 +220,13 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
         num_steps=s.refresh_steps,
         step_size=s.langevin_step_size[0],
         antithetic=True,
+        axis_name=s.axis_name,
       )
       return refreshed, {}
 
-    return learn_from_negatives(rbm.apply, negatives, s.optimizer)
+    return learn_from_negatives(
+      rbm.apply, negatives, s.optimizer, axis_name=s.axis_name
+    )
 
   yield Run("stein_cd_refreshed", "regularised SteinCD, Langevin last", build)
 
@@ -235,7 +247,9 @@ def _stein_score_matching(
   yield Run(
     "stein_score_matching",
     "Stein score matching",
-    lambda s: stein_score_matching(rbm.apply, s.kernel, s.optimizer),
+    lambda s: stein_score_matching(
+      rbm.apply, s.kernel, s.optimizer, axis_name=s.axis_name
+    ),
   )
 
 
@@ -249,6 +263,7 @@ def _score_matching(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterator[R
       s.optimizer,
       num_probes=1 if s.trace == "hutchinson" else None,
       divergence_fn=rbm.score_divergence if s.trace == "closed" else None,
+      axis_name=s.axis_name,
     ),
   )
 
@@ -258,13 +273,17 @@ def _maximum_likelihood(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
     yield Run(
       "mle_samples",
       "MLE, exact samples",
-      lambda s: sampled_maximum_likelihood(rbm.apply, rbm.sample, s.optimizer),
+      lambda s: sampled_maximum_likelihood(
+        rbm.apply, rbm.sample, s.optimizer, axis_name=s.axis_name
+      ),
     )
   else:
     yield Run(
       "mle",
       "exact MLE",
-      lambda s: maximum_likelihood(rbm.apply, rbm.log_partition, s.optimizer),
+      lambda s: maximum_likelihood(
+        rbm.apply, rbm.log_partition, s.optimizer, axis_name=s.axis_name
+      ),
     )
 
 
@@ -312,7 +331,8 @@ def _stein_gan_of(
   scale: float,
 ) -> Algorithm:
   """SteinGAN on flat pictures."""
-  images_of = generators.generate_fn(settings.generator)
+  generator = settings.generator.clone(axis_name=settings.axis_name)
+  images_of = generators.generate_fn(generator)
 
   def generate(
     eta: Params, stats: PyTree, noise: Array, context: PyTree
@@ -332,6 +352,7 @@ def _stein_gan_of(
     mix_scale=scale,
     step_size=settings.step_size,
     discount=settings.discount,
+    axis_name=settings.axis_name,
   )
 
 

@@ -65,18 +65,20 @@ def main(argv: list[str]) -> None:
     sys.exit("tuning is for methods that learn an energy alone, without a generator.")
   if len(base.langevin_step_size) > 1 or flags.FLAGS["overrides"].value:
     sys.exit("tuning chooses --langevin_step_size (give one) and --overrides itself.")
+  if any(flags.FLAGS[name].value for name in common.DEVICES):
+    sys.exit("tuning runs on one device: start several with methods of their own.")
   workdir = Path(flags.FLAGS["workdir"].value)
   values = {
     name: value
     for module in ("method", "budget")
     for name, value in workdirs.own_flags(module).items()
-    if name not in ("overwrite", "seeds", "write_flags", "from_summary")
+    if name not in {"seeds", "write_flags", *common.OWN}
   }
   overwrite = flags.FLAGS["overwrite"].value
   workdirs.check(
     workdir,
     values,
-    may_differ={"workdir", "data_dir", "cache_dir", "progress"},
+    may_differ=common.ELSEWHERE,
     may_grow={"method", "budget"},
     overwrite=overwrite,
   )

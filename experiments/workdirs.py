@@ -8,6 +8,8 @@ from typing import Any
 
 from absl import flags
 
+from stein_jax import parallel
+
 
 def own_flags(known: str, *, leave_out: Set[str] = frozenset()) -> dict[str, str]:
   """The flags of the module that defines `known`, as text for a flagfile."""
@@ -63,7 +65,16 @@ def check(
 
 
 def prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
-  """Makes the folder, anew if it is to be overwritten, and writes flags.txt."""
+  """Makes the folder, anew if it is to be overwritten, and writes flags.txt.
+
+  Of several processes the first does, and the others wait for it.
+  """
+  if parallel.is_first_process():
+    _prepare(workdir, values, overwrite=overwrite)
+  parallel.wait_for_all("workdir")
+
+
+def _prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
   workdir = workdir.resolve()  # a link stays, what it points to is emptied
   record = workdir / "flags.txt"
   if overwrite and record.exists():

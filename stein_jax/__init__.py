@@ -10,6 +10,7 @@ from stein_jax import (
   evaluation,
   generators,
   kernels,
+  parallel,
   samplers,
   training,
 )
@@ -61,6 +62,7 @@ __all__ = [
   "learn_from_negatives",
   "maximum_likelihood",
   "negative_log_likelihood",
+  "parallel",
   "repulsion_share",
   "samplers",
   "sampled_maximum_likelihood",

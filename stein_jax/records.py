@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from stein_jax import parallel
 from stein_jax.types import Metrics
 
 Row = dict[str, Any]
@@ -60,6 +61,7 @@ class Record(contextlib.AbstractContextManager):
       folder = Path(workdir).resolve()
       folder.mkdir(parents=True, exist_ok=True)
       self._metrics = folder / "metrics.jsonl"
+      self._writes = parallel.is_first_process()
       self._checkpointer = ocp.training.Checkpointer(
         folder / "checkpoints",
         preservation_policy=ocp.training.preservation_policies.LatestN(2),
@@ -104,7 +106,7 @@ class Record(contextlib.AbstractContextManager):
     """Writes a row; `logged`: with the means since the last row that had them."""
     row = {"step": step} | (self._means() if logged else {}) | results
     self.history.append(row)
-    if self._checkpointer is not None:
+    if self._checkpointer is not None and self._writes:
       with self._metrics.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -126,7 +128,8 @@ class Record(contextlib.AbstractContextManager):
     if latest is None or not resume:
       for checkpoint in list(self._checkpointer.checkpoints):
         self._checkpointer.delete(checkpoint.step)
-      self._metrics.write_text("")
+      if self._writes:
+        self._metrics.write_text("")
       return 0, first_state
 
     extra = self._checkpointer.metadata(latest).custom_metadata
@@ -143,14 +146,15 @@ class Record(contextlib.AbstractContextManager):
       )
     self._window = extra["window"]
     self.history = [row for row in self._read() if row["step"] <= latest.step]
-    kept = self._metrics.with_suffix(".tmp")
-    kept.write_text("".join(json.dumps(row) + "\n" for row in self.history))
-    kept.replace(self._metrics)
+    if self._writes:
+      kept = self._metrics.with_suffix(".tmp")
+      kept.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+      kept.replace(self._metrics)
 
     # Orbax loads in threads that `jax.enable_x64` does not reach, where only NumPy's
-    # arrays keep their 64 bits.
+    # arrays keep their 64 bits; and of several processes each needs the whole state.
     def template(x: Any) -> Any:
-      wide = is_array_of(x, np.number) and x.itemsize > 4
+      wide = is_array_of(x, np.number) and (x.itemsize > 4 or jax.process_count() > 1)
       return np.empty(x.shape, x.dtype) if wide else x
 
     state = self._checkpointer.load(latest, jax.tree.map(template, first_state))

@@ -14,6 +14,9 @@ and a resumed run continues exactly as the uninterrupted one.
 
 Data larger than memory come as a `Stream`, whose batch t takes the place of
 data[...] above; all else is the same.
+
+So it is over a mesh of devices, of one process or of several: the data and every batch
+are spread over them by rows, and the numbers are those of one device but for rounding.
 """
 
 import contextlib
@@ -30,8 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from stein_jax import parallel
 from stein_jax.records import Record, Row, interrupts_delayed, is_array_of
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Params, PyTree
 
@@ -57,6 +62,9 @@ class Stream(Protocol):
 
   Attributes:
     num_examples: N, of which an epoch visits each once, the last N mod m excepted.
+
+  With several processes `batches` takes `rows=`, too, numbers from 0 to m − 1, and
+  returns only these rows of every batch: the process's own.
   """
 
   num_examples: int
@@ -133,6 +141,7 @@ def fit(
   resume: bool = True,
   progress: bool = True,
   label: str = "",
+  mesh: Mesh | None = None,
 ) -> Fit:
   """Runs `num_steps` updates of an algorithm on batches of the data.
 
@@ -176,9 +185,15 @@ def fit(
       metrics.
     progress: whether to show a progress bar, on stderr.
     label: the progress bar's name.
+    mesh: the devices to train on, as of `parallel.make_mesh`; the algorithm was made
+      with the `axis_name` of it. `evaluate` and `observe` get states on one device.
+      Of several processes all call `fit` with the same arguments, of which the data
+      may be memory-mapped: each reads its own rows. All evaluate; the first alone
+      observes, shows the bar and writes files, in a workdir that all can read.
 
   Returns:
-    Fit(state, history), earlier rows included.
+    Fit(state, history), earlier rows included. With a mesh the state is spread over it
+    as `parallel.shardings` says; `parallel.local` brings it together.
 
   Raises:
     TrainingDiverged: a metric or a parameter is not finite.
@@ -187,6 +202,9 @@ def fit(
     Whatever a stream raises, at the chunk whose batches it was asked for.
   """
   _check_arguments(key, algorithm, data, batch_size)
+  if mesh is not None:
+    parallel.check_divides("batch_size", batch_size, mesh)
+    algorithm = parallel.distribute(algorithm, mesh)
   _check_counts(
     num_steps=num_steps,
     log_every=log_every,
@@ -205,14 +223,18 @@ def fit(
   init_key, data_key, step_key = jax.random.split(key, 3)
   feed: _Arrays | _Ahead
   if isinstance(data, Stream):
-    feed = _Ahead(data, batch_size)
+    feed = _Ahead(data, batch_size, mesh)
     chunk = _shorter(chunk, feed.bytes_per_step)
   else:
-    feed = _Arrays(data, data_key, batch_size)
+    feed = _Arrays(data, data_key, batch_size, mesh)
   state = algorithm.init(init_key, params, transform(feed.first))
-  carry = _begin(state, 0, feed.num_ordered)
+  start = _own(state, 0, feed.num_ordered)
+  carry = _over(mesh, start)
   run: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
+  if mesh is not None:
+    run = parallel.spread(run, parallel.same(mesh))
   run |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
+  run |= {"mesh": mesh}
   # Costs no second trace: the first chunk finds this one in jit's cache.
   length = min(chunk, num_steps)
   like = feed.like(length)
@@ -223,21 +245,22 @@ def fit(
     "key": str(jax.random.key_data(key).tolist()),
     "batch_size": str(batch_size),
     **feed.described,
-    **_describe("state", carry.state),
+    **_describe("state", start.state),
   }
   with contextlib.ExitStack() as stack:
     stack.callback(feed.close)
     record = stack.enter_context(Record(workdir, fingerprint))
-    step, state = record.restore(carry.state, resume)
+    step, state = record.restore(start.state, resume)
     if step > num_steps:
       raise ValueError(
         f"{record.checkpoint} is beyond num_steps={num_steps}: ask for more steps, "
         "use another workdir or resume=False"
       )
-    carry = _begin(state, step, feed.num_ordered)
-    del state  # carry has its own copy
+    carry = _over(mesh, _own(state, step, feed.num_ordered))
+    del state, start  # carry has its own copy
+    silent = not (progress and parallel.is_first_process())
     bar = stack.enter_context(
-      tqdm(total=num_steps, initial=step, desc=label or None, disable=not progress)
+      tqdm(total=num_steps, initial=step, desc=label or None, disable=silent)
     )
 
     def due(every: int | None) -> bool:
@@ -256,9 +279,9 @@ def fit(
           results: Row = {}
           if evaluated:
             # A copy, since the next chunk consumes the state's own buffers.
-            copy = _copy(carry.state)
+            copy = _copy(parallel.local(carry.state))
             results = _evaluate(evaluate or {}, copy, taken=shapes)
-            if observe is not None:
+            if observe is not None and parallel.is_first_process():
               observe(step, copy)
             del copy
             shown |= results
@@ -287,7 +310,7 @@ def fit(
         bar.set_postfix(_brief(shown), refresh=False)
         bar.update(length)
     except KeyboardInterrupt:
-      if step > 0:
+      if step > 0 and jax.process_count() == 1:  # alone, others would be waited for
         record.save(step, carry.state)
       raise
 
@@ -304,12 +327,22 @@ class _Carry(NamedTuple):
 class _Arrays:
   """Data on the device, where each chunk gathers its own batches."""
 
-  def __init__(self, data: Batch, data_key: Key, batch_size: int):
-    self._data = jax.tree.map(jnp.asarray, data)
-    self.num_ordered = len(jax.tree.leaves(self._data)[0])
+  def __init__(self, data: Batch, data_key: Key, batch_size: int, mesh: Mesh | None):
+    self.num_ordered = len(jax.tree.leaves(data)[0])
     rows = _order(data_key, 0, self.num_ordered)[:batch_size]
-    self.first = _take(self._data, rows)
-    self.described = _describe("data", self._data)
+    if mesh is None:
+      self._data = jax.tree.map(jnp.asarray, data)
+      self.first = _take(self._data, rows)
+    else:
+      self._data = parallel.spread_rows(data, mesh)
+      self.first = jax.tree.map(lambda x: jnp.asarray(x[np.asarray(rows)]), data)
+    self.described = _describe(
+      "data",
+      jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((self.num_ordered, *x.shape[1:]), x.dtype),
+        self.first,
+      ),
+    )
 
   def like(self, length: int) -> Batch:
     """The types and shapes of what `take` returns."""
@@ -328,8 +361,9 @@ class _Ahead:
 
   num_ordered = None
 
-  def __init__(self, stream: Stream, batch_size: int):
-    self._stream, self._batch_size = stream, batch_size
+  def __init__(self, stream: Stream, batch_size: int, mesh: Mesh | None):
+    self._stream, self._batch_size, self._mesh = stream, batch_size, mesh
+    self._rows: dict[str, np.ndarray] = {}
     first = stream.batches(0, 1, batch_size)
     self._events = {name: (t, shape[2:]) for name, (t, shape) in _hosted(first).items()}
     self._check(first, 0, 1)
@@ -344,6 +378,9 @@ class _Ahead:
       "checksum of the first batch": f"{checksum:08x}",
       **_describe("batch", self.first),
     }
+    # Of several processes each fetches its own rows of every batch.
+    if mesh is not None and jax.process_count() > 1:
+      self._rows = {"rows": parallel.own_rows(batch_size, mesh)}
     self._pool = ThreadPoolExecutor(1, thread_name_prefix="stein_jax-stream")
     self._next: Future[Batch] | None = None
 
@@ -360,20 +397,26 @@ class _Ahead:
     self._next = None
     if after:
       self._next = self._pool.submit(self._fetch, step + length, after)
-    return jax.tree.map(jnp.asarray, batches)
+    if self._mesh is None:
+      return jax.tree.map(jnp.asarray, batches)
+    sharding = parallel.by_rows(self._mesh, axis=1)
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batches
+    )
 
   def close(self) -> None:
     """Waits for the fetch under way, whose result nobody will take."""
     self._pool.shutdown(cancel_futures=True)
 
   def _fetch(self, step: int, length: int) -> Batch:
-    batches = self._stream.batches(step, length, self._batch_size)
+    batches = self._stream.batches(step, length, self._batch_size, **self._rows)
     self._check(batches, step, length)
     return batches
 
   def _check(self, batches: Batch, step: int, length: int) -> None:
     """Another type or shape would be another program, or other numbers."""
-    lead = (length, self._batch_size)
+    rows = self._rows.get("rows")
+    lead = (length, self._batch_size if rows is None else len(rows))
     expected = {name: (t, lead + event) for name, (t, event) in self._events.items()}
     if (got := _hosted(batches)) != expected:
       raise ValueError(
@@ -399,7 +442,7 @@ def _shorter(length: int, bytes_per_step: int) -> int:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("algorithm", "transform", "batch_size", "length"),
+  static_argnames=("algorithm", "transform", "batch_size", "length", "mesh"),
   donate_argnames="carry",
 )
 def _run_chunk(
@@ -412,6 +455,7 @@ def _run_chunk(
   transform: Callable[[Batch], Batch],
   batch_size: int,
   length: int,
+  mesh: Mesh | None,
 ) -> tuple[_Carry, Metrics, dict[str, Array]]:
   """Returns the carry after `length` steps, their metrics [length], and `_finite`.
 
@@ -427,12 +471,17 @@ def _run_chunk(
   def one_step(state: Any, step_and_batch: tuple[Array, Any]) -> tuple[Any, Metrics]:
     step, batch = step_and_batch
     if order is not None:  # the batch is a list of rows as yet
-      batch = _take(data, batch)
+      batch = _take(data, batch) if mesh is None else parallel.take(data, batch, mesh)
     key = jax.random.fold_in(step_key, step)
     return algorithm.update(key, state, transform(batch))
 
   state, metrics = jax.lax.scan(one_step, carry.state, (steps, batches))
-  return _Carry(state, carry.step + length, epoch, order), metrics, _finite(state)
+  carry = _Carry(state, carry.step + length, epoch, order)
+  found = (metrics, _finite(state))
+  if mesh is not None:  # as it came, so that the next chunk is the same program
+    carry = jax.lax.with_sharding_constraint(carry, _places(mesh, carry))
+    found = jax.lax.with_sharding_constraint(found, parallel.same(mesh))
+  return carry, *found
 
 
 def _rows(
@@ -496,8 +545,18 @@ def _finite(state: Any) -> dict[str, Array]:
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
+def _over(mesh: Mesh | None, carry: _Carry) -> _Carry:
+  """The same carry, spread over the mesh where there is one."""
+  return carry if mesh is None else parallel.spread(carry, _places(mesh, carry))
+
+
+def _places(mesh: Mesh, carry: _Carry) -> Any:
+  places = jax.tree.map(lambda _: parallel.same(mesh), carry)
+  return places._replace(state=parallel.shardings(carry.state, mesh))
+
+
 @functools.partial(jax.jit, static_argnames="num_examples")
-def _begin(state: Any, step: Array | int, num_examples: int | None) -> _Carry:
+def _own(state: Any, step: Array | int, num_examples: int | None) -> _Carry:
   """Returns the first carry, which shares no buffer with the caller's arrays.
 
   num_examples is how many there are to put in order; None: a stream has its own order.

@@ -47,7 +47,7 @@ MAY_IMPORT = {
   "discriminators": {"types", "checks", "convolutions", "generators"},
   "evaluation": KERNELS | {"discrepancy", "convolutions"},
   "parallel": {"types"},
-  "records": {"types"},
+  "records": {"types", "parallel"},
   "training": {"types", "records", "parallel"},
 }
 

@@ -1,0 +1,246 @@
+"""An algorithm over a mesh of devices, and `fit` on one: as on one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import stein_jax
+from stein_jax import kernels, parallel, training
+
+N, M, D = 37, 8, 3  # N does not divide over the devices, and need not
+
+
+def energy(params, x):
+  bump = jnp.sum(jnp.tanh(x @ params["weights"]))
+  return jnp.sum((x - params["mean"]) ** 2) / 2 + bump
+
+
+def start():
+  rng = np.random.default_rng(2)
+  return {
+    "mean": jnp.asarray(rng.normal(size=D)),
+    "weights": jnp.asarray(rng.normal(size=(D, 2))),
+  }
+
+
+def data(dtype=float):
+  return np.random.default_rng(0).normal(size=(N, D)).astype(dtype)
+
+
+def stein_cd(axis_name=None, **options):
+  return stein_jax.stein_cd(
+    energy,
+    kernels.rbf(),
+    optax.adam(0.05),
+    step_size=0.1,
+    axis_name=axis_name,
+    **options,
+  )
+
+
+def persistent(axis_name=None):
+  return stein_jax.contrastive_divergence(
+    energy,
+    optax.adam(0.05),
+    num_steps=2,
+    step_size=0.2,
+    persistent=True,
+    axis_name=axis_name,
+  )
+
+
+def fit(build, mesh, data, **options):
+  options = {"num_steps": 23, "batch_size": M, "log_every": 5, "progress": False} | (
+    options
+  )
+  algorithm = build(None if mesh is None else parallel.AXIS)
+  return training.fit(jax.random.key(1), algorithm, start(), data, mesh=mesh, **options)
+
+
+def assert_same(got, want, rtol=1e-10, atol=1e-12):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def without_times(history):
+  return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in history]
+
+
+def assert_same_history(got, want, rtol=1e-10):
+  got, want = without_times(got), without_times(want)
+  assert [row.keys() for row in got] == [row.keys() for row in want]
+  for a, b in zip(got, want):
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=rtol)
+
+
+# ------------------------------------------------------------------------ `fit`
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("build", [stein_cd, persistent])
+def test_fit_gives_what_one_device_gives(build):
+  def evaluate(state):
+    assert all(len(x.devices()) == 1 for x in jax.tree.leaves(state))
+    return {"mean": state.params["mean"].sum()}
+
+  options = {"evaluate": evaluate, "eval_every": 10}
+  one = fit(build, None, data(), **options)
+  for size in (1, 2, 8):
+    many = fit(build, parallel.make_mesh(size), data(), **options)
+    assert_same(many.state, one.state)
+    assert_same_history(many.history, one.history)
+    if build is persistent:
+      assert many.state.particles.sharding.shard_shape((M, D)) == (M // size, D)
+      whole = parallel.local(many.state)
+      assert len(whole.particles.devices()) == 1
+      assert_same(whole, one.state)
+
+
+@pytest.mark.usefixtures("x64")
+def test_in_float32_within_what_reordering_a_batch_does():
+  x = data(np.float32)
+  start32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start())
+  key = jax.random.key(0)
+
+  def moved(update, x):
+    state, _ = jax.jit(update)(key, one.init(key, start32, x), x)
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.params)])
+
+  def sgd(axis_name=None):
+    return stein_jax.stein_cd(
+      energy, kernels.rbf(), optax.sgd(1.0), step_size=0.1, axis_name=axis_name
+    )
+
+  one, x = sgd(), x[:32]
+  want = moved(one.update, x)
+  rng = np.random.default_rng(3)
+  reordered = [abs(moved(one.update, rng.permutation(x)) - want) for _ in range(10)]
+  for size in (2, 4, 8):
+    many = parallel.distribute(sgd(parallel.AXIS), parallel.make_mesh(size))
+    error = abs(moved(many.update, x) - want).max()
+    assert error <= 4 * np.max(reordered)
+
+
+@pytest.mark.usefixtures("x64")
+def test_checkpoints_restore_on_another_number_of_devices(tmp_path):
+  want = fit(persistent, None, data())
+  for steps, size in ((6, 8), (11, None), (17, 2), (23, 4)):
+    mesh = None if size is None else parallel.make_mesh(size)
+    got = fit(persistent, mesh, data(), num_steps=steps, workdir=tmp_path)
+  assert_same(got.state, want.state)
+  # Where a part ended off the grid of log_every it left a row of its own.
+  means = {row["step"]: row["loss"] for row in got.history}
+  assert means[23] == pytest.approx(want.history[-1]["loss"])
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(got.history)
+
+
+class Streamed:
+  """The data's rows in turn."""
+
+  num_examples = N
+
+  def batches(self, first_step, length, batch_size, rows=slice(None)):
+    steps = first_step + np.arange(length)
+    places = (steps[:, None] * batch_size + np.arange(batch_size)) % N
+    return data()[places[:, rows]]
+
+
+@pytest.mark.usefixtures("x64")
+def test_streams():
+  one = fit(stein_cd, None, Streamed())
+  many = fit(stein_cd, parallel.make_mesh(8), Streamed())
+  assert_same(many.state, one.state)
+  assert_same_history(many.history, one.history)
+
+
+def test_nothing_compiles_after_the_first_chunk(compilations):
+  counts = []
+
+  def evaluate(state):
+    counts.append(len(compilations))
+    return {}
+
+  fit(
+    persistent,
+    parallel.make_mesh(8),
+    data(np.float32),
+    num_steps=25,
+    evaluate=evaluate,
+    eval_every=5,
+  )
+  assert counts[-4] > 0
+  assert len(set(counts[-4:])) == 1
+
+
+def test_what_cannot_be_spread_is_refused_before_any_work():
+  mesh = parallel.make_mesh(8)
+  for size, nearest in ((12, "8 or 16"), (3, "take 8")):
+    with pytest.raises(ValueError, match=f"batch_size={size} .* over 8 .*{nearest}"):
+      fit(stein_cd, mesh, data(np.float32), batch_size=size)
+  with pytest.raises(ValueError, match="axis_name='devices'"):
+    training.fit(
+      jax.random.key(0),
+      stein_cd(),  # without the axis
+      start(),
+      data(np.float32),
+      num_steps=1,
+      batch_size=16,
+      mesh=mesh,
+      progress=False,
+    )
+  rule = parallel.distribute(stein_cd(parallel.AXIS), mesh)
+  state = rule.init(jax.random.key(0), start(), data(np.float32)[:8])
+  with pytest.raises(ValueError, match="batch_size=12 cannot"):
+    rule.update(jax.random.key(0), state, data(np.float32)[:12])
+  for number in (0, 9):
+    with pytest.raises(ValueError, match="there are 8"):
+      parallel.make_mesh(number)
+
+
+# ------------------------------------------------------------------------ pieces
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int32, bool])
+def test_rows_are_taken_from_wherever_they_are(dtype, size):
+  rng = np.random.default_rng(0)
+  tree = {
+    "x": rng.integers(0, 255, size=(N, 2, 2)).astype(dtype),
+    "context": np.arange(N, dtype=np.int32),
+  }
+  mesh = parallel.make_mesh(size)
+  spread = parallel.spread_rows(tree, mesh)
+  rows = rng.permutation(N)[:24].astype(np.int32)
+  got = jax.jit(lambda data, rows: parallel.take(data, rows, mesh))(spread, rows)
+  for name, x in tree.items():
+    assert got[name].dtype == x.dtype
+    assert got[name].sharding.shard_shape(got[name].shape)[0] == 24 // size
+    np.testing.assert_array_equal(got[name], x[rows])
+    assert spread[name].sharding.shard_shape(spread[name].shape)[0] == -(-N // size)
+
+
+def test_only_a_batch_travels():
+  mesh = parallel.make_mesh(8)
+  spread = parallel.spread_rows(np.zeros((1000, 50), np.uint8), mesh)
+  rows = jnp.zeros(16, jnp.int32)
+  taken = jax.jit(lambda data, rows: parallel.take(data, rows, mesh))
+  text = taken.lower(spread, rows).compile().as_text()
+  assert "all-gather" not in text
+  assert "u8[125,50]" in text  # a device's own rows
+  assert "u8[1000,50]" not in text
+
+
+def test_spread_keeps_keys_and_is_undone_by_local():
+  mesh = parallel.make_mesh(8)
+  tree = {"key": jax.random.key(3), "x": np.arange(16.0, dtype=np.float32)}
+  where = {"key": parallel.same(mesh), "x": parallel.by_rows(mesh)}
+  spread = parallel.spread(tree, where)
+  assert spread["x"].sharding.shard_shape((16,)) == (2,)
+  back = parallel.local(spread)
+  np.testing.assert_array_equal(back["x"], tree["x"])
+  bits = jax.random.bits(tree["key"])
+  assert jax.random.bits(back["key"]) == bits
+  np.testing.assert_array_equal(parallel.own_rows(16, mesh), np.arange(16))

@@ -1,0 +1,127 @@
+"""Several processes train together: `experiments.mnist_rbm`, twice on localhost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import binaries
+
+RUN = (
+  "--num_hidden=4",
+  "--batch_size=16",
+  "--method=cd,stein_cd",
+  "--langevin_steps=1",
+  "--eval_every=10",
+  "--noprogress",
+)
+
+
+def started(*arguments, process_id, port, num_devices=4):
+  """One of two processes, each with half of the devices."""
+  return subprocess.Popen(
+    [
+      *(sys.executable, "-m", "experiments.mnist_rbm", *arguments),
+      f"--coordinator_address=127.0.0.1:{port}",
+      "--num_processes=2",
+      f"--process_id={process_id}",
+      f"--num_devices={num_devices}",
+    ],
+    cwd=binaries.ROOT,
+    env={**os.environ, **binaries.QUICK},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.fixture
+def port():
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def rows(workdir, curve):
+  lines = (workdir / curve / "seed_0" / "metrics.jsonl").read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in found]
+
+
+def test_two_processes_get_the_numbers_of_one(tmp_path, port):
+  one, two = tmp_path / "one", tmp_path / "two"
+  output = binaries.run("mnist_rbm", *RUN, "--steps=30", f"--workdir={one}")
+  assert output.returncode == 0, output.stderr
+
+  arguments = (*RUN, "--steps=20", f"--workdir={two}")
+  both = [started(*arguments, process_id=i, port=port) for i in range(2)]
+  outputs = [process.communicate(timeout=280) for process in both]
+  assert [process.returncode for process in both] == [0, 0], outputs
+  assert "SteinCD" in outputs[0][0]
+  assert "SteinCD" not in outputs[1][0]  # the first alone reports
+  assert "process_id" not in (two / "flags.txt").read_text()
+  # What two processes saved, one goes on with, on eight devices.
+  output = binaries.run(
+    "mnist_rbm", *RUN, "--steps=30", "--num_devices=8", f"--workdir={two}"
+  )
+  assert output.returncode == 0, output.stderr
+  for curve in ("cd_1", "stein_cd"):
+    got, want = rows(two, curve), rows(one, curve)
+    assert [row["step"] for row in got] == [0, 10, 20, 30]
+    for a, b in zip(got, want):
+      assert a.keys() == b.keys()
+      np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-5)
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_who_loses_another_ends_with_a_message(tmp_path, port, victim):
+  arguments = (*RUN, "--steps=1000000", f"--workdir={tmp_path / 'run'}")
+  both = [started(*arguments, process_id=i, port=port, num_devices=2) for i in range(2)]
+  try:
+    history = tmp_path / "run" / "cd_1" / "seed_0" / "metrics.jsonl"
+    for _ in range(1000):
+      if history.exists() and len(history.read_text().splitlines()) > 2:
+        break
+      time.sleep(0.2)
+    both[victim].send_signal(signal.SIGKILL)
+    survivor = both[1 - victim]
+    _, said = survivor.communicate(timeout=60)
+    assert survivor.returncode != 0
+    # Ours, unless JAX itself misses the other before a step or a checkpoint fails.
+    ours = "cannot go on with the others" in said and "last checkpoint" in said
+    assert ours or "another task died" in said, said
+  finally:
+    for process in both:
+      process.kill()
+      process.communicate()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--process_id=0"], "go together"),
+    (
+      ["--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=2"],
+      "must be below",
+    ),
+    (["--num_devices=3", "--batch_size=100"], "take 99 or 102"),
+    (
+      [
+        *("--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=0"),
+        "--num_devices=3",
+      ],
+      "cannot be shared",
+    ),
+  ],
+)
+def test_what_cannot_be_meant_is_refused_at_once(tmp_path, arguments, said):
+  output = binaries.run("mnist_rbm", *arguments, f"--workdir={tmp_path / 'run'}")
+  assert output.returncode == 1
+  assert said in output.stderr
+  assert not (tmp_path / "run").exists()
