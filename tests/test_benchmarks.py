@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import features, images, likelihood, svgd, timing
+from experiments.benchmarks import devices, features, images, likelihood, svgd, timing
 from experiments.benchmarks import training as training_benchmark
 from stein_jax import kernels, svgd_direction
 from tests import binaries
@@ -132,3 +132,48 @@ def test_images(tmp_path):
   assert row["parameters"] > 1000
   assert row["seconds"] > 0
   assert images.markdown(summary) in shown.stdout
+
+
+def test_devices(tmp_path):
+  small = ("--devices=1,4", "--strong=64", "--weak=16", "--d=3", "--repeats=1")
+  shown = run("devices", *small, f"--workdir={tmp_path / 'w'}")
+  summary = summary_of(tmp_path / "w")
+  assert devices.markdown(summary) in shown.stdout
+  for row in summary["rows"]:
+    if row["devices"] == 1:
+      assert row["sent_bytes"] == 0
+    elif row["what"] == "ring":
+      by_rule = devices.ring_bytes(4, row["n"], 3)
+      assert by_rule <= row["sent_bytes"] <= by_rule + 100  # and the mean point
+    elif row["what"] == "all_gather":
+      n = row["n"]
+      assert row["sent_bytes"] == pytest.approx(2 * 4 * 3 * n * 3 / 4, abs=100)
+
+
+def test_what_a_program_sends_is_counted_in_loops_and_branches():
+  def body(x, index):
+    size = jax.lax.axis_size("i")
+    ways = [(k, (k + 1) % size) for k in range(size)]
+
+    def turn(x, _):
+      return jax.lax.ppermute(x, "i", ways), None
+
+    x = jax.lax.scan(turn, x, None, length=5)[0]  # 5 · 400 bytes
+    x = x + jax.lax.psum(x, "i")  # 2 · 3/4 · 400
+    gathered = jax.lax.all_gather(x, "i")  # 3/4 · 1600
+    scattered = jax.lax.psum_scatter(gathered.ravel(), "i", tiled=True)  # 3 · 400
+    return jax.lax.cond(
+      index[0] > 0,
+      lambda: jax.lax.ppermute(scattered, "i", ways),  # 400
+      lambda: scattered,
+    )
+
+  spec = jax.sharding.PartitionSpec
+  kinds = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((4,), ("i",), kinds, devices=jax.devices()[:4])
+  spread = jax.shard_map(
+    body, mesh=mesh, in_specs=(spec("i"), spec()), out_specs=spec("i")
+  )
+  arguments = (jnp.zeros(400, jnp.float32), jnp.zeros(1, jnp.int32))
+  text = jax.jit(spread).lower(*arguments).compile().as_text()
+  assert devices.sent_bytes(text, 4) == 2000 + 600 + 1200 + 1200 + 400

@@ -459,3 +459,29 @@ def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
       (SPREAD, SAME),
     )
     assert_equal(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_energies_of_pictures():
+  """Transposed convolutions and labels, in the gradients that SteinGAN needs."""
+  energy = stein_jax.energies.JointAutoencoder(
+    stein_jax.energies.Autoencoder(
+      (stein_jax.energies.Layer(4, 3), stein_jax.energies.Layer(4, 2, 2))
+    ),
+    num_classes=3,
+  )
+  x = np.random.default_rng(0).normal(size=(8, 4, 4, 3))
+  batch = {"x": x, "context": np.arange(8) % 3}
+  params = energy.init(jax.random.key(1), x[0], 0)
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+  def gradient(params, batch, axis_name=None):
+    return stein_jax.stein_cd_gradient(
+      params, energy.apply, batch, kernels.rbf(50.0), step_size=0.1, axis_name=axis_name
+    )
+
+  want = jax.jit(gradient)(params, batch)
+  got = on_eight_devices(
+    "shard_map", lambda p, b: gradient(p, b, "i"), (params, batch), (SAME, SPREAD), SAME
+  )
+  assert_equal(got, want, rtol=1e-8, atol=1e-10)

@@ -74,6 +74,27 @@ def test_a_run_leaves_pictures_numbers_and_generators(trained):
   assert "| SteinGAN, seed 0 | 4 |" in output
 
 
+@pytest.mark.slow
+def test_two_devices_learn_what_one_does(trained, pictures, tmp_path):
+  output = binaries.run(
+    "images",
+    *SMALL,
+    "--method=steingan,dcgan",
+    "--average=0.5",
+    "--num_devices=2",
+    f"--data_dir={pictures}",
+    f"--cache_dir={tmp_path / 'cache'}",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert output.returncode == 0, output.stderr
+  for method, metric in (("steingan", "energy_data"), ("dcgan", "loss")):
+    one, two = (
+      json.loads((folder / "summary.json").read_text())["runs"][method][0]["last"]
+      for folder in (trained[0], tmp_path / "run")
+    )
+    assert two[metric] == pytest.approx(one[metric], rel=2e-3)
+
+
 def test_the_same_command_goes_on_where_it_stopped(trained, pictures):
   workdir, _ = trained
   before = image_generators.load(workdir / "dcgan" / "seed_0")
