@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,15 @@ def join_devices() -> Mesh | None:
     )
   if not several and values.num_devices is None:
     return None
-  if values.num_devices is not None:
+  if values.num_devices is not None and not values.cluster:
     _divide_cpu(values.num_devices, values.num_processes or 1)
   if several:
     joined = {"initialization_timeout": 120, "heartbeat_timeout_seconds": 20}
     # The first process may judge and draw for hours after the last step.
     joined["shutdown_timeout_seconds"] = 24 * 3600
+    # Else SIGTERM would be taken for a warning, and `kill` would end nothing.
+    jax.config.update("jax_enable_preemption_service", False)
+    print(f"Waiting for all processes, up to 2 minutes: {_asked()}", file=sys.stderr)
     try:
       jax.distributed.initialize(*given, **joined)
     except (RuntimeError, ValueError) as error:
@@ -106,26 +110,49 @@ def join_devices() -> Mesh | None:
     sys.exit(f"--{error}")
 
 
+def _asked() -> str:
+  values = flags.FLAGS
+  if values.cluster:
+    return "as the cluster says."
+  return f"{values.num_processes} at {values.coordinator_address}."
+
+
 def ending_together(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """`main`, which ends with a message where one of several processes is lost."""
+  """`main`, after whose failure this process does not wait for the others.
+
+  At an ordinary exit JAX would, and they for it; so they find it gone and end, too.
+  """
 
   def run(argv: list[str]) -> None:
     try:
       main(argv)
-    except jax.errors.JaxRuntimeError as error:
-      if jax.process_count() == 1:
+    except BaseException as error:
+      if not jax.distributed.is_initialized():
         raise
-      print(
-        f"Process {jax.process_index()} cannot go on with the others, of which one was "
-        f"probably lost: {str(error).splitlines()[0]}\nOnce all have ended, start all "
-        "of them again with the same flags: they go on at their last checkpoint.",
-        file=sys.stderr,
-        flush=True,
-      )
+      code: Any = 1
+      if isinstance(error, SystemExit):
+        code = error.code
+        if isinstance(code, str):
+          print(code, file=sys.stderr)
+        code = code if isinstance(code, int) else int(code is not None)
+      else:
+        traceback.print_exc()
+      if any(word in str(error) for word in _LOST):
+        print(
+          "This process cannot go on with the others, of which one was probably lost. "
+          "Once all have ended, start all of them again with the same flags: they go "
+          "on at their last checkpoint.",
+          file=sys.stderr,
+        )
       sys.stdout.flush()
-      os._exit(1)  # at an ordinary exit JAX would wait for who is lost, and abort
+      sys.stderr.flush()
+      os._exit(code)
 
   return run
+
+
+# What collectives and the coordination service say when a process is gone.
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "unhealthy")
 
 
 def _divide_cpu(num_devices: int, num_processes: int) -> None:
@@ -252,10 +279,10 @@ def load_data(batch_size: int, **options: Any) -> data.Dataset:
     **options: as in `data.load`.
   """
   name = flags.FLAGS.dataset
+  places = {"data_dir": flags.FLAGS.data_dir, "cache_dir": flags.FLAGS.cache_dir}
   try:
-    dataset = prepare_data.load_or_prepare(
-      name, data_dir=flags.FLAGS.data_dir, cache_dir=flags.FLAGS.cache_dir, **options
-    )
+    with parallel.first_process_first("data"):
+      dataset = prepare_data.load_or_prepare(name, **places, **options)
   except (data.DatasetNotPrepared, data.UnknownDataset, ImportError) as error:
     sys.exit(str(error))
   except ValueError as error:  # pictures of several shapes, or without a test split
@@ -279,9 +306,10 @@ def load_pictures(name: str, *, size: int | None) -> data.Dataset:
   """`image_data.load_images` from where the flags say; a message ends the program."""
   values = flags.FLAGS
   try:
-    return image_data.load_images(
-      name, size=size, data_dir=values.data_dir, cache_dir=values.cache_dir
-    )
+    with parallel.first_process_first("pictures"):
+      return image_data.load_images(
+        name, size=size, data_dir=values.data_dir, cache_dir=values.cache_dir
+      )
   except (OSError, ImportError, ValueError) as error:
     sys.exit(f"Pictures of {name}: {error}")
 

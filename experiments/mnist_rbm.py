@@ -41,6 +41,7 @@ from experiments import (
   workdirs,
 )
 from stein_jax import Algorithm, parallel, training
+from stein_jax.records import AnotherRun
 from stein_jax.stein_gan import SteinGANState
 
 _METHOD = flags.DEFINE_list(
@@ -150,7 +151,7 @@ def main(argv: list[str]) -> None:
         print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
         diverged[seed] = results.diverged[run.name, seed] = error.step
         continue
-      except ValueError as error:  # the folder holds a run on other data
+      except AnotherRun as error:  # on other data, by its fingerprint
         sys.exit(f"{run.label}, seed {seed}: {error}")
       histories[seed] = fit.history
       energies[run.name, seed] = _energy_params(fit.state)
@@ -227,7 +228,10 @@ def train(
     fit_key,
     algorithm,
     params,
-    problem.pixels,
+    # Over a mesh each process reads its own rows; on one device all share these.
+    problem.pixels
+    if mesh is None
+    else problem.dataset.train.reshape(problem.pixels.shape),
     num_steps=_STEPS.value if energy is None else _GENERATOR_AFTER.value,
     batch_size=_BATCH_SIZE.value,
     transform=problem.transform,
@@ -258,12 +262,13 @@ def _judge(problem: rbm_problem.Problem, generator: nn.Module) -> rbm_generators
       f"{'×'.join(map(str, dataset.test.shape[1:]))}."
     )
   try:
-    fitted = classifier.load_or_fit(
-      dataset,
-      cache_dir=flags.FLAGS.cache_dir,
-      num_steps=_CLASSIFIER_STEPS.value,
-      progress=flags.FLAGS.progress,
-    )
+    with parallel.first_process_first("classifier"):
+      fitted = classifier.load_or_fit(
+        dataset,
+        cache_dir=flags.FLAGS.cache_dir,
+        num_steps=_CLASSIFIER_STEPS.value,
+        progress=flags.FLAGS.progress,
+      )
   except ValueError as error:
     sys.exit(f"--dataset={dataset.name}: {error}")
   print(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import (
+  common,
   plots,
   rbm_generators,
   rbm_methods,
@@ -82,7 +83,7 @@ class Results:
       "sizes": {
         name: len(getattr(dataset, name)) for name in ("train", "validation", "test")
       },
-      "flags": workdirs.own_flags("method"),
+      "flags": workdirs.own_flags("method", leave_out=common.OWN),
       "gaussian_baseline": {k: float(v) for k, v in baseline._asdict().items()},
       "methods": self.summaries,
       "environment": {

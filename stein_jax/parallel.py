@@ -7,17 +7,21 @@
   rule = parallel.distribute(rule, mesh)
   state, metrics = jax.jit(rule.update)(key, state, batch)
 
-Batches, and the field `particles` of a state, are spread over the devices by rows; all
-else is the same on each. What comes out is what one device gives, but for rounding.
+Batches, and the field `particles` of a state, are spread over the devices by rows, with
+the optimizer's state where it is the particles'; all else is the same on each. What
+comes out is what one device gives, but for rounding.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # its barriers, which Orbax uses, have no other door
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -28,12 +32,13 @@ AXIS = "devices"
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-  """A mesh with one axis, `AXIS`, of all processes' devices or the first of them.
+  """A mesh with one axis, `AXIS`, of all devices, or of as many of every process.
 
   Raises:
-    ValueError: fewer devices than are asked for.
+    ValueError: fewer devices than are asked for, or a number that the processes cannot
+      share.
   """
-  devices = jax.devices()
+  devices, num_processes = jax.devices(), jax.process_count()
   if num_devices is None:
     num_devices = len(devices)
   if not 1 <= num_devices <= len(devices):
@@ -41,8 +46,19 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
       f"num_devices={num_devices}: there are {len(devices)}, {devices[0].platform}. "
       "On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of it."
     )
+  if num_devices % num_processes:
+    raise ValueError(
+      f"num_devices={num_devices} cannot be shared by {num_processes} processes: each "
+      "gives as many."
+    )
+  of_each = num_devices // num_processes
+  chosen = [
+    device
+    for k in range(num_processes)
+    for device in [d for d in devices if d.process_index == k][:of_each]
+  ]
   kinds = (jax.sharding.AxisType.Auto,)
-  return jax.make_mesh((num_devices,), (AXIS,), kinds, devices=devices[:num_devices])
+  return jax.make_mesh((len(chosen),), (AXIS,), kinds, devices=chosen)
 
 
 def check_divides(name: str, count: int, mesh: Mesh) -> None:
@@ -62,7 +78,7 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
 
   Args:
     algorithm: made with `axis_name` the mesh's axis, its networks too where they have
-      batch norm.
+      batch norm. (A network without it normalises by each device's own share.)
     mesh: `make_mesh`, or any of one axis.
 
   Returns:
@@ -70,9 +86,11 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     `spread` brings it onto the mesh, as the first `update` does otherwise.
 
   Raises:
-    ValueError: in `update`, rows that do not divide over the devices, or an algorithm
-      that was built without the axis.
+    ValueError: a mesh of several axes; in `update`, rows that do not divide over the
+      devices, or an algorithm that was built without the axis.
   """
+  if len(mesh.axis_names) != 1:
+    raise ValueError(f"the mesh must have one axis, got {mesh.axis_names}.")
   (axis,) = mesh.axis_names
 
   def update(key: Key, state: Any, batch: Batch) -> tuple[Any, Metrics]:
@@ -88,8 +106,8 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     )
     try:
       return body(key, state, batch)
-    except ValueError as error:
-      if "out_specs" not in str(error):
+    except (ValueError, NameError) as error:
+      if not ("out_specs" in str(error) or "unbound axis" in str(error)):
         raise
       raise ValueError(
         "The devices' results differ where they should agree: make the algorithm, and "
@@ -220,9 +238,40 @@ def is_first_process() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-  """Returns when every process has come here; alone, at once."""
+  """Returns when every process has come here; alone, at once.
+
+  However long one of them takes, unlike a collective, which Gloo gives half a minute.
+  """
+  client = distributed.global_state.client
+  if client is not None and jax.process_count() > 1:
+    client.wait_at_barrier(f"{name} {next(_barriers)}", 1000 * 24 * 3600)
+
+
+_barriers = itertools.count()
+
+
+@contextlib.contextmanager
+def first_process_first(name: str) -> Iterator[None]:
+  """A block that the first process does before the others begin it.
+
+  Where it fills a cache on a disk that all see, the others find it filled.
+  """
+  if not is_first_process():
+    wait_for_all(name)
+  yield
+  if is_first_process():
+    wait_for_all(name)
+
+
+def check_alike(what: str, numbers: Sequence[int]) -> None:
+  """Raises ValueError unless all processes have the same numbers: all call it."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
+    of_all = multihost_utils.process_allgather(np.asarray(numbers, np.int32))
+    if (of_all != of_all[:1]).any():
+      raise ValueError(
+        f"{what} differ from process to process, {of_all.tolist()}: they must see the "
+        "same folder."
+      )
 
 
 @functools.lru_cache
@@ -240,4 +289,13 @@ def _specs(state: Any, axis: str) -> Any:
   if _particles(state) is None:
     return specs
   rows = jax.tree.map(lambda _: PartitionSpec(axis), state.particles)
-  return specs._replace(particles=rows)
+  specs = specs._replace(particles=rows)
+  if hasattr(state, "params"):
+    return specs
+  # What is learned are the particles: each has its own momenta.
+  shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(state.particles)}
+  of_particles = jax.tree.map(
+    lambda leaf: PartitionSpec(axis) if jnp.shape(leaf) in shapes else PartitionSpec(),
+    state.opt_state,
+  )
+  return specs._replace(opt_state=of_particles)

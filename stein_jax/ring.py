@@ -1,7 +1,7 @@
 """A ring of devices, in which blocks of rows travel half way round.
 
 Every two devices then meet once: the block at home and the visiting one serve both,
-what is owed to the visitor travels with it, and no device holds more than two blocks.
+what is owed to the visitor travels with it, and no device holds more than two others'.
 """
 
 from collections.abc import Callable

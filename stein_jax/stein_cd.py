@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import optax
 
-from stein_jax import axes, checks, kernels
+from stein_jax import axes, checks, kernels, tiles
 from stein_jax.contrastive import contrastive_loss, learn_from_negatives
 from stein_jax.descent import descend
 from stein_jax.kernels import Kernel, KernelLike
@@ -223,7 +223,9 @@ def _moves(
   axis_name: str | None,
 ) -> Batch:
   if kernel is not None:
-    kernel = kernel.resolve(split_batch(start)[0], axis_name=axis_name)
+    x, _ = split_batch(start)
+    ring = tiles.goes_round(x, None, axis_name)
+    kernel = kernel.resolve(x, axis_name=axis_name, ring=ring)
 
   def move(_: Array, batch: Batch) -> Batch:
     direction = _direction(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from stein_jax import axes, checks, kernels
+from stein_jax import axes, checks, kernels, tiles
 from stein_jax.contrastive import contrastive_loss
 from stein_jax.descent import DescentState, apply_gradient
 from stein_jax.kernels import Kernel, KernelLike
@@ -114,7 +114,8 @@ def _amortized(
   given = () if context is None else (context,)
   scores = jax.vmap(score_fn)(samples, *given)
   if kernel is not None:
-    kernel = kernel.resolve(samples, axis_name=axis_name)
+    ring = tiles.goes_round(samples, None, axis_name)
+    kernel = kernel.resolve(samples, axis_name=axis_name, ring=ring)
   direction = svgd_direction(
     samples, scores, kernel, regularization=regularization, axis_name=axis_name
   )

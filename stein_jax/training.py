@@ -179,7 +179,8 @@ def fit(
       run has done.
     workdir: a folder for metrics.jsonl and checkpoints/; None: nothing is written.
     checkpoint_every: steps between checkpoints, of which the last two are kept; None:
-      eval_every or else 10 log_every. One is saved at the end, and at Ctrl-C.
+      eval_every or else 10 log_every. One is saved at the end, and at Ctrl-C where
+      there is one process.
     resume: continue from the newest checkpoint in workdir, if there is one, and drop
       the rows after it. False starts anew: it deletes this workdir's checkpoints and
       metrics.
@@ -204,6 +205,7 @@ def fit(
   _check_arguments(key, algorithm, data, batch_size)
   if mesh is not None:
     parallel.check_divides("batch_size", batch_size, mesh)
+    parallel.wait_for_all("fit")
     algorithm = parallel.distribute(algorithm, mesh)
   _check_counts(
     num_steps=num_steps,
@@ -251,6 +253,7 @@ def fit(
     stack.callback(feed.close)
     record = stack.enter_context(Record(workdir, fingerprint))
     step, state = record.restore(start.state, resume)
+    parallel.check_alike("the steps and rows so far", [step, len(record.history)])
     if step > num_steps:
       raise ValueError(
         f"{record.checkpoint} is beyond num_steps={num_steps}: ask for more steps, "
@@ -283,6 +286,7 @@ def fit(
             results = _evaluate(evaluate or {}, copy, taken=shapes)
             if observe is not None and parallel.is_first_process():
               observe(step, copy)
+            parallel.wait_for_all("observed")
             del copy
             shown |= results
             bar.set_postfix(_brief(shown), refresh=False)
@@ -455,7 +459,7 @@ def _run_chunk(
   transform: Callable[[Batch], Batch],
   batch_size: int,
   length: int,
-  mesh: Mesh | None,
+  mesh: Mesh | None = None,
 ) -> tuple[_Carry, Metrics, dict[str, Array]]:
   """Returns the carry after `length` steps, their metrics [length], and `_finite`.
 

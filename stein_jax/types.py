@@ -29,7 +29,8 @@ Exchange = Literal["all_gather", "ring"]
 """How devices meet each other's particles.
 
 "all_gather": each holds all of them. "ring": blocks travel half way round, and each
-holds two; pairs are then reckoned once, and not on both devices.
+holds one of another's at a time. Radial kernels then reckon each pair once, and not on
+both devices.
 """
 
 EnergyFn = Callable[..., Array]

@@ -29,6 +29,13 @@ def x64():
     yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_programs():
+  """What a module compiled goes with it; a whole suite's programs take gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def compilations():
   """A list that every compilation lengthens."""

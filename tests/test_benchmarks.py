@@ -101,6 +101,7 @@ def test_a_peer_that_is_missing_is_none():
   assert timing.peer("jax") is jax
 
 
+@pytest.mark.slow
 def test_features(tmp_path):
   shown = run(
     "features",
@@ -117,6 +118,7 @@ def test_features(tmp_path):
   assert features.markdown(summary) in shown.stdout
 
 
+@pytest.mark.slow
 def test_images(tmp_path):
   shown = run(
     "images",

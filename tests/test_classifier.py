@@ -25,6 +25,7 @@ def fit(dataset, folder, **options):
   return classifier.load_or_fit(dataset, cache_dir=folder, **options)
 
 
+@pytest.mark.slow
 def test_reproducible_from_its_seed(digits, tmp_path):
   first, second, other = (
     fit(small(digits), tmp_path / name, seed=seed)
@@ -117,6 +118,7 @@ def test_shifts_are_within_two_pixels_and_differ():
   assert shifts == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
 
 
+@pytest.mark.slow
 def test_network_takes_images_of_any_size():
   network = DigitClassifier(num_classes=4)
   images = jnp.ones((2, 15, 9, 3))

@@ -19,7 +19,7 @@ def draws(key, *shapes):
   return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes)]
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=3)
 @given(
   height=st.integers(1, 9),
   width=st.integers(1, 9),

@@ -197,6 +197,7 @@ class Features(nn.Module):
     return nn.Dense(1)(jnp.concatenate([x, products / 4], axis=1))[:, 0]
 
 
+@pytest.mark.slow
 def test_a_dense_generator_finds_a_gaussian():
   rng = np.random.default_rng(3)
   mean, factor = np.array([1.5, -1.0]), np.array([[0.8, 0.0], [0.5, 0.4]])
@@ -440,7 +441,7 @@ def test_many_devices_step_as_one():
     got = on_eight_devices(
       how, many.update, (KEY, state, batch), (SAME, SAME, SPREAD), (SAME, SAME)
     )
-    assert_equal(got, want, rtol=1e-9, atol=1e-10)
+    assert_equal(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
@@ -486,7 +487,7 @@ def test_the_networks_normalize_by_the_statistics_of_all_devices():
     (SPREAD, SPREAD, SPREAD),
     (SPREAD, SAME),
   )
-  assert_equal(got, want, rtol=1e-9, atol=1e-10)
+  assert_equal(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])

@@ -330,7 +330,7 @@ def test_algorithms(name):
     got = on_eight_devices(
       how, many.update, (key, state, batch), (SAME, specs, SPREAD), (specs, SAME)
     )
-    assert_equal(got, want, rtol=1e-9, atol=1e-10)
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_langevin_noise_in_float32_is_that_of_one_device():
@@ -391,7 +391,7 @@ def test_svgd_moves_spread_particles():
     got = on_eight_devices(
       how, lambda x: moved(x, "i"), (x,), (SPREAD,), (SPREAD, SAME)
     )
-    assert_equal(got, want, rtol=1e-9, atol=1e-10)
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
 
 
 class Normalized(nn.Module):
@@ -439,7 +439,7 @@ def test_stein_gan_with_batch_norm_over_all_devices(mix):
     got = on_eight_devices(
       how, many.update, (key, state, batch), (SAME, SAME, SPREAD), (SAME, SAME)
     )
-    assert_equal(got, want, rtol=1e-8, atol=1e-9)
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
@@ -484,4 +484,4 @@ def test_energies_of_pictures():
   got = on_eight_devices(
     "shard_map", lambda p, b: gradient(p, b, "i"), (params, batch), (SAME, SPREAD), SAME
   )
-  assert_equal(got, want, rtol=1e-8, atol=1e-10)
+  assert_equal(got, want, rtol=1e-10, atol=1e-12)

@@ -99,29 +99,74 @@ def test_fit_gives_what_one_device_gives(build):
       assert_same(whole, one.state)
 
 
+SGD = optax.sgd(1.0)  # the parameters move by the whole gradient
+
+RULES = {
+  "stein_cd": lambda axis: stein_jax.stein_cd(
+    energy, kernels.rbf(), SGD, step_size=0.1, axis_name=axis
+  ),
+  "symmetric": lambda axis: stein_jax.stein_cd(
+    energy, kernels.rbf(), SGD, step_size=0.1, symmetric=True, axis_name=axis
+  ),
+  "stein_score_matching": lambda axis: stein_jax.stein_score_matching(
+    energy, kernels.rbf(), SGD, axis_name=axis
+  ),
+  "score_matching": lambda axis: stein_jax.score_matching(energy, SGD, axis_name=axis),
+  "svgd": lambda axis: stein_jax.svgd(
+    lambda x: -(x**3), kernels.rbf(), SGD, axis_name=axis
+  ),
+}
+
+
 @pytest.mark.usefixtures("x64")
-def test_in_float32_within_what_reordering_a_batch_does():
-  x = data(np.float32)
+@pytest.mark.parametrize("name", RULES)
+def test_in_float32_within_what_reordering_a_batch_does(name):
+  x = data(np.float32)[:32]
   start32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start())
-  key = jax.random.key(0)
+  key, one = jax.random.key(0), RULES[name](None)
 
-  def moved(update, x):
-    state, _ = jax.jit(update)(key, one.init(key, start32, x), x)
-    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.params)])
+  def moved(rule, x, order=slice(None)):
+    """What is learned of points in another order, put back in its own."""
+    state = one.init(key, x[order] if name == "svgd" else start32, x[order])
+    state, _ = jax.jit(rule.update)(key, state, x[order])
+    if name == "svgd":
+      return np.asarray(state.particles)[np.argsort(np.arange(32)[order])]
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.params)])
 
-  def sgd(axis_name=None):
-    return stein_jax.stein_cd(
-      energy, kernels.rbf(), optax.sgd(1.0), step_size=0.1, axis_name=axis_name
+  want = moved(one, x)
+  rng = np.random.default_rng(3)
+  reordered = [abs(moved(one, x, rng.permutation(32)) - want) for _ in range(10)]
+  for size in (2, 8):
+    many = parallel.distribute(RULES[name](parallel.AXIS), parallel.make_mesh(size))
+    assert abs(moved(many, x) - want).max() <= 4 * np.max(reordered)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("n", [8, 16])
+def test_svgd_and_the_momenta_of_its_particles(n):
+  """The optimizer's state of spread particles is spread with them."""
+
+  def rule(axis_name=None):
+    return stein_jax.svgd(
+      lambda x: -(x**3), kernels.rbf(), optax.adam(0.1), axis_name=axis_name
     )
 
-  one, x = sgd(), x[:32]
-  want = moved(one.update, x)
-  rng = np.random.default_rng(3)
-  reordered = [abs(moved(one.update, rng.permutation(x)) - want) for _ in range(10)]
-  for size in (2, 4, 8):
-    many = parallel.distribute(sgd(parallel.AXIS), parallel.make_mesh(size))
-    error = abs(moved(many.update, x) - want).max()
-    assert error <= 4 * np.max(reordered)
+  def moved(**options):
+    return training.fit(
+      jax.random.key(0),
+      rule(parallel.AXIS if options else None),
+      data()[:n],
+      data(),
+      num_steps=4,
+      batch_size=8,
+      progress=False,
+      **options,
+    ).state
+
+  want, got = moved(), moved(mesh=parallel.make_mesh(8))
+  assert_same(got, want)
+  momentum = got.opt_state[0].mu
+  assert momentum.sharding.shard_shape(momentum.shape) == (n // 8, D)
 
 
 @pytest.mark.usefixtures("x64")
@@ -195,6 +240,12 @@ def test_what_cannot_be_spread_is_refused_before_any_work():
   state = rule.init(jax.random.key(0), start(), data(np.float32)[:8])
   with pytest.raises(ValueError, match="batch_size=12 cannot"):
     rule.update(jax.random.key(0), state, data(np.float32)[:12])
+  other = parallel.distribute(stein_cd("another"), mesh)
+  with pytest.raises(ValueError, match="axis_name='devices'"):
+    other.update(jax.random.key(0), state, data(np.float32)[:16])
+  kinds = 2 * (jax.sharding.AxisType.Auto,)
+  with pytest.raises(ValueError, match="one axis"):
+    parallel.distribute(stein_cd(), jax.make_mesh((4, 2), ("a", "b"), kinds))
   for number in (0, 9):
     with pytest.raises(ValueError, match="there are 8"):
       parallel.make_mesh(number)

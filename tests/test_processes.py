@@ -79,8 +79,10 @@ def test_two_processes_get_the_numbers_of_one(tmp_path, port):
       np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-5)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_who_loses_another_ends_with_a_message(tmp_path, port, victim):
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_who_loses_another_ends_with_a_message(tmp_path, port, victim, how):
   arguments = (*RUN, "--steps=1000000", f"--workdir={tmp_path / 'run'}")
   both = [started(*arguments, process_id=i, port=port, num_devices=2) for i in range(2)]
   try:
@@ -89,7 +91,7 @@ def test_who_loses_another_ends_with_a_message(tmp_path, port, victim):
       if history.exists() and len(history.read_text().splitlines()) > 2:
         break
       time.sleep(0.2)
-    both[victim].send_signal(signal.SIGKILL)
+    both[victim].send_signal(how)
     survivor = both[1 - victim]
     _, said = survivor.communicate(timeout=60)
     assert survivor.returncode != 0
@@ -125,3 +127,48 @@ def test_what_cannot_be_meant_is_refused_at_once(tmp_path, arguments, said):
   assert output.returncode == 1
   assert said in output.stderr
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_in_one_process_ends_both(tmp_path, port, broken):
+  """Of another flag, which the first process's record does not hold."""
+  both = [
+    started(
+      *(*RUN, "--steps=1000000", f"--workdir={tmp_path / 'run'}"),
+      f"--batch_size={8 if i == broken else 16}",
+      process_id=i,
+      port=port,
+      num_devices=2,
+    )
+    for i in range(2)
+  ]
+  said = [process.communicate(timeout=120)[1] for process in both]
+  assert all(process.returncode for process in both)
+  assert "the same ones" in said[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_generator(tmp_path, port):
+  run = (
+    *("--num_hidden=4", "--batch_size=8", "--method=pcd,steingan", "--steps=4"),
+    *("--langevin_steps=1", "--eval_every=2", "--noprogress"),
+    *("--generator_width=0.03", "--num_samples=2000", "--classifier_steps=20"),
+    f"--cache_dir={tmp_path / 'cache'}",
+  )
+  output = binaries.run("mnist_rbm", *run, f"--workdir={tmp_path / 'one'}")
+  assert output.returncode == 0, output.stderr
+  two = (*run, f"--workdir={tmp_path / 'two'}")
+  both = [started(*two, process_id=i, port=port) for i in range(2)]
+  outputs = [process.communicate(timeout=280) for process in both]
+  assert [process.returncode for process in both] == [0, 0], outputs
+  for curve in ("pcd_1", "steingan"):
+    got, want = rows(tmp_path / "two", curve), rows(tmp_path / "one", curve)
+    for a, b in zip(got, want, strict=True):
+      np.testing.assert_allclose(
+        [a["log_likelihood/test"], a.get("loss", 0)],
+        [b["log_likelihood/test"], b.get("loss", 0)],
+        rtol=1e-3,
+      )
+  summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+  assert "process_id" not in summary["flags"]

@@ -98,8 +98,12 @@ def test_every_two_devices_meet_once_for_both(size, how):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
   ("name", "size"),
-  [(name, size) for name in KERNELS for size in (3, 8)]
-  + [("median", size) for size in (1, 2, 4, 5)],
+  [("median", 2), ("median", 8), ("imq", 5), ("pairwise", 3), ("features", 3)]
+  + [
+    pytest.param(name, size, marks=pytest.mark.slow)
+    for name in KERNELS
+    for size in (1, 3, 4, 8)
+  ],
 )
 def test_directions_and_discrepancies(name, size):
   kernel = KERNELS[name]
@@ -138,7 +142,7 @@ def test_row_sums(size):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("size", [2, 5, 8])
+@pytest.mark.parametrize("size", [2, pytest.param(5, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize(
   "options",
   [
@@ -165,7 +169,7 @@ def test_medians(options, size):
     np.testing.assert_allclose(got, float(median(points_)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1600, 3200])
+@pytest.mark.parametrize("n", [1600, pytest.param(3200, marks=pytest.mark.slow)])
 def test_median_of_many_by_samples_and_tiles(n):
   """A block of several tiles begins its search at a sample of its own pairs."""
   x = points(n, 2)[0].astype(np.float32)

@@ -192,7 +192,7 @@ def test_an_epoch_visits_each_example_once_and_epochs_differ():
 )
 def test_chunks_of_any_length_follow_the_documented_schedule(n, batch_size, lengths):
   _, data_key, _ = jax.random.split(KEY, 3)
-  carry = training._begin((), 0, n)
+  carry = training._own((), 0, n)
   seen = []
   for length in lengths:
     rows, epoch, order = training._rows(carry, data_key, batch_size, length)
@@ -348,7 +348,7 @@ def test_no_transfer_inside_a_chunk(monkeypatch):
 
 def test_the_state_is_donated():
   algorithm = Counter().algorithm
-  carry = training._begin(State(jnp.zeros(3), 0), 0, 30)
+  carry = training._own(State(jnp.zeros(3), 0), 0, 30)
   training._run_chunk(
     carry,
     data=jnp.asarray(normals()),

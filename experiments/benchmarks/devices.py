@@ -25,6 +25,8 @@ from experiments import common, rbm_summary
 from experiments.benchmarks import timing
 from stein_jax import energies, kernels, parallel, stein_cd, svgd_direction
 
+_BATCH = 1024
+
 _BYTES = {"pred": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8}
 
 
@@ -34,8 +36,10 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   counts = common.numbers("devices", values.devices, int, at_least=1)
   for count in counts:
-    if values.strong % count:
-      raise SystemExit(f"--strong={values.strong} must divide by {count} devices.")
+    for name, number in (("--strong", values.strong), ("SteinCD's batch", _BATCH)):
+      if number % count:
+        raise SystemExit(f"{name}, {number}, must divide by {count} devices.")
+  counts = sorted({1, *counts})  # what all are held against
   timing.use_cores(values.cores)
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", max(counts))
@@ -48,7 +52,7 @@ def main(argv: list[str]) -> None:
         found = of_direction(count, n, exchange)
         rows.append({"what": exchange, "scaling": scaling, "n": n} | found)
   for count in counts:
-    rows.append({"what": "SteinCD", "scaling": "strong", "n": 1024} | of_step(count))
+    rows.append({"what": "SteinCD", "scaling": "strong", "n": _BATCH} | of_step(count))
   workdir = common.claim_workdir(before_work=False)
   summary = common.write_summary(
     workdir, "experiments.benchmarks.devices", {"d": values.d, "rows": rows}
@@ -84,7 +88,7 @@ def of_step(count: int) -> dict[str, Any]:
     mesh,
   )
   key = jax.random.key(0)
-  batch = jax.random.uniform(key, (1024, 784))
+  batch = jax.random.uniform(key, (_BATCH, 784))
   state = rule.init(key, rbm.init_from_data(key, batch), batch)
   key, state = parallel.spread(
     (key, state), (parallel.same(mesh), parallel.shardings(state, mesh))
