@@ -73,6 +73,7 @@ def main(argv: list[str]) -> None:
       runs[method].append(image_results.of_history(seed, fit.history))
   if parallel.is_first_process():
     _report(workdir, dataset.name, runs, seeds)
+  parallel.wait_for_all("reported")
   if failed:
     sys.exit(1)
 

@@ -167,6 +167,7 @@ def main(argv: list[str]) -> None:
     results.gather_metrics(seeds)
     print(results.tables())
     print(f"\nExact log-likelihood in nats. Pictures and summary.json: {workdir}")
+  parallel.wait_for_all("reported")
   if results.diverged:
     sys.exit(1)
 

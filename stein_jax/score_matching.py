@@ -18,6 +18,7 @@ from stein_jax.types import (
   Array,
   Batch,
   EnergyFn,
+  Exchange,
   Key,
   Metrics,
   Params,
@@ -34,6 +35,7 @@ def stein_score_matching_gradient(
   *,
   regularization: float | Array | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Params:
   """∇θ ½D²(q₀ ‖ p), exactly: no finite difference.
 
@@ -58,6 +60,7 @@ def stein_score_matching_gradient(
     kernel: out of `kernels`; None takes φ = score.
     regularization: η above 0; None takes φ*.
     axis_name: the axis over which the data is spread.
+    exchange: as in `svgd_direction`.
 
   Returns:
     The gradient, shaped like params.
@@ -71,11 +74,17 @@ def stein_score_matching_gradient(
   kernel = kernels.checked(kernel)
   checks.regularization(regularization, kernel)
   return _stein_score_matching(
-    params, energy_fn, data, kernel, regularization, axis_name=axis_name
+    params,
+    energy_fn,
+    data,
+    kernel,
+    regularization,
+    axis_name=axis_name,
+    exchange=exchange,
   )[1]
 
 
-@partial(jax.jit, static_argnames=("energy_fn", "axis_name"))
+@partial(jax.jit, static_argnames=("energy_fn", "axis_name", "exchange"))
 def _stein_score_matching(
   params: Params,
   energy_fn: EnergyFn,
@@ -84,6 +93,7 @@ def _stein_score_matching(
   regularization: float | Array | None,
   *,
   axis_name: str | None,
+  exchange: Exchange | None,
 ) -> tuple[Array, Params]:
   params = axes.local(params, axis_name)
   x, _ = split_batch(data)
@@ -97,7 +107,12 @@ def _stein_score_matching(
   (minus_scores, _), tangent = jax.linearize(joint_gradient, x)
   scores = jax.tree.map(jnp.negative, minus_scores)
   direction = svgd_direction(
-    x, scores, kernel, regularization=regularization, axis_name=axis_name
+    x,
+    scores,
+    kernel,
+    regularization=regularization,
+    axis_name=axis_name,
+    exchange=exchange,
   )
   _, cross = tangent(direction)
   gradient = jax.tree.map(lambda c: -c / m, cross)
@@ -113,6 +128,7 @@ def stein_score_matching(
   *,
   regularization: float | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Algorithm:
   """Descends `stein_score_matching_gradient` on every batch.
 
@@ -122,6 +138,7 @@ def stein_score_matching(
     optimizer: an optax optimizer.
     regularization: η of the regularised Stein direction.
     axis_name: the axis over which the batch is spread.
+    exchange: as in `svgd_direction`.
 
   Raises:
     ValueError: a regularisation that is not above 0, or without a kernel.
@@ -139,6 +156,7 @@ def stein_score_matching(
       kernels.at(kernel, params),
       regularization,
       axis_name=axis_name,
+      exchange=exchange,
     )
     return gradient, {"loss": loss}
 

@@ -16,6 +16,7 @@ from stein_jax.types import (
   Array,
   Batch,
   EnergyFn,
+  Exchange,
   Key,
   Metrics,
   Params,
@@ -34,6 +35,7 @@ def stein_cd_gradient(
   num_steps: int = 1,
   regularization: float | Array | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Params:
   """The SteinCD gradient, a finite-difference estimate of ∇θ ½D²(q₀ ‖ p).
 
@@ -63,6 +65,7 @@ def stein_cd_gradient(
     num_steps: k, how many moves.
     regularization: η above 0; None moves along φ*.
     axis_name: the axis over which the data is spread.
+    exchange: as in `svgd_direction`.
 
   Returns:
     The gradient, shaped like params; a descent direction of ½D².
@@ -87,10 +90,14 @@ def stein_cd_gradient(
     symmetric=symmetric,
     num_steps=num_steps,
     axis_name=axis_name,
+    exchange=exchange,
   )[1]
 
 
-@partial(jax.jit, static_argnames=("energy_fn", "symmetric", "num_steps", "axis_name"))
+@partial(
+  jax.jit,
+  static_argnames=("energy_fn", "symmetric", "num_steps", "axis_name", "exchange"),
+)
 def _value_and_gradient(
   params: Params,
   energy_fn: EnergyFn,
@@ -102,6 +109,7 @@ def _value_and_gradient(
   symmetric: bool,
   num_steps: int,
   axis_name: str | None,
+  exchange: Exchange | None,
 ) -> tuple[Array, Params]:
   if symmetric:
     direction = _direction(
@@ -111,6 +119,7 @@ def _value_and_gradient(
       kernel,
       regularization=regularization,
       axis_name=axis_name,
+      exchange=exchange,
     )
     positives = _along(data, direction, -step_size)
     negatives = _along(data, direction, step_size)
@@ -126,6 +135,7 @@ def _value_and_gradient(
       num_steps=num_steps,
       regularization=regularization,
       axis_name=axis_name,
+      exchange=exchange,
     )
     distance = num_steps * step_size
   return axes.value_and_gradient(
@@ -143,6 +153,7 @@ def _direction(
   *,
   regularization: float | Array | None,
   axis_name: str | None,
+  exchange: Exchange | None,
 ) -> Particles:
   return svgd_direction(
     split_batch(batch)[0],
@@ -150,6 +161,7 @@ def _direction(
     kernel,
     regularization=regularization,
     axis_name=axis_name,
+    exchange=exchange,
   )
 
 
@@ -171,6 +183,7 @@ def stein_moves(
   num_steps: int = 1,
   regularization: float | Array | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Batch:
   """Points after k Stein moves towards the model: x ← x + ε φ(x), φ anew each time.
 
@@ -187,6 +200,7 @@ def stein_moves(
     num_steps: k.
     regularization: η of the regularised Stein direction; None moves along φ*.
     axis_name: the axis over which the points are spread.
+    exchange: as in `svgd_direction`.
 
   Returns:
     The moved points, as a batch like `start`; constants under differentiation.
@@ -207,10 +221,11 @@ def stein_moves(
     regularization,
     num_steps=num_steps,
     axis_name=axis_name,
+    exchange=exchange,
   )
 
 
-@partial(jax.jit, static_argnames=("energy_fn", "num_steps", "axis_name"))
+@partial(jax.jit, static_argnames=("energy_fn", "num_steps", "axis_name", "exchange"))
 def _moves(
   params: Params,
   energy_fn: EnergyFn,
@@ -221,10 +236,11 @@ def _moves(
   *,
   num_steps: int,
   axis_name: str | None,
+  exchange: Exchange | None,
 ) -> Batch:
   if kernel is not None:
     x, _ = split_batch(start)
-    ring = tiles.goes_round(x, None, axis_name)
+    ring = tiles.goes_round(x, exchange, axis_name)
     kernel = kernel.resolve(x, axis_name=axis_name, ring=ring)
 
   def move(_: Array, batch: Batch) -> Batch:
@@ -235,6 +251,7 @@ def _moves(
       kernel,
       regularization=regularization,
       axis_name=axis_name,
+      exchange=exchange,
     )
     return _along(batch, direction, step_size)
 
@@ -252,6 +269,7 @@ def stein_cd(
   regularization: float | None = None,
   persistent: bool = False,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Algorithm:
   """SteinCD, algorithm 1: descends `stein_cd_gradient` on every batch.
 
@@ -277,6 +295,7 @@ def stein_cd(
       place of starting at the data; they begin at the first batch. The gradient is then
       the contrast itself, not divided by ε.
     axis_name: the axis over which the batch is spread.
+    exchange: as in `svgd_direction`.
 
   Raises:
     ValueError: as in `stein_cd_gradient`, or symmetric and persistent together.
@@ -300,6 +319,7 @@ def stein_cd(
       symmetric=symmetric,
       num_steps=num_steps,
       axis_name=axis_name,
+      exchange=exchange,
     )
     return gradient, {"loss": loss}
 
@@ -314,6 +334,7 @@ def stein_cd(
       num_steps=num_steps,
       regularization=regularization,
       axis_name=axis_name,
+      exchange=exchange,
     )
     return negatives, {}
 

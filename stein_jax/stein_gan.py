@@ -21,6 +21,7 @@ from stein_jax.types import (
   Array,
   Batch,
   EnergyFn,
+  Exchange,
   GenerateFn,
   Key,
   Metrics,
@@ -52,6 +53,7 @@ def amortized_svgd_gradient(
   context: PyTree = None,
   regularization: float | Array | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> tuple[Params, Generated]:
   """The gradient along which a generator follows its samples' SVGD direction.
 
@@ -70,6 +72,7 @@ def amortized_svgd_gradient(
     context: what belongs to each sample, `[m, ...]`, or None.
     regularization: η of the regularised Stein direction, as in `svgd_direction`.
     axis_name: the axis over which the noise is spread.
+    exchange: as in `svgd_direction`.
 
   Returns:
     The gradient, shaped like gen_params, to be descended; and what was generated.
@@ -89,10 +92,11 @@ def amortized_svgd_gradient(
     context,
     regularization,
     axis_name=axis_name,
+    exchange=exchange,
   )
 
 
-@partial(jax.jit, static_argnames=("generate_fn", "axis_name"))
+@partial(jax.jit, static_argnames=("generate_fn", "axis_name", "exchange"))
 def _amortized(
   gen_params: Params,
   generate_fn: GenerateFn,
@@ -104,6 +108,7 @@ def _amortized(
   regularization: Array | None,
   *,
   axis_name: str | None,
+  exchange: Exchange | None,
 ) -> tuple[Params, Generated]:
   samples, pull_back, gen_stats = jax.vjp(
     lambda eta: generate_fn(eta, gen_stats, noise, context),
@@ -114,14 +119,21 @@ def _amortized(
   given = () if context is None else (context,)
   scores = jax.vmap(score_fn)(samples, *given)
   if kernel is not None:
-    ring = tiles.goes_round(samples, None, axis_name)
+    ring = tiles.goes_round(samples, exchange, axis_name)
     kernel = kernel.resolve(samples, axis_name=axis_name, ring=ring)
   direction = svgd_direction(
-    samples, scores, kernel, regularization=regularization, axis_name=axis_name
+    samples,
+    scores,
+    kernel,
+    regularization=regularization,
+    axis_name=axis_name,
+    exchange=exchange,
   )
   share = None
   if kernel is not None and regularization is None:
-    share = repulsion_share(samples, scores, direction, kernel, axis_name=axis_name)
+    share = repulsion_share(
+      samples, scores, direction, kernel, axis_name=axis_name, exchange=exchange
+    )
   generated = Generated(samples, gen_stats, direction, share)
   generated = jax.lax.stop_gradient(generated)
   direction = generated.direction
@@ -215,6 +227,7 @@ def stein_gan(
   regularization: float | None = None,
   average: float | None = None,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Algorithm:
   """SteinGAN, algorithm 2, and its mix with SteinCD.
 
@@ -250,6 +263,7 @@ def stein_gan(
       keeps none. It is of parameters alone: `gen_stats` are those of η.
     axis_name: the axis over which the batch is spread; every device draws all noise
       and keeps its own. A generator with batch norm needs the same axis_name.
+    exchange: as in `svgd_direction`.
 
   Raises:
     ValueError: numbers outside their ranges.
@@ -298,6 +312,7 @@ def stein_gan(
         step_size=step_size,
         regularization=regularization,
         axis_name=axis_name,
+        exchange=exchange,
       )
       return gradient
 
@@ -328,6 +343,7 @@ def stein_gan(
       context=context,
       regularization=regularization,
       axis_name=axis_name,
+      exchange=exchange,
     )
     gen_norm = optax.tree.norm(gradient)
     targets = jax.tree.map(

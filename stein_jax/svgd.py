@@ -185,6 +185,7 @@ def repulsion_share(
   kernel: Kernel,
   *,
   axis_name: str | None = None,
+  exchange: Exchange | None = None,
 ) -> Array:
   """How much of the SVGD direction is repulsion: ‖V‖ / (‖A‖ + ‖V‖), from 0 to 1.
 
@@ -197,9 +198,10 @@ def repulsion_share(
     direction: φ* there, as `svgd_direction` has it.
     kernel: the kernel it was made with.
     axis_name: the axis over which the particles are spread.
+    exchange: as in `svgd_direction`.
   """
   particles, scores, direction = pairwise.widened((particles, scores, direction))
-  ring = tiles.goes_round(particles, None, axis_name)
+  ring = kernel.may_go_round and tiles.goes_round(particles, exchange, axis_name)
   kernel = kernel.resolve(particles, axis_name=axis_name, ring=ring)
   sources = particles if ring else axes.gather(particles, axis_name)
   source_scores = scores if ring else axes.gather(scores, axis_name)

@@ -1,5 +1,6 @@
 """Particles that go round a ring of devices give what one device gives."""
 
+import re
 from functools import partial
 
 import jax
@@ -10,7 +11,16 @@ import pytest
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
-from stein_jax import kernels, ksd_squared, ring, svgd, svgd_direction, tiles
+import stein_jax
+from stein_jax import (
+  kernels,
+  ksd_squared,
+  parallel,
+  ring,
+  svgd,
+  svgd_direction,
+  tiles,
+)
 
 SPREAD, SAME = PartitionSpec("i"), PartitionSpec()
 SIZES = (1, 2, 3, 4, 5, 8)
@@ -241,6 +251,77 @@ def test_svgd_moves_particles_in_a_ring():
 
   got = on_devices(8, lambda x: moved(x, axis_name="i", exchange="ring"), (x,), SPREAD)
   np.testing.assert_allclose(got, moved(x), rtol=1e-9)
+
+
+# ------------------------------------------------------------ what is built on them
+
+
+def energy(params, x):
+  return jnp.sum((x - params["mean"]) ** 2) / 2 + jnp.sum(jnp.tanh(x @ params["w"]))
+
+
+def generate(eta, stats, noise, context):
+  return jnp.tanh(noise @ eta["w"]) + noise, stats
+
+
+def stein_gan(**options):
+  def noise_fn(key, m):
+    return jax.random.normal(key, (m, 3))
+
+  rule = stein_jax.stein_gan(
+    energy, generate, noise_fn, kernels.rbf(), SGD, SGD, mix=0.5, **options
+  )
+
+  def init(key, params, batch):
+    return rule.init(key, {"energy": params, "generator": params}, batch)
+
+  return stein_jax.Algorithm(init, rule.update)
+
+
+SGD = optax.sgd(1.0)
+RULES = {
+  "stein_cd": lambda **options: stein_jax.stein_cd(
+    energy, kernels.rbf(), SGD, step_size=0.1, **options
+  ),
+  "symmetric": lambda **options: stein_jax.stein_cd(
+    energy, kernels.rbf(), SGD, step_size=0.1, symmetric=True, **options
+  ),
+  "persistent": lambda **options: stein_jax.stein_cd(
+    energy, kernels.rbf(), SGD, step_size=0.1, persistent=True, num_steps=2, **options
+  ),
+  "score matching": lambda **options: stein_jax.stein_score_matching(
+    energy, kernels.rbf(), SGD, **options
+  ),
+  "SteinGAN": stein_gan,
+}
+
+
+def parameters():
+  rng = np.random.default_rng(2)
+  return {"mean": rng.normal(size=3), "w": rng.normal(size=(3, 3))}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("symmetric", "persistent")))
+    for name in RULES
+  ],
+)
+def test_every_rule_takes_the_ring(name):
+  key, (batch, first) = jax.random.key(5), points(24, 3)
+  one = RULES[name]()
+  many = parallel.distribute(
+    RULES[name](axis_name=parallel.AXIS, exchange="ring"), parallel.make_mesh(8)
+  )
+  state = one.init(key, parameters(), first)
+  want = jax.jit(one.update)(key, state, batch)
+  program = jax.jit(many.update).lower(key, state, batch).compile()
+  assert not re.search(r"\[24,\d+\]\S* all-gather", program.as_text())
+  got = program(key, state, batch)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 # ------------------------------------------------------------------ what is chosen
