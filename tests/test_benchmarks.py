@@ -24,6 +24,7 @@ def summary_of(workdir):
   return json.loads((workdir / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_svgd(tmp_path):
   small = ("--shapes=30x4", "--sizes=20,40", "--large=50x3", "--repeats=2")
   shown = run("svgd", *small, f"--workdir={tmp_path / 'w'}")

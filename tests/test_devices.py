@@ -408,7 +408,7 @@ class Normalized(nn.Module):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mix", [0.0, 1.0, 0.5])
+@pytest.mark.parametrize("mix", [0.0, pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_stein_gan_with_batch_norm_over_all_devices(mix):
   def noise_fn(key, m):
     return jax.random.normal(key, (m, 2))

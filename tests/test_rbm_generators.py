@@ -82,6 +82,7 @@ def test_a_generator_afterwards_leaves_the_energy_alone(finished):
   assert np.abs(first.astype(float) - last).max() > 1
 
 
+@pytest.mark.slow
 def test_the_same_command_reads_the_scores_it_wrote(finished):
   workdir, summary, _, arguments = finished
   record = workdir / "steingan" / "seed_0" / "scores.json"
