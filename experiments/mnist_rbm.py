@@ -38,7 +38,6 @@ from experiments import (
   rbm_methods,
   rbm_problem,
   rbm_results,
-  workdirs,
 )
 from stein_jax import Algorithm, parallel, training
 from stein_jax.records import AnotherRun
@@ -108,21 +107,15 @@ def main(argv: list[str]) -> None:
   with_generator = any(run.has_generator for run in runs)
   if with_generator and (flags.FLAGS.center or flags.FLAGS.scale != 1):
     sys.exit("A generator makes pixels in [0, 1]: leave --center and --scale out.")
-  workdir = Path(flags.FLAGS.workdir)
-  values = workdirs.own_flags("method", leave_out=common.OWN)
   # The schedule's shape depends on the number of steps.
   scheduled = flags.FLAGS.schedule != "constant" or "schedule=" in flags.FLAGS.overrides
   # Nor may a generator be trained half on one energy and half on another.
   fixed = {"steps"} if scheduled or _GENERATOR_AFTER.value else set()
   may_grow = _MAY_GROW - fixed
-  overwrite = flags.FLAGS.overwrite
-  # Asked before the data is loaded, which may take half a minute.
-  workdirs.check(
-    workdir, values, may_differ=common.ELSEWHERE, may_grow=may_grow, overwrite=overwrite
-  )
+  common.claim_workdir(before_work=True, may_grow=may_grow)
   problem = rbm_problem.load(_BATCH_SIZE.value)
   judge = _judge(problem, settings.generator) if with_generator else None
-  workdirs.prepare(workdir, values, overwrite=overwrite)
+  workdir = common.claim_workdir(before_work=False)
   results = rbm_results.Results(workdir, problem, judge, runs)
   energies: dict[tuple[str, int], Any] = {}
   for run in runs:

@@ -69,11 +69,12 @@ def prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
 
   Of several processes the first does, and the others wait for it.
   """
-  if parallel.is_first_process():
+  first = parallel.is_first_process()
+  if first:
     _prepare(workdir, values, overwrite=overwrite)
   parallel.wait_for_all("workdir")
   record = workdir / "flags.txt"
-  if not record.exists() or _read(record) != values:
+  if not first and not (record.exists() and _read(record) == values):
     sys.exit(
       f"--workdir={workdir} does not hold the first process's {record.name}, or other "
       "flags: all processes need the same ones, and a folder that all of them see."

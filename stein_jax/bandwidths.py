@@ -211,7 +211,7 @@ def of_points(
     full_ranks = (n * n, n * n)
     ranks = ((num_pairs - 1) // 2, num_pairs // 2)
   if distances is None:
-    everyone = points if ring else axes.gather(points, axis_name)
+    everyone = axes.gather(points, None if ring else axis_name)
     distances = tiles.of_points(
       points, everyone, block_size=block_size, axis_name=axis_name, ring=ring
     )

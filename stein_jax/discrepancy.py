@@ -77,9 +77,8 @@ def _ksd_squared(
 ) -> Array:
   particles, scores = pairwise.widened((particles, scores))
   n = checks.num_particles(particles) * axes.size(axis_name)
-  sources, source_scores = particles, scores
-  if not ring:
-    sources, source_scores = axes.gather((particles, scores), axis_name)
+  met = None if ring else axis_name  # over which all particles are met at once
+  sources, source_scores = axes.gather((particles, scores), met)
   if statistic == "U" and n < 2:
     raise ValueError(f"the U-statistic needs at least 2 particles, got {n}.")
   sums = kernel.stein_kernel_sums(

@@ -57,7 +57,7 @@ def middle_squared_distances(
   farthest = axes.greatest(tiles.row_norms.max(), tiles.axis_name)
 
   def by_differences() -> tuple[Array, Array]:
-    everyone = points if tiles.ring else axes.gather(points, tiles.axis_name)
+    everyone = axes.gather(points, None if tiles.ring else tiles.axis_name)
     exact = dataclasses.replace(
       tiles,
       rows=tiles.cut_rows(points),

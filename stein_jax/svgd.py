@@ -135,9 +135,8 @@ def _direction(
   dtypes = jax.tree.map(jnp.result_type, particles)
   particles, scores = pairwise.widened((particles, scores))
   n = checks.num_particles(particles) * axes.size(axis_name)
-  sources, source_scores = particles, scores
-  if not ring:
-    sources, source_scores = axes.gather((particles, scores), axis_name)
+  met = None if ring else axis_name  # over which all particles are met at once
+  sources, source_scores = axes.gather((particles, scores), met)
   if regularization is not None:
     kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
     direction = _regularized(sources, source_scores, kernel, regularization)
@@ -203,8 +202,8 @@ def repulsion_share(
   particles, scores, direction = pairwise.widened((particles, scores, direction))
   ring = kernel.may_go_round and tiles.goes_round(particles, exchange, axis_name)
   kernel = kernel.resolve(particles, axis_name=axis_name, ring=ring)
-  sources = particles if ring else axes.gather(particles, axis_name)
-  source_scores = scores if ring else axes.gather(scores, axis_name)
+  met = None if ring else axis_name  # over which all particles are met at once
+  sources, source_scores = axes.gather((particles, scores), met)
   s, _ = pairwise.as_matrix(source_scores)
   phi, _ = pairwise.as_matrix(direction)
   attraction = pairwise.matmul(kernel.matrix(particles, sources), s)
