@@ -29,9 +29,9 @@ from absl import app, flags
 from flax import linen as nn
 from flax import serialization
 
-from experiments import common, data
+from experiments.shared import common, data
 from stein_jax import Algorithm, training
-from stein_jax.descent import descend
+from stein_jax.algorithms.descent import descend
 from stein_jax.evaluation import DigitClassifier, inception_score
 from stein_jax.types import Array, Batch, Key, Metrics, Params, PyTree
 

@@ -22,7 +22,8 @@ import optax
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import common, plots, rbm_summary
+from experiments import rbm_summary
+from experiments.shared import common, plots
 from stein_jax import (
   kernels,
   maximum_likelihood,

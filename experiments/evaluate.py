@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments import (
+from experiments import inception
+from experiments.pictures import image_generators, image_scores
+from experiments.shared import (
   common,
   data,
-  image_generators,
-  image_scores,
-  inception,
   plots,
 )
 from stein_jax import evaluation

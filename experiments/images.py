@@ -29,10 +29,15 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from experiments import common, image_data, image_models, image_results
+from experiments.pictures import (
+  image_data,
+  image_models,
+  image_results,
+)
+from experiments.shared import common
 from stein_jax import AlignmentController, energies, kernels, parallel, training
-from stein_jax.records import AnotherRun
-from stein_jax.stein_gan import AUTHORS_ALIGNMENT
+from stein_jax.algorithms.stein_gan import AUTHORS_ALIGNMENT
+from stein_jax.training.records import AnotherRun
 
 _ALIGNMENTS = {
   "aligned": AlignmentController(),

@@ -21,7 +21,7 @@ from types import ModuleType
 import numpy as np
 from absl import app, flags
 
-from experiments import common
+from experiments.shared import common
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """The name of torch-fidelity's file of the network's weights."""

@@ -26,7 +26,9 @@ import optax
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import common, plots, rbm_methods, rbm_summary
+from experiments import rbm_summary
+from experiments.rbm import methods as rbm_methods
+from experiments.shared import common, plots
 from stein_jax import Algorithm, kernels, training
 from stein_jax.energies import GaussianBernoulliRBM
 

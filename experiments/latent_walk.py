@@ -17,7 +17,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from experiments import common, image_generators, image_models, plots
+from experiments.pictures import image_generators, image_models
+from experiments.shared import common, plots
 from stein_jax.types import Array, Key
 
 

@@ -29,19 +29,27 @@ from absl import app, flags
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from experiments import (
-  classifier,
-  common,
-  image_scores,
-  rbm_flags,
-  rbm_generators,
-  rbm_methods,
-  rbm_problem,
-  rbm_results,
+from experiments import classifier
+from experiments.pictures import image_scores
+from experiments.rbm import (
+  flags_of_rules as rbm_flags,
 )
+from experiments.rbm import (
+  generators as rbm_generators,
+)
+from experiments.rbm import (
+  methods as rbm_methods,
+)
+from experiments.rbm import (
+  problem as rbm_problem,
+)
+from experiments.rbm import (
+  results as rbm_results,
+)
+from experiments.shared import common
 from stein_jax import Algorithm, parallel, training
-from stein_jax.records import AnotherRun
-from stein_jax.stein_gan import SteinGANState
+from stein_jax.algorithms.stein_gan import SteinGANState
+from stein_jax.training.records import AnotherRun
 
 _METHOD = flags.DEFINE_list(
   "method",

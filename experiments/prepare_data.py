@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import data
+from experiments.shared import data
 
 CONNECT_S, READ_S = 5.0, 60.0  # how long a download host may stay silent, seconds
 

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from absl import app
 from flax import linen as nn
 
-from experiments import common, image_models, rbm_summary
+from experiments import rbm_summary
+from experiments.pictures import image_models
+from experiments.shared import common
 
 PAPER = {"DCGAN": ("~17m", "~17m"), "SteinGAN": ("~10m", "~2.5m")}
 

@@ -36,13 +36,12 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import (
+from experiments import prepare_data, rbm_summary
+from experiments.rbm import torch_peer
+from experiments.shared import (
   common,
   data,
   plots,
-  prepare_data,
-  rbm_summary,
-  torch_peer,
   workdirs,
 )
 from stein_jax import evaluation, training

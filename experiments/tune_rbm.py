@@ -21,14 +21,19 @@ import scipy.stats.qmc
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from experiments import (
+from experiments import mnist_rbm, rbm_summary
+from experiments.rbm import (
+  flags_of_rules as rbm_flags,
+)
+from experiments.rbm import (
+  methods as rbm_methods,
+)
+from experiments.rbm import (
+  problem as rbm_problem,
+)
+from experiments.shared import (
   common,
-  mnist_rbm,
   plots,
-  rbm_flags,
-  rbm_methods,
-  rbm_problem,
-  rbm_summary,
   workdirs,
 )
 from stein_jax import training

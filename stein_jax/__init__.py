@@ -5,16 +5,14 @@ Contrastive Divergence vs. Amortized MLE*.
 """
 
 from stein_jax import (
-  discriminators,
   energies,
   evaluation,
-  generators,
   kernels,
   parallel,
   samplers,
   training,
 )
-from stein_jax.contrastive import (
+from stein_jax.algorithms.contrastive import (
   contrastive_divergence,
   contrastive_loss,
   learn_from_negatives,
@@ -22,24 +20,33 @@ from stein_jax.contrastive import (
   negative_log_likelihood,
   sampled_maximum_likelihood,
 )
-from stein_jax.dcgan import dcgan
-from stein_jax.descent import descend
-from stein_jax.discrepancy import ksd_squared
-from stein_jax.score_matching import (
+from stein_jax.algorithms.dcgan import dcgan
+from stein_jax.algorithms.descent import descend
+from stein_jax.algorithms.energy import score, scores
+from stein_jax.algorithms.score_matching import (
   score_matching,
   score_matching_loss,
   stein_score_matching,
   stein_score_matching_gradient,
 )
-from stein_jax.scores import score, scores
-from stein_jax.stein_cd import stein_cd, stein_cd_gradient, stein_moves
-from stein_jax.stein_gan import (
+from stein_jax.algorithms.stein_cd import (
+  stein_cd,
+  stein_cd_gradient,
+  stein_moves,
+)
+from stein_jax.algorithms.stein_gan import (
   AlignmentController,
   amortized_svgd_gradient,
   amortized_svgd_loss,
   stein_gan,
 )
-from stein_jax.svgd import repulsion_share, svgd, svgd_direction
+from stein_jax.algorithms.svgd import svgd
+from stein_jax.networks import discriminators, generators
+from stein_jax.stein.direction import (
+  repulsion_share,
+  svgd_direction,
+)
+from stein_jax.stein.discrepancy import ksd_squared
 from stein_jax.types import Algorithm
 
 __version__ = "0.1.0"

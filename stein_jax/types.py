@@ -46,9 +46,9 @@ LogPartitionFn = Callable[[Params], Array]
 """`log_partition_fn(params)` -> log Z(θ)."""
 
 GenerateFn = Callable[[Params, PyTree, PyTree, PyTree], tuple[Particles, PyTree]]
-"""`generate_fn(gen_params, gen_stats, noise, context) -> (samples, gen_stats)`.
+"""`generate_fn(params, stats, noise, context) -> (samples, stats)`.
 
-All samples of a batch at once. `gen_stats` are the running statistics of batch norm; a
+All samples of a batch at once. `stats` are the running statistics of batch norm; a
 generator without them passes an empty tree through.
 """
 

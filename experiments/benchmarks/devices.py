@@ -21,8 +21,9 @@ import optax
 from absl import app, flags
 from jax.sharding import PartitionSpec
 
-from experiments import common, rbm_summary
+from experiments import rbm_summary
 from experiments.benchmarks import timing
+from experiments.shared import common
 from stein_jax import energies, kernels, parallel, stein_cd, svgd_direction
 
 _BATCH = 1024

@@ -21,8 +21,9 @@ import numpy as np
 from absl import app, flags
 from jax.tree_util import Partial
 
-from experiments import common, rbm_summary
+from experiments import rbm_summary
 from experiments.benchmarks import timing
+from experiments.shared import common
 from stein_jax import energies, kernels, svgd_direction
 from stein_jax.types import Array, Key
 

@@ -18,8 +18,10 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import common, image_models, rbm_summary
+from experiments import rbm_summary
 from experiments.benchmarks import timing
+from experiments.pictures import image_models
+from experiments.shared import common
 
 VARIANTS = {
   "SteinGAN exact": ("steingan", None),

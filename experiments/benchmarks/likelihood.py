@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 from absl import app, flags
 
-from experiments import common, rbm_summary
+from experiments import rbm_summary
 from experiments.benchmarks import timing
+from experiments.shared import common
 from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.types import Params
 

@@ -25,8 +25,9 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import common, rbm_summary
+from experiments import rbm_summary
 from experiments.benchmarks import timing
+from experiments.shared import common
 from stein_jax import kernels, svgd_direction
 from stein_jax.types import Array
 

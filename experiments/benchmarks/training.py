@@ -20,8 +20,9 @@ import optax
 from absl import app, flags
 from flax import linen as nn
 
-from experiments import common, rbm_summary
+from experiments import rbm_summary
 from experiments.benchmarks import svgd, timing
+from experiments.shared import common
 from stein_jax import (
   Algorithm,
   kernels,
@@ -32,8 +33,8 @@ from stein_jax import (
   svgd_direction,
   training,
 )
-from stein_jax.convolutions import Conv, Deconv
 from stein_jax.energies import GaussianBernoulliRBM
+from stein_jax.networks.layers import Conv, Deconv
 from stein_jax.types import Array, Params
 
 NUM_VISIBLE, NUM_HIDDEN, BATCH_SIZE, NUM_POINTS = 784, 10, 100, 10_000

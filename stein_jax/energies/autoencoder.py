@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stein_jax import checks
-from stein_jax.convolutions import convolution
+from stein_jax.networks.layers import convolution
 from stein_jax.types import Array, Params
 
 

@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from stein_jax.convolutions import Conv
+from stein_jax.networks.layers import Conv
 from stein_jax.types import Array
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stein_jax.convolutions import convolution
+from stein_jax.networks.layers import convolution
 from stein_jax.types import Array
 
 _STAGES = (16, 32, 64)  # maps, at width 1

@@ -5,7 +5,7 @@ static. RBF is exp(−‖x − x'‖²/h), as in the paper (Liu & Wang, 2017, se
 has the units of a squared distance.
 """
 
-from stein_jax.bandwidths import (
+from stein_jax.kernels.bandwidths import (
   BANDWIDTHS,
   Bandwidth,
   MedianBandwidth,

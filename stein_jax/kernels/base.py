@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from stein_jax import axes, pairwise
-from stein_jax.ring import half_way
+from stein_jax.pairs import points as pairwise
+from stein_jax.parallel import axes
+from stein_jax.parallel.ring import half_way
 from stein_jax.types import Array, Params, Particles, Precision, PyTree
 
 

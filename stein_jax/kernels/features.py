@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, register_dataclass
 
-from stein_jax import axes, checks, pairwise
+from stein_jax import checks
 from stein_jax.kernels.base import Kernel, values_and_gradients
+from stein_jax.pairs import points as pairwise
+from stein_jax.parallel import axes
 from stein_jax.types import Array, Particles, Precision, PyTree
 
 

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass, register_static
 
-from stein_jax import bandwidths, checks, pairwise, tiles
-from stein_jax.bandwidths import Bandwidth, MedianBandwidth
+from stein_jax import checks
+from stein_jax.kernels import bandwidths
+from stein_jax.kernels.bandwidths import Bandwidth, MedianBandwidth
 from stein_jax.kernels.base import Kernel
+from stein_jax.pairs import points as pairwise
+from stein_jax.pairs import tiles
 from stein_jax.types import Array, Particles, Precision, PyTree
 
 Profile = Callable[[Array], tuple[Array, Array, Array]]

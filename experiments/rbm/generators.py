@@ -1,0 +1,215 @@
+"""The generators of `experiments.mnist_rbm`: their samples, scores and pictures.
+
+A state of `stein_gan` is judged by a digit classifier's view of 50 000 samples, by how
+far they are from each other and from the test digits, and by the kernelised Stein
+discrepancy between them and the energy, beside that of exact samples.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.tree_util import Partial
+
+from experiments import rbm_summary
+from experiments.classifier import Classifier
+from experiments.pictures import image_scores
+from experiments.rbm import methods as rbm_methods
+from experiments.shared import data, plots
+from stein_jax import evaluation, generators, kernels, ksd_squared
+from stein_jax.algorithms.stein_gan import SteinGANState
+from stein_jax.energies import GaussianBernoulliRBM
+
+PICTURED = 100
+"""Samples that are kept for pictures at every evaluation."""
+
+
+class Judge(NamedTuple):
+  """What samples are held against."""
+
+  rbm: GaussianBernoulliRBM
+  generator: nn.Module
+  classifier: Classifier
+  test: np.ndarray  # uint8 [n, 28, 28, 1]
+  features: np.ndarray  # of the test images, [n, 128]
+
+  def while_training(self, state: SteinGANState) -> Mapping[str, float]:
+    """A few scores of 1 000 samples, for the rows of the history."""
+    images = sample(self.generator, state, 1000)
+    probabilities = self.classifier.probabilities(images)
+    once = {"num_blocks": None}  # no standard errors
+    return {
+      "inception_score": evaluation.inception_score(probabilities, **once).value,
+      "mean_pairwise_distance": evaluation.mean_pairwise_distance(images, **once).value,
+      **_discrepancies(self.rbm, state.params["energy"], images),
+    }
+
+  def scores(self, state: SteinGANState, num_samples: int) -> dict[str, float]:
+    """All scores of a finished run, with standard errors where they have one."""
+    images = sample(self.generator, state, num_samples)
+    return self._of_images(images, self.features) | _discrepancies(
+      self.rbm, state.params["energy"], images[: image_scores.COMPARED]
+    )
+
+  def of_test_images(self) -> dict[str, float]:
+    """The scores of one half of the test set, held against the other."""
+    images = self.test[::2].astype(np.float32) / 255
+    return self._of_images(images, self.features[1::2])
+
+  def _of_images(self, images: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Scores that need no energy, of pictures [n, 28, 28, 1] in [0, 1]."""
+    probabilities = self.classifier.probabilities(images)
+    features = self.classifier.features(images[: len(self.test)])
+    return image_scores.compared(images, probabilities, features, real)
+
+
+def sample(generator: nn.Module, state: SteinGANState, num_samples: int) -> np.ndarray:
+  """Pictures [num_samples, 28, 28, 1], the same noise at every call."""
+  keys = jax.random.split(jax.random.key(0), -(-num_samples // 500))
+  params, stats = state.params["generator"], state.generator_stats
+  batches = [np.asarray(_sample(generator, params, stats, key)) for key in keys]
+  return np.concatenate(batches)[:num_samples]
+
+
+@functools.partial(jax.jit, static_argnames="generator")
+def _sample(generator: nn.Module, params: Any, stats: Any, key: jax.Array) -> jax.Array:
+  noise = rbm_methods.NOISE_FN(key, 500)
+  return generators.sample(generator, params, stats, noise)
+
+
+def _discrepancies(
+  rbm: GaussianBernoulliRBM, theta: Any, images: np.ndarray
+) -> dict[str, float]:
+  """The unbiased KSD² between samples and energy; and that of exact samples, near 0.
+
+  RBF kernel with the exact samples' median bandwidth: a generator's own median would
+  shrink with it where it collapses.
+  """
+  exact = rbm.sample(jax.random.key(1), theta, len(images))
+  kernel = kernels.rbf(kernels.median_bandwidth(exact))
+
+  def discrepancy(x: jax.Array) -> float:
+    scores = jax.vmap(Partial(rbm.score, theta))(x)
+    return float(ksd_squared(x, scores, kernel, statistic="U"))
+
+  return {
+    "ksd_squared": discrepancy(jnp.asarray(images).reshape(exact.shape)),
+    "ksd_squared_of_exact_samples": discrepancy(exact),
+  }
+
+
+def keeping_samples(
+  generator: nn.Module, folder: Path
+) -> Callable[[int, SteinGANState], None]:
+  """`observe` of `training.fit`: saves samples of every evaluation, the same noise."""
+
+  def observe(step: int, state: SteinGANState) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    images = sample(generator, state, PICTURED)
+    np.save(folder / f"{step:08d}.npy", np.round(255 * images).astype(np.uint8))
+
+  return observe
+
+
+def judged(
+  judge: Judge, state: SteinGANState, step: int, num_samples: int, record: Path
+) -> dict[str, float]:
+  """The scores of a finished run, read from `record` where they were written before."""
+  asked = {
+    "step": step,
+    "num_samples": num_samples,
+    "classifier": judge.classifier.path.name,
+  }
+  known = json.loads(record.read_text()) if record.exists() else {}
+  if {name: known.get(name) for name in asked} == asked:
+    return known["scores"]
+  scores = judge.scores(state, num_samples)
+  data.write_json(record, {**asked, "scores": scores})
+  return scores
+
+
+def draw_training(path: Path, folder: Path, *, title: str, last: int) -> None:
+  """Ten samples at each of up to eight steps of a run, the same noise in every row."""
+  kept = (int(file.stem) for file in folder.glob("*.npy"))
+  steps = sorted(step for step in kept if step <= last)
+  if not steps:
+    return  # someone has cleared the folder away
+  rows = {
+    f"after {step} steps": _load(folder, step)[:10]
+    for step in plots.mostly_early(steps, 8)
+  }
+  plots.image_rows(path, rows, title=title, limits=(0, 1))
+
+
+def draw_samples(
+  path: Path, folders: Mapping[str, Path], summaries: Mapping[str, Any], *, title: str
+) -> None:
+  """The last seed's last samples of several runs side by side, with their scores.
+
+  Args:
+    path: the PNG to write.
+    folders: label -> the run's `keeping_samples`.
+    summaries: label -> the entry in summary.json.
+    title: the picture's title.
+  """
+  grids = {}
+  for label, folder in folders.items():
+    scores, final = summaries[label]["samples"], summaries[label]["final"]["test"]
+    caption = (
+      f"{label}\ninception score {scores['inception_score']['values'][-1]:.2f}, "
+      f"mean distance {scores['mean_pairwise_distance']['values'][-1]:.1f}\n"
+      f"test {final['values'][-1]:.1f} nats"
+    )
+    last = summaries[label]["curve"]["steps"][-1]
+    if (folder / f"{last:08d}.npy").exists():
+      grids[caption] = _load(folder, last)
+  if grids:
+    plots.image_grids(path, grids, title=title)
+
+
+def _load(folder: Path, step: int) -> np.ndarray:
+  return np.load(folder / f"{step:08d}.npy") / 255
+
+
+def draw_mix(
+  path: Path,
+  runs: Sequence[rbm_methods.Run],
+  summaries: Mapping[str, Any],
+  *,
+  title: str,
+) -> None:
+  """Figure 1(b), where there are runs with several α."""
+  drawn = [
+    run
+    for run in runs
+    if run.mix is not None and "no_kernel" not in run.name
+    if "samples" in summaries.get(run.label, {})
+  ]
+  by_alpha = {run.mix: summaries[run.label] for run in drawn}
+  if len(by_alpha) < 2 or len(by_alpha) < len(drawn):  # or several mix scales of an α
+    return
+  alphas = sorted(by_alpha)
+  entries = [by_alpha[alpha] for alpha in alphas]
+  plots.mix_trade_off(
+    path,
+    alphas,
+    inception_scores=[
+      entry["samples"]["inception_score"]["values"] for entry in entries
+    ],
+    log_likelihoods=[entry["final"]["test"]["values"] for entry in entries],
+    title=title,
+  )
+
+
+def summarize(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+  """score -> mean, sd and values over seeds."""
+  return {
+    name: rbm_summary.over_seeds([of_seed[name] for of_seed in scores])
+    for name in scores[0]
+  }

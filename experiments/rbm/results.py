@@ -1,0 +1,170 @@
+"""What a command of experiments.mnist_rbm leaves in its workdir."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import rbm_summary
+from experiments.rbm import generators as rbm_generators
+from experiments.rbm import methods as rbm_methods
+from experiments.rbm.problem import Problem
+from experiments.shared import (
+  common,
+  plots,
+  workdirs,
+)
+
+
+class Results:
+  """What a command leaves in its workdir, written anew after every method."""
+
+  def __init__(
+    self,
+    workdir: Path,
+    problem: Problem,
+    judge: rbm_generators.Judge | None,
+    runs: Sequence[rbm_methods.Run],
+  ):
+    self.workdir, self.problem, self.judge = workdir, problem, judge
+    self.runs = runs
+    self.summaries: dict[str, Any] = {}
+    self.diverged: dict[tuple[str, int], int] = {}  # run, seed -> step
+    self.test_images = judge and judge.of_test_images()
+
+  def add(
+    self,
+    run: rbm_methods.Run,
+    histories: Mapping[int, list[dict[str, Any]]],
+    diverged: Mapping[int, int],
+    scores: Sequence[Mapping[str, float]],
+    energies: Mapping[tuple[str, int], Any],
+  ) -> None:
+    """Adds all seeds of a method."""
+    if not histories:
+      self.summaries[run.label] = {"diverged": dict(diverged)}
+      self.write()
+      return
+    summary = self.summaries[run.label] = rbm_summary.summarize(histories)
+    if diverged:
+      summary["diverged"] = dict(diverged)
+    seed = list(histories)[-1]
+    if run.energy_from is None:
+      _draw_model(
+        self.workdir / f"filters_and_samples_{run.name}.png",
+        run.label,
+        self.problem,
+        energies[run.name, seed],
+      )
+    if run.has_generator:
+      summary["samples"] = rbm_generators.summarize(scores)
+      rbm_generators.draw_training(
+        self.workdir / f"training_{run.name}.png",
+        self._kept_samples(run, seed),
+        title=run.label,
+        last=histories[seed][-1]["step"],
+      )
+    self.write()
+
+  def _kept_samples(self, run: rbm_methods.Run, seed: int) -> Path:
+    return self.workdir / run.name / f"seed_{seed}" / "samples"
+
+  def write(self) -> None:
+    """Writes summary.json and the figures."""
+    dataset, baseline = self.problem.dataset, self.problem.baseline
+    record = self.workdir / "flags.txt"
+    summary = {
+      "command": f"python -m experiments.mnist_rbm --flagfile={record}",
+      "dataset": dataset.name,
+      "sizes": {
+        name: len(getattr(dataset, name)) for name in ("train", "validation", "test")
+      },
+      "flags": workdirs.own_flags("method", leave_out=common.OWN),
+      "gaussian_baseline": {k: float(v) for k, v in baseline._asdict().items()},
+      "methods": self.summaries,
+      "environment": {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+      },
+    }
+    if self.judge is not None:
+      summary["classifier_test_accuracy"] = self.judge.classifier.test_accuracy
+      summary["test_images"] = self.test_images
+    text = json.dumps(summary, indent=1) + "\n"
+    (self.workdir / "summary.json").write_text(text)
+    self._draw()
+
+  def _draw(self) -> None:
+    ell, name = self.problem.rbm.num_hidden, self.problem.dataset.name
+    title = f"RBM with {ell} hidden units on {name}"
+    after = {run.label for run in self.runs if run.energy_from is not None}
+    plots.likelihood_curves(
+      self.workdir / "figure1a.png",
+      {
+        label: summary["curve"]
+        for label, summary in self.summaries.items()
+        if "curve" in summary and label not in after
+      },
+      baseline=float(self.problem.baseline.mean),
+      title=title,
+    )
+    folders = {
+      run.label: self._kept_samples(run, self.summaries[run.label]["seeds"][-1])
+      for run in self.runs
+      if "samples" in self.summaries.get(run.label, {})
+    }
+    if folders:
+      rbm_generators.draw_samples(
+        self.workdir / "samples.png", folders, self.summaries, title=title
+      )
+      rbm_generators.draw_mix(
+        self.workdir / "figure1b.png", self.runs, self.summaries, title=title
+      )
+
+  def gather_metrics(self, seeds: Sequence[int]) -> None:
+    """Joins the metrics of all runs into one file, rows with their method and seed."""
+    with (self.workdir / "metrics.jsonl").open("w") as file:
+      for run in self.runs:
+        for seed in seeds:
+          path = self.workdir / run.name / f"seed_{seed}" / "metrics.jsonl"
+          for line in path.read_text().splitlines() if path.exists() else ():
+            row = {"method": run.name, "seed": seed, **json.loads(line)}
+            file.write(json.dumps(row) + "\n")
+
+  def tables(self) -> str:
+    """What the program prints at its end."""
+    lines = rbm_summary.rows(self.summaries, float(self.problem.baseline.mean))
+    text = plots.table(rbm_summary.HEADER, lines)
+    if self.judge is not None:
+      summary = {"methods": self.summaries, "test_images": self.test_images}
+      lines = rbm_summary.samples_rows(summary)
+      text += "\n\n" + plots.table(rbm_summary.SAMPLES_HEADER, lines)
+    return text
+
+
+def _draw_model(
+  path: Path,
+  label: str,
+  problem: Problem,
+  params: Any,
+) -> None:
+  """Pictures the columns of B, and exact samples with and without pixel noise."""
+  rbm, weights = problem.rbm, params["params"]["B"]
+  samples = rbm.sample(jax.random.key(0), params, 10)
+  y = jax.vmap(lambda x: rbm.features(params, x))(samples)
+  denoised = params["params"]["b"] + jnp.tanh(y) @ weights.T
+  rows = {
+    "filters: the columns of B": weights.T,
+    "exact samples x ~ p": problem.untransform(samples),
+    "the same without pixel noise: E[b + Bh | x]": problem.untransform(denoised),
+  }
+  image_shape = problem.dataset.train.shape[1:]
+  plots.image_rows(
+    path,
+    {k: np.asarray(v).reshape(-1, *image_shape) for k, v in rows.items()},
+    title=label,
+  )

@@ -1,0 +1,1 @@
+"""Learning rules, each a gradient and an `Algorithm`."""

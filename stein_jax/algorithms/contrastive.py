@@ -1,0 +1,326 @@
+"""Contrastive learning of energies: the loss, CD-k, and exact maximum likelihood."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from stein_jax import checks, samplers
+from stein_jax.algorithms.descent import (
+  DescentState,
+  apply_gradient,
+  descend,
+)
+from stein_jax.algorithms.energy import (
+  energies,
+  score_of,
+  split_batch,
+  with_points,
+)
+from stein_jax.parallel import axes
+from stein_jax.types import (
+  Algorithm,
+  Array,
+  Batch,
+  EnergyFn,
+  Key,
+  LogPartitionFn,
+  Metrics,
+  Params,
+  Particles,
+  PyTree,
+)
+
+
+def contrastive_loss(
+  params: Params,
+  energy_fn: EnergyFn,
+  positives: Batch,
+  negatives: Batch,
+  *,
+  discount: float | Array = 0.0,
+) -> Array:
+  """mean E(positives) − (1 − γ) · mean E(negatives).
+
+  Its gradient in θ, with the negatives held constant, is the common form of
+  contrastive divergence (11), SteinCD (13), maximum likelihood (8) and SteinGAN (23),
+  which differ in where the negatives come from.
+
+  Args:
+    params: θ.
+    energy_fn: E(x; θ) of one point.
+    positives: data, `[m, ...]`.
+    negatives: the model's side, `[m', ...]`; constants under differentiation.
+    discount: γ of section 5.2, "Stabilization".
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: points of different shapes, or an energy that is not a scalar.
+
+  Source: Liu & Wang (2017), equations 8, 11, 13, 17 and 23.
+  """
+  checks.same_event(
+    split_batch(positives)[0], split_batch(negatives)[0], ("positives", "negatives")
+  )
+  return _contrastive_loss(params, energy_fn, positives, negatives, discount)
+
+
+@partial(jax.jit, static_argnames=("energy_fn",))
+def _contrastive_loss(
+  params: Params,
+  energy_fn: EnergyFn,
+  positives: Batch,
+  negatives: Batch,
+  discount: Array,
+) -> Array:
+  negatives = jax.lax.stop_gradient(negatives)
+  positive = energies(params, energy_fn, positives).mean()
+  negative = energies(params, energy_fn, negatives).mean()
+  return positive - (1 - discount) * negative
+
+
+@partial(jax.jit, static_argnames=("energy_fn", "log_partition_fn"))
+def negative_log_likelihood(
+  params: Params,
+  energy_fn: EnergyFn,
+  data: Batch,
+  log_partition_fn: LogPartitionFn,
+) -> Array:
+  """−(1/m) Σᵢ log p(xᵢ; θ) = mean E(xᵢ; θ) + log Z(θ), in nats.
+
+  Args:
+    params: θ.
+    energy_fn: E(x; θ) of one point.
+    data: `[m, ...]`.
+    log_partition_fn: θ -> log Z(θ).
+
+  Raises:
+    ValueError: a batch with a context, on which log Z would depend.
+
+  Source: Liu & Wang (2017), equation 7.
+  """
+  _refuse_context(data)
+  return energies(params, energy_fn, data).mean() + log_partition_fn(params)
+
+
+def maximum_likelihood(
+  energy_fn: EnergyFn,
+  log_partition_fn: LogPartitionFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Exact maximum likelihood (8), for energies whose log Z is known.
+
+  The gradient of log Z is −E_p[∇E]: it is the negative phase without a sample.
+  """
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    del key
+    loss, gradient = axes.value_and_gradient(
+      lambda p: negative_log_likelihood(p, energy_fn, batch, log_partition_fn),
+      params,
+      axis_name,
+    )
+    return gradient, {"loss": loss}
+
+  return descend(gradient_fn, optimizer)
+
+
+NegativesFn = Callable[[Key, Params, Batch], tuple[Batch, Metrics]]
+"""`negatives_fn(key, params, start) -> (negatives, metrics)`: the model's side."""
+
+
+def learn_from_negatives(
+  energy_fn: EnergyFn,
+  negatives_fn: NegativesFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  persistent: bool = False,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Descends the contrastive loss, wherever its negatives come from.
+
+  CD-k, persistent CD and maximum likelihood by samples are this rule; so is any
+  transition of your own, such as an RBM's Gibbs sampler.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    negatives_fn: `(key, params, start)` -> negatives and metrics. `start` is the batch
+      or, with `persistent`, the negatives of the step before, whose shapes it keeps.
+      Over several devices the key is the same on each: draw each point's noise by its
+      place among all points, and return metrics that the devices agree on.
+    optimizer: an optax optimizer.
+    persistent: let the negatives live on from step to step (Tieleman, 2008). They
+      begin at the first batch.
+    axis_name: the axis over which the batch is spread.
+
+  Source: Liu & Wang (2017), equations 8, 10 and 11.
+  """
+
+  def contrast(
+    key: Key, params: Params, batch: Batch, start: Batch
+  ) -> tuple[Params, Batch, Metrics]:
+    negatives, metrics = negatives_fn(key, params, start)
+    if persistent:
+      checks.same_shapes(
+        start, negatives, ("start", "negatives_fn(key, params, start)")
+      )
+    loss, gradient = axes.value_and_gradient(
+      lambda p: contrastive_loss(p, energy_fn, batch, negatives), params, axis_name
+    )
+    return gradient, negatives, {"loss": loss} | metrics
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    gradient, _, metrics = contrast(key, params, batch, batch)
+    return gradient, metrics
+
+  if not persistent:
+    return descend(gradient_fn, optimizer)
+
+  def init(key: Key, params: Params, batch: Batch) -> PersistentState:
+    del key
+    # A copy: a training loop may donate state and batch to one compiled call.
+    chains = jax.tree.map(jnp.array, batch)
+    return PersistentState(params, optimizer.init(params), chains)
+
+  def update(
+    key: Key, state: PersistentState, batch: Batch
+  ) -> tuple[PersistentState, Metrics]:
+    params, opt_state, chains = state
+    checks.same_shapes(batch, chains, ("the batch", "the chains"))
+    gradient, chains, metrics = contrast(key, params, batch, chains)
+    descent = apply_gradient(DescentState(params, opt_state), gradient, optimizer)
+    metrics |= {"gradient_norm": optax.tree.norm(gradient)}
+    return PersistentState(*descent, chains), metrics
+
+  return Algorithm(init, update)
+
+
+class PersistentState(NamedTuple):
+  """As `DescentState`, with the chains that live on from step to step.
+
+  A chain of a conditional energy keeps the context that it began with.
+  """
+
+  params: Params
+  opt_state: optax.OptState
+  particles: Batch
+
+
+def sampled_maximum_likelihood(
+  energy_fn: EnergyFn,
+  sample_fn: Callable[[Key, Params, int], Particles],
+  optimizer: optax.GradientTransformation,
+  *,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Maximum likelihood (8) with exact samples of the model as negatives.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    sample_fn: `(key, params, n)` -> n exact samples, each with as many numbers as a
+      point of the batch.
+    optimizer: an optax optimizer.
+    axis_name: the axis over which the batch is spread; every device draws all
+      samples and keeps its own.
+  """
+
+  def negatives_fn(key: Key, params: Params, batch: Batch) -> tuple[Batch, Metrics]:
+    _refuse_context(batch)
+    m = checks.num_particles(batch)
+    n = m * axes.size(axis_name)
+    samples = sample_fn(key, params, n)
+    got = checks.num_particles(samples, "samples")
+    if got != n:
+      raise ValueError(
+        f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
+      )
+    mine = axes.own(samples, m, axis_name)
+    return jax.tree.map(lambda s, x: s.reshape(x.shape), mine, batch), {}
+
+  return learn_from_negatives(energy_fn, negatives_fn, optimizer, axis_name=axis_name)
+
+
+def contrastive_divergence(
+  energy_fn: EnergyFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  num_steps: int,
+  step_size: float,
+  persistent: bool = False,
+  metropolis: bool = False,
+  antithetic: bool = False,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """CD-k (11): negatives are the data after k Langevin steps towards the model.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    optimizer: an optax optimizer.
+    num_steps: k.
+    step_size: ε of the Langevin steps, in units of squared distance.
+    persistent: let the chains go on from where the last step left them, in place of
+      starting at the data (Tieleman, 2008). They begin at the first batch.
+    metropolis: use MALA, whose steps leave the model invariant exactly.
+    antithetic: two chains from every point, one with the noise z and one with −z, so
+      that what is odd in the noise cancels: twice as many negatives as positives.
+    axis_name: the axis over which the batch is spread.
+
+  Raises:
+    ValueError: num_steps below 1, a step size that is not above 0, or antithetic with
+      persistent or metropolis, where the pairs would part.
+
+  Source: Liu & Wang (2017), equations 10 and 11; Hinton (2002).
+  """
+  checks.at_least_one("num_steps", num_steps)
+  checks.positive("step_size", step_size)
+  if antithetic and (persistent or metropolis):
+    raise ValueError("antithetic excludes persistent and metropolis: pairs would part.")
+  # Made once: a chain under a fresh function would be compiled anew at every update.
+  score_fn = partial(score_of, energy_fn)
+  log_density_fn = partial(_log_density, energy_fn)
+
+  def negatives_fn(key: Key, params: Params, start: Batch) -> tuple[Batch, Metrics]:
+    x, context = split_batch(start)
+    options: dict[str, Any] = {
+      "num_steps": num_steps,
+      "step_size": step_size,
+      "context": context[0] if context else None,
+      "axis_name": axis_name,
+    }
+    if metropolis:
+      result = samplers.mala(key, x, Partial(log_density_fn, params), **options)
+      metrics = {"acceptance_rate": result.acceptance_rate}
+      return with_points(start, result.particles), metrics
+    moved = samplers.langevin(
+      key, x, Partial(score_fn, params), antithetic=antithetic, **options
+    )
+    if antithetic:
+      start = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), start)
+    return with_points(start, moved), {}
+
+  return learn_from_negatives(
+    energy_fn, negatives_fn, optimizer, persistent=persistent, axis_name=axis_name
+  )
+
+
+def _refuse_context(batch: Batch) -> None:
+  if split_batch(batch)[1]:
+    raise ValueError(
+      "exact maximum likelihood knows one log Z and one set of samples for all points; "
+      "the batch has a context, got {'x', 'context'}."
+    )
+
+
+def _log_density(
+  energy_fn: EnergyFn, params: Params, x: PyTree, *context: PyTree
+) -> Array:
+  checks.scalar_energy(energy_fn, params, x, *context)
+  return -energy_fn(params, x, *context)

@@ -1,0 +1,314 @@
+"""Score matching, Stein's and Fisher's: learning without negatives."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from stein_jax import checks, kernels
+from stein_jax.algorithms.descent import descend
+from stein_jax.algorithms.energy import (
+  energies,
+  score,
+  split_batch,
+  with_points,
+)
+from stein_jax.kernels import Kernel, KernelLike
+from stein_jax.parallel import axes
+from stein_jax.stein.direction import svgd_direction
+from stein_jax.types import (
+  Algorithm,
+  Array,
+  Batch,
+  EnergyFn,
+  Exchange,
+  Key,
+  Metrics,
+  Params,
+  Particles,
+  PyTree,
+)
+
+
+def stein_score_matching_gradient(
+  params: Params,
+  energy_fn: EnergyFn,
+  data: Batch,
+  kernel: Kernel | None,
+  *,
+  regularization: float | Array | None = None,
+  axis_name: str | None = None,
+  exchange: Exchange | None = None,
+) -> Params:
+  """∇θ ½D²(q₀ ‖ p), exactly: no finite difference.
+
+  ∇θ ½D² = −(1/m) Σᵢ ∇θ [∇ₓE(xᵢ; θ)ᵀ φᵢ], φ = φ*(x) held constant,
+
+  where D² is the V-statistic of `ksd_squared`. One linearisation of ∇₍ₓ,θ₎ Σ E along x
+  gives both: its value holds the scores that φ needs, its tangent along φ the cross
+  derivative.
+
+  With `regularization=η` and a kernel that does not depend on θ it is the gradient of
+  the regularised discrepancy max_φ {E[T_p φ] − ½ E‖φ‖² − (η/2m) ‖φ‖²_H}, whose
+  maximiser is Φ of `svgd_direction`: the same formula with Φ in the place of φ*. For
+  η → 0, Φ = S + K⁻¹V is the model's score less Li & Turner's (2018) estimate −K⁻¹V of
+  the data's score, and the gradient is that of ½ mean ‖S + K⁻¹V‖²: Fisher score
+  matching (18) with an estimated data score.
+
+  Args:
+    params: θ.
+    energy_fn: E(x; θ) of one point, twice differentiable. Where it has kinks (ReLU),
+      the derivative leaves out what a finite difference sees.
+    data: `[m, ...]`, or `{"x": ..., "context": ...}`.
+    kernel: out of `kernels`; None takes φ = score.
+    regularization: η above 0; None takes φ*.
+    axis_name: the axis over which the data is spread.
+    exchange: as in `svgd_direction`.
+
+  Returns:
+    The gradient, shaped like params.
+
+  Raises:
+    ValueError: an energy that is not a scalar, fewer than two points with a median
+      bandwidth, or a regularisation that is not above 0 or without a kernel.
+
+  Source: Liu & Wang (2017), equation 15.
+  """
+  kernel = kernels.checked(kernel)
+  checks.regularization(regularization, kernel)
+  return _stein_score_matching(
+    params,
+    energy_fn,
+    data,
+    kernel,
+    regularization,
+    axis_name=axis_name,
+    exchange=exchange,
+  )[1]
+
+
+@partial(jax.jit, static_argnames=("energy_fn", "axis_name", "exchange"))
+def _stein_score_matching(
+  params: Params,
+  energy_fn: EnergyFn,
+  data: Batch,
+  kernel: Kernel | None,
+  regularization: float | Array | None,
+  *,
+  axis_name: str | None,
+  exchange: Exchange | None,
+) -> tuple[Array, Params]:
+  params = axes.local(params, axis_name)
+  x, _ = split_batch(data)
+  m = checks.num_particles(x)
+
+  def joint_gradient(x: Particles) -> tuple[Particles, Params]:
+    return jax.grad(
+      lambda x, p: energies(p, energy_fn, with_points(data, x)).sum(), argnums=(0, 1)
+    )(x, params)
+
+  (minus_scores, _), tangent = jax.linearize(joint_gradient, x)
+  scores = jax.tree.map(jnp.negative, minus_scores)
+  direction = svgd_direction(
+    x,
+    scores,
+    kernel,
+    regularization=regularization,
+    axis_name=axis_name,
+    exchange=exchange,
+  )
+  _, cross = tangent(direction)
+  gradient = jax.tree.map(lambda c: -c / m, cross)
+  # Minus the first-order change of mean E(x) along φ, the limit of SteinCD's loss.
+  loss = optax.tree.vdot(scores, direction) / m
+  return axes.mean((loss, gradient), axis_name)
+
+
+def stein_score_matching(
+  energy_fn: EnergyFn,
+  kernel: KernelLike,
+  optimizer: optax.GradientTransformation,
+  *,
+  regularization: float | None = None,
+  axis_name: str | None = None,
+  exchange: Exchange | None = None,
+) -> Algorithm:
+  """Descends `stein_score_matching_gradient` on every batch.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    kernel: out of `kernels`, None, or `kernel_fn(params) -> kernel`.
+    optimizer: an optax optimizer.
+    regularization: η of the regularised Stein direction.
+    axis_name: the axis over which the batch is spread.
+    exchange: as in `svgd_direction`.
+
+  Raises:
+    ValueError: a regularisation that is not above 0, or without a kernel.
+
+  Source: Liu & Wang (2017), equations 14 and 15.
+  """
+  checks.regularization(regularization, kernel)
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    del key  # nothing is drawn at random
+    loss, gradient = _stein_score_matching(
+      params,
+      energy_fn,
+      batch,
+      kernels.at(kernel, params),
+      regularization,
+      axis_name=axis_name,
+      exchange=exchange,
+    )
+    return gradient, {"loss": loss}
+
+  return descend(gradient_fn, optimizer)
+
+
+DivergenceFn = Callable[..., Array]
+"""`divergence_fn(params, x)` -> ∇·s(x) = tr ∇ₓ∇ₓ log p(x) of one point."""
+
+
+def score_matching_loss(
+  params: Params,
+  energy_fn: EnergyFn,
+  data: Batch,
+  *,
+  key: Key | None = None,
+  num_probes: int | None = None,
+  divergence_fn: DivergenceFn | None = None,
+  axis_name: str | None = None,
+) -> Array:
+  """Hyvärinen's objective, the part of the Fisher divergence (18) that depends on θ.
+
+  J(θ) = (1/m) Σᵢ [½‖s(xᵢ)‖² + ∇·s(xᵢ)],  s = ∇ₓ log p = −∇ₓE
+
+  Half of F(q₀ ‖ p) is J plus a constant.
+
+  Args:
+    params: θ.
+    energy_fn: E(x; θ) of one point, three times differentiable.
+    data: `[m, ...]`, or `{"x": ..., "context": ...}`.
+    key: where given, the trace is Hutchinson's unbiased estimate from random probes,
+      at the cost of `num_probes` directional derivatives; without it all d are taken.
+    num_probes: how many probes for each point; 1 where only a key is given.
+    divergence_fn: the trace in closed form, where the energy knows it (the RBM does).
+    axis_name: the axis over which the data is spread; the loss is this device's share.
+
+  Returns:
+    A scalar; the mean over the (local) data.
+
+  Raises:
+    ValueError: both a key and a closed form, num_probes below 1 or without a key, or an
+      energy that is not a scalar.
+
+  Source: Liu & Wang (2017), equation 18; Hyvärinen (2005); Hutchinson (1990).
+  """
+  if num_probes is not None:
+    checks.at_least_one("num_probes", num_probes)
+    if key is None:
+      raise ValueError("num_probes (Hutchinson) needs a key to draw the probes with.")
+  if key is not None and divergence_fn is not None:
+    raise ValueError("give a key (Hutchinson) or divergence_fn, not both.")
+  return _score_matching_loss(
+    params,
+    energy_fn,
+    data,
+    key,
+    num_probes=num_probes or 1,
+    divergence_fn=divergence_fn,
+    axis_name=axis_name,
+  )
+
+
+@partial(
+  jax.jit, static_argnames=("energy_fn", "num_probes", "divergence_fn", "axis_name")
+)
+def _score_matching_loss(
+  params: Params,
+  energy_fn: EnergyFn,
+  data: Batch,
+  key: Key | None,
+  *,
+  num_probes: int,
+  divergence_fn: DivergenceFn | None,
+  axis_name: str | None,
+) -> Array:
+  x, context = split_batch(data)
+  indices = axes.global_indices(checks.num_particles(x), axis_name)
+
+  def at_point(index: Array, x: PyTree, *context: PyTree) -> Array:
+    flat, unravel = ravel_pytree(x)
+
+    def flat_score(flat: Array) -> Array:
+      return ravel_pytree(score(params, energy_fn, unravel(flat), *context))[0]
+
+    if divergence_fn is not None:
+      s, divergence = flat_score(flat), divergence_fn(params, x, *context)
+      if jnp.shape(divergence) != ():
+        raise ValueError(
+          "divergence_fn(params, x) must return a scalar, the divergence of the score "
+          f"at one point; it returned an array of shape {jnp.shape(divergence)}."
+        )
+    elif key is not None:
+      point_key = jax.random.fold_in(key, index)
+      probes = jax.random.rademacher(point_key, (num_probes, flat.size), flat.dtype)
+      s, slope = jax.linearize(flat_score, flat)
+      divergence = jax.vmap(lambda v: v @ slope(v))(probes).mean()
+    else:
+      s, slope = jax.linearize(flat_score, flat)
+      basis = axes.local(jnp.eye(flat.size, dtype=flat.dtype), axis_name)
+      divergence = jnp.trace(jax.vmap(slope)(basis))
+    return s @ s / 2 + divergence
+
+  return jax.vmap(at_point)(indices, x, *context).mean()
+
+
+def score_matching(
+  energy_fn: EnergyFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  num_probes: int | None = None,
+  divergence_fn: DivergenceFn | None = None,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Fisher score matching: descends `score_matching_loss` on every batch.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    optimizer: an optax optimizer.
+    num_probes: use Hutchinson's trace with so many probes; None takes the exact trace.
+    divergence_fn: the trace in closed form.
+    axis_name: the axis over which the batch is spread.
+
+  Raises:
+    ValueError: both num_probes and divergence_fn.
+
+  Source: Liu & Wang (2017), equation 18; Hyvärinen (2005).
+  """
+  if num_probes is not None:
+    checks.at_least_one("num_probes", num_probes)
+    if divergence_fn is not None:
+      raise ValueError("give num_probes (Hutchinson) or divergence_fn, not both.")
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    loss, gradient = axes.value_and_gradient(
+      lambda p: score_matching_loss(
+        p,
+        energy_fn,
+        batch,
+        key=None if num_probes is None else key,
+        num_probes=num_probes,
+        divergence_fn=divergence_fn,
+        axis_name=axis_name,
+      ),
+      params,
+      axis_name,
+    )
+    return gradient, {"loss": loss}
+
+  return descend(gradient_fn, optimizer)

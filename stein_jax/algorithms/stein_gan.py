@@ -1,0 +1,442 @@
+"""SteinGAN: a generator learns to sample an energy by amortised SVGD, and the energy
+learns from the generator's samples."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from stein_jax import checks, kernels
+from stein_jax.algorithms.contrastive import contrastive_loss
+from stein_jax.algorithms.descent import DescentState, apply_gradient
+from stein_jax.algorithms.energy import (
+  energies,
+  score_of,
+  split_batch,
+  with_points,
+)
+from stein_jax.algorithms.stein_cd import stein_cd_gradient
+from stein_jax.kernels import Kernel, KernelLike
+from stein_jax.pairs import tiles
+from stein_jax.parallel import axes
+from stein_jax.stein.direction import repulsion_share, svgd_direction
+from stein_jax.types import (
+  Algorithm,
+  Array,
+  Batch,
+  EnergyFn,
+  Exchange,
+  GenerateFn,
+  Key,
+  Metrics,
+  NoiseFn,
+  Params,
+  Particles,
+  PyTree,
+  ScoreFn,
+)
+
+
+class Generated(NamedTuple):
+  """What the generator made on the way to its gradient, so that it runs once."""
+
+  samples: Particles  # xᵢ = G(η; ξᵢ)
+  generator_stats: PyTree  # the statistics after them
+  direction: Particles  # φ(xᵢ)
+  repulsion_share: Array | None  # of φ*, as `repulsion_share` has it
+
+
+def amortized_svgd_gradient(
+  generator_params: Params,
+  generate_fn: GenerateFn,
+  noise: PyTree,
+  score_fn: ScoreFn,
+  kernel: Kernel | None,
+  *,
+  generator_stats: PyTree = (),
+  context: PyTree = None,
+  regularization: float | Array | None = None,
+  axis_name: str | None = None,
+  exchange: Exchange | None = None,
+) -> tuple[Params, Generated]:
+  """The gradient along which a generator follows its samples' SVGD direction.
+
+  −(1/m) Σᵢ [∂_η G(η; ξᵢ)]ᵀ φ(xᵢ),  xᵢ = G(η; ξᵢ)
+
+  φ is a constant for η. Descending it is the paper's ascent (21), with algorithm 2's
+  1/m; it is also the gradient of `amortized_svgd_loss` where η begins.
+
+  Args:
+    generator_params: η.
+    generate_fn: the generator G.
+    noise: ξ, `[m, ...]`.
+    score_fn: x -> ∇ log p(x) of one point; with a context, (x, context) -> the same.
+    kernel: out of `kernels`; None takes φ = score ("kernel off").
+    generator_stats: the generator's running statistics.
+    context: what belongs to each sample, `[m, ...]`, or None.
+    regularization: η of the regularised Stein direction, as in `svgd_direction`.
+    axis_name: the axis over which the noise is spread.
+    exchange: as in `svgd_direction`.
+
+  Returns:
+    The gradient, shaped like generator_params, to be descended; and what was generated.
+
+  Source: Liu & Wang (2017), equation 21 and algorithm 2.
+  """
+  kernel = kernels.checked(kernel)
+  checks.regularization(regularization, kernel)
+  score_fn = score_fn if isinstance(score_fn, Partial) else Partial(score_fn)
+  return _amortized(
+    generator_params,
+    generate_fn,
+    noise,
+    score_fn,
+    kernel,
+    generator_stats,
+    context,
+    regularization,
+    axis_name=axis_name,
+    exchange=exchange,
+  )
+
+
+@partial(jax.jit, static_argnames=("generate_fn", "axis_name", "exchange"))
+def _amortized(
+  generator_params: Params,
+  generate_fn: GenerateFn,
+  noise: PyTree,
+  score_fn: Partial,
+  kernel: Kernel | None,
+  generator_stats: PyTree,
+  context: PyTree,
+  regularization: Array | None,
+  *,
+  axis_name: str | None,
+  exchange: Exchange | None,
+) -> tuple[Params, Generated]:
+  samples, pull_back, generator_stats = jax.vjp(
+    lambda eta: generate_fn(eta, generator_stats, noise, context),
+    axes.local(generator_params, axis_name),
+    has_aux=True,
+  )
+  m = checks.num_particles(samples, "samples")
+  given = () if context is None else (context,)
+  scores = jax.vmap(score_fn)(samples, *given)
+  if kernel is not None:
+    ring = tiles.goes_round(samples, exchange, axis_name)
+    kernel = kernel.resolve(samples, axis_name=axis_name, ring=ring)
+  direction = svgd_direction(
+    samples,
+    scores,
+    kernel,
+    regularization=regularization,
+    axis_name=axis_name,
+    exchange=exchange,
+  )
+  share = None
+  if kernel is not None and regularization is None:
+    share = repulsion_share(
+      samples, scores, direction, kernel, axis_name=axis_name, exchange=exchange
+    )
+  generated = Generated(samples, generator_stats, direction, share)
+  generated = jax.lax.stop_gradient(generated)
+  direction = generated.direction
+  (gradient,) = pull_back(jax.tree.map(lambda phi: -phi / m, direction))
+  return axes.mean(gradient, axis_name), generated
+
+
+def amortized_svgd_loss(
+  generator_params: Params,
+  generate_fn: GenerateFn,
+  noise: PyTree,
+  targets: Particles,
+  *,
+  step_size: float | Array,
+  generator_stats: PyTree = (),
+  context: PyTree = None,
+) -> tuple[Array, PyTree]:
+  """How far the generator's samples are from where SVGD would have them.
+
+  1/(2εm) Σᵢ ‖G(η; ξᵢ) − targetᵢ‖²,  targetᵢ = xᵢ + ε φ(xᵢ), a constant
+
+  Args:
+    generator_params: η.
+    generate_fn: the generator G.
+    noise: ξ, `[m, ...]`.
+    targets: shaped like the samples.
+    step_size: ε, in units of squared distance.
+    generator_stats: the generator's running statistics.
+    context: as in `amortized_svgd_gradient`.
+
+  Returns:
+    The loss and the statistics after the samples.
+
+  Raises:
+    ValueError: a step size that is not above 0, or targets of another shape.
+
+  Source: Liu & Wang (2017), equation 20.
+  """
+  checks.positive("step_size", step_size)
+  samples, generator_stats = generate_fn(
+    generator_params, generator_stats, noise, context
+  )
+  checks.same_shapes(samples, targets, ("samples", "targets"))
+  m = checks.num_particles(samples, "samples")
+  difference = jax.tree.map(
+    lambda x, target: x - jax.lax.stop_gradient(target), samples, targets
+  )
+  return optax.tree.norm(difference, squared=True) / (
+    2 * step_size * m
+  ), generator_stats
+
+
+class AlignmentController(NamedTuple):
+  """γ of section 5.2, "Stabilization": `low`, or `high` while real energy is higher.
+
+  γ is raised while the real batch's mean energy exceeds that of the simulated one: the
+  energy then listens less to the generator.
+
+  The authors' code does the opposite: it has `AUTHORS_ALIGNMENT`, γ = 0.7 while real
+  energy is higher and 0.9 otherwise, so that an energy that lags behind listens more.
+  (It also raises the energy's learning rate fivefold then, which is left out here.)
+  """
+
+  low: float = 0.7
+  high: float = 0.9
+
+
+AUTHORS_ALIGNMENT = AlignmentController(low=0.9, high=0.7)
+
+
+class SteinGANState(NamedTuple):
+  """Energy and generator, their optimizers' states, and the generator's statistics."""
+
+  params: Params  # {"energy": θ, "generator": η}
+  generator_stats: PyTree
+  energy_opt_state: optax.OptState
+  generator_opt_state: optax.OptState
+  generator_average: Params = ()  # of the steps' η, where asked for
+
+
+def stein_gan(
+  energy_fn: EnergyFn,
+  generate_fn: GenerateFn,
+  noise_fn: NoiseFn,
+  kernel: KernelLike,
+  energy_optimizer: optax.GradientTransformation,
+  generator_optimizer: optax.GradientTransformation,
+  *,
+  generator_stats: PyTree = (),
+  mix: float = 0.0,
+  mix_scale: float = 1.0,
+  step_size: float = 0.1,
+  discount: float | AlignmentController = 0.0,
+  num_inner_steps: int = 1,
+  regularization: float | None = None,
+  average: float | None = None,
+  axis_name: str | None = None,
+  exchange: Exchange | None = None,
+) -> Algorithm:
+  """SteinGAN, algorithm 2, and its mix with SteinCD.
+
+  Every step draws samples x = G(η; ξ) and moves η along `amortized_svgd_gradient`; the
+  energy then descends mean E(data) − (1 − γ) mean E(x), the x drawn before η moved.
+  With probability `mix` (one coin a step) the energy descends instead
+  `mix_scale` · `stein_cd_gradient` of the data. mix = 1 is SteinCD's trajectory of θ.
+
+  The two gradients of θ are of different size, and one optimizer serves both. SteinCD's
+  is a rate, divided by ε; SteinGAN's a difference between distributions, and much
+  larger where the generator is bad. `mix_scale` weighs them where they are mixed.
+
+  `params` of `init` is `{"energy": θ, "generator": η}`.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    generate_fn: the generator; a context of the batch is handed on to it.
+    noise_fn: draws ξ for a number of samples.
+    kernel: out of `kernels`, None ("kernel off"), or `kernel_fn(θ) -> kernel`.
+    energy_optimizer: an optax optimizer for θ.
+    generator_optimizer: an optax optimizer for η.
+    generator_stats: the statistics that the generator starts with.
+    mix: α, from 0 (plain SteinGAN) to 1.
+    mix_scale: a factor on SteinCD's gradient; of no effect where mix is 0 or 1.
+    step_size: ε of SteinCD, and of the regression where num_inner_steps is above 1.
+    discount: γ, a number in [0, 1) or an `AlignmentController`; it acts on generated
+      negatives only.
+    num_inner_steps: how many optimizer steps η takes towards the same targets
+      x + εφ(x), by `amortized_svgd_loss` (20); one step is (21).
+    regularization: η of the regularised Stein direction.
+    average: the decay, in (0, 1), of an exponential moving average of the generator's
+      parameters, kept in the state's `generator_average`, which starts at the first η;
+      None keeps none. It is of parameters alone: `generator_stats` are those of η.
+    axis_name: the axis over which the batch is spread; every device draws all noise
+      and keeps its own. A generator with batch norm needs the same axis_name.
+    exchange: as in `svgd_direction`.
+
+  Raises:
+    ValueError: numbers outside their ranges.
+
+  Source: Liu & Wang (2017), algorithm 2, equations 20 to 23 and section 5.
+  """
+  _check(mix, mix_scale, step_size, discount, num_inner_steps, average)
+  if kernel is None:
+    checks.regularization(regularization, kernel)
+  first_stats = generator_stats
+  score_fn = partial(score_of, energy_fn)
+
+  def init(key: Key, params: Params, batch: Batch) -> SteinGANState:
+    del key, batch
+    checks.networks(params, ("energy", "generator"))
+    return SteinGANState(
+      params,
+      first_stats,
+      energy_optimizer.init(params["energy"]),
+      generator_optimizer.init(params["generator"]),
+      # A copy: a donated state cannot give one buffer away twice.
+      () if average is None else jax.tree.map(jnp.array, params["generator"]),
+    )
+
+  def energy_gradient(
+    theta: Params,
+    batch: Batch,
+    negatives: Batch,
+    gamma: Array,
+    coin: Array,
+    kernel: Kernel | None,
+  ) -> Params:
+    def plain() -> Params:
+      return axes.value_and_gradient(
+        lambda p: contrastive_loss(p, energy_fn, batch, negatives, discount=gamma),
+        theta,
+        axis_name,
+      )[1]
+
+    def stein_cd() -> Params:
+      gradient = stein_cd_gradient(
+        theta,
+        energy_fn,
+        batch,
+        kernel,
+        step_size=step_size,
+        regularization=regularization,
+        axis_name=axis_name,
+        exchange=exchange,
+      )
+      return gradient
+
+    if mix in (0, 1):
+      return stein_cd() if mix else plain()
+    return jax.lax.cond(
+      coin, lambda: jax.tree.map(lambda g: mix_scale * g, stein_cd()), plain
+    )
+
+  def update(
+    key: Key, state: SteinGANState, batch: Batch
+  ) -> tuple[SteinGANState, Metrics]:
+    noise_key, coin_key = jax.random.split(key)
+    theta, eta = state.params["energy"], state.params["generator"]
+    x, given = split_batch(batch)
+    context = given[0] if given else None
+    m = checks.num_particles(x)
+    noise = noise_fn(noise_key, m * axes.size(axis_name))
+    noise = axes.own(noise, m, axis_name)
+    kernel_now = kernels.at(kernel, theta)
+    gradient, generated = amortized_svgd_gradient(
+      eta,
+      generate_fn,
+      noise,
+      Partial(score_fn, theta),
+      kernel_now,
+      generator_stats=state.generator_stats,
+      context=context,
+      regularization=regularization,
+      axis_name=axis_name,
+      exchange=exchange,
+    )
+    generator_norm = optax.tree.norm(gradient)
+    targets = jax.tree.map(
+      lambda x, phi: x + step_size * phi, generated.samples, generated.direction
+    )
+    stats, generator_opt_state = generated.generator_stats, state.generator_opt_state
+    for inner in range(num_inner_steps):
+      if inner:
+        (_, stats), gradient = axes.mean(
+          jax.value_and_grad(
+            lambda p: amortized_svgd_loss(
+              p,
+              generate_fn,
+              noise,
+              targets,
+              step_size=step_size,
+              generator_stats=stats,  # noqa: B023
+              context=context,
+            ),
+            has_aux=True,
+          )(axes.local(eta, axis_name)),
+          axis_name,
+        )
+      eta, generator_opt_state = apply_gradient(
+        DescentState(eta, generator_opt_state), gradient, generator_optimizer
+      )
+
+    negatives = with_points(batch, generated.samples)
+    real = axes.mean(energies(theta, energy_fn, batch).mean(), axis_name)
+    simulated = axes.mean(energies(theta, energy_fn, negatives).mean(), axis_name)
+    gamma = _gamma(discount, real, simulated)
+    coin = jax.random.uniform(coin_key) < mix
+    gradient = energy_gradient(theta, batch, negatives, gamma, coin, kernel_now)
+    theta, energy_opt_state = apply_gradient(
+      DescentState(theta, state.energy_opt_state), gradient, energy_optimizer
+    )
+    metrics = {
+      "energy_gap": real - simulated,
+      "energy_data": real,
+      "energy_generated": simulated,
+      "discount": gamma,
+      "mixed": coin.astype(real.dtype),
+      "gradient_norm": optax.tree.norm(gradient),
+      "generator_gradient_norm": generator_norm,
+    }
+    if generated.repulsion_share is not None:
+      metrics["repulsion_share"] = generated.repulsion_share
+    generator_average = state.generator_average
+    if average is not None:
+      generator_average = optax.incremental_update(eta, generator_average, 1 - average)
+    params = {"energy": theta, "generator": eta}
+    stats = axes.mean(stats, axis_name)
+    state = SteinGANState(
+      params, stats, energy_opt_state, generator_opt_state, generator_average
+    )
+    return state, metrics
+
+  return Algorithm(init, update)
+
+
+def _gamma(
+  discount: float | AlignmentController, real: Array, simulated: Array
+) -> Array:
+  if isinstance(discount, AlignmentController):
+    return jnp.where(real > simulated, discount.high, discount.low).astype(real.dtype)
+  return jnp.asarray(discount, real.dtype)
+
+
+def _check(
+  mix: float,
+  mix_scale: float,
+  step_size: float,
+  discount: float | AlignmentController,
+  num_inner_steps: int,
+  average: float | None,
+) -> None:
+  if not 0 <= mix <= 1:
+    raise ValueError(f"mix must lie between 0 and 1, got {mix!r}.")
+  checks.positive("mix_scale", mix_scale)
+  checks.positive("step_size", step_size)
+  checks.at_least_one("num_inner_steps", num_inner_steps)
+  checks.decay("average", average)
+  values = discount if isinstance(discount, AlignmentController) else (discount,)
+  if not all(0 <= value < 1 for value in values):
+    raise ValueError(f"discount must lie in [0, 1), got {discount!r}.")

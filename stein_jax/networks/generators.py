@@ -1,0 +1,232 @@
+"""Generators: networks from noise to samples, with their statistics in the open."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from stein_jax import checks
+from stein_jax.networks.layers import Deconv
+from stein_jax.types import Array, Key, Params, PyTree
+
+_MAPS = {32: (512, 256, 128), 64: (1024, 512, 256, 128)}
+
+
+class MNISTGenerator(nn.Module):
+  """The generator of section 5.1: two dense and two 5×5 deconvolution layers.
+
+  noise [m, 100] → 1024·width → 7×7×128·width → 14×14×64·width → 28×28×1, sigmoid
+
+  Batch norm without gain and bias, then ReLU, after every layer but the last, as in the
+  authors' code; weights N(0, 0.02).
+
+  Attributes:
+    width: a factor on the layers' widths.
+    axis_name: the device axis over which the batch statistics are averaged.
+  """
+
+  width: float = 1.0
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, noise: Array, train: bool = True) -> Array:
+    """Samples `[m, 28, 28, 1]` in (0, 1) of noise `[m, d]`.
+
+    Args:
+      noise: ξ.
+      train: whether batch norm takes the batch's own statistics, and updates the
+        running ones; False takes the running ones.
+    """
+
+    def normalized(x: Array) -> Array:
+      norm = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        use_bias=False,
+        use_scale=False,
+        axis_name=None if self.is_initializing() else self.axis_name,
+      )
+      return nn.relu(norm(x))
+
+    def wide(channels: int) -> int:
+      return max(1, round(channels * self.width))
+
+    init = nn.initializers.normal(0.02)
+    x = normalized(nn.Dense(wide(1024), kernel_init=init)(noise))
+    x = normalized(nn.Dense(49 * wide(128), kernel_init=init)(x))
+    x = x.reshape(-1, 7, 7, wide(128))
+    x = Deconv(wide(64), kernel_init=init)(x)
+    x = Deconv(1, kernel_init=init)(normalized(x))
+    return nn.sigmoid(x)
+
+
+class DCGANGenerator(nn.Module):
+  """The generator of section 5.2, DCGAN's: a dense layer and 5×5 deconvolutions.
+
+  size 64: noise [m, 100] → 4×4×1024 → 8×8×512 → 16×16×256 → 32×32×128 → 64×64×channels
+  size 32: noise [m, 100] → 4×4×512 → 8×8×256 → 16×16×128 → 32×32×channels
+
+  All maps but the channels times width; tanh at the end. Batch norm with gain and bias,
+  then ReLU, after every layer but the last: of the dense layer over each of its units,
+  of a deconvolution over each of its maps. Weights N(0, 0.02), biases 0. With
+  num_classes the label's one-hot vector joins the noise, and the input of every
+  deconvolution as constant maps. All this is the authors' code, whose gains begin at
+  N(1, 0.02) where these begin at 1.
+
+  >>> generator = DCGANGenerator(32, width=1 / 64, num_classes=10)
+  >>> noise, label = uniform_noise()(jax.random.key(0), 5), jnp.arange(5)
+  >>> params, stats = initialize(jax.random.key(1), generator, noise, label)
+  >>> sample(generator, params, stats, noise, label).shape
+  (5, 32, 32, 3)
+
+  Attributes:
+    size: of the pictures along both axes, 32 or 64.
+    channels: 3 for colours.
+    width: a factor on the maps.
+    num_classes: if given, every sample needs an integer label below it.
+    axis_name: the device axis over which the batch statistics are averaged.
+    dtype: what is computed in, such as `jnp.bfloat16`; by default the parameters' type.
+      Parameters, running statistics and samples are float32 in any case.
+
+  Raises:
+    ValueError: another size, or numbers outside their range.
+
+  Source: Radford et al. (2016), section 3; Liu & Wang (2017), section 5.2.
+  """
+
+  size: int
+  channels: int = 3
+  width: float = 1.0
+  num_classes: int | None = None
+  axis_name: str | None = None
+  dtype: Any = None
+
+  def __post_init__(self) -> None:
+    checks.one_of("size", self.size, tuple(_MAPS))
+    checks.at_least_one("channels", self.channels)
+    checks.positive("width", self.width)
+    if self.num_classes is not None:
+      checks.at_least_one("num_classes", self.num_classes)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(
+    self, noise: Array, label: Array | None = None, train: bool = True
+  ) -> Array:
+    """Samples `[m, size, size, channels]` in [−1, 1] of noise `[m, d]`.
+
+    Args:
+      noise: ξ.
+      label: integers `[m]` below num_classes; None without num_classes.
+      train: whether batch norm takes the batch's own statistics, and updates the
+        running ones; False takes the running ones.
+
+    Raises:
+      ValueError: a label without num_classes, none with it, or one of another form.
+    """
+
+    def normalized(x: Array) -> Array:
+      norm = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        dtype=self.dtype,
+        axis_name=self.axis_name,
+      )
+      return nn.relu(norm(x))
+
+    def deconvolved(x: Array, features: int) -> Array:
+      layer = Deconv(features, kernel_init=init, dtype=self.dtype)
+      return layer(with_label(x, given))
+
+    init = nn.initializers.normal(0.02)
+    given = one_hot(label, self.num_classes, len(noise))
+    first, *others = [max(1, round(maps * self.width)) for maps in _MAPS[self.size]]
+    dense = nn.Dense(16 * first, kernel_init=init, dtype=self.dtype)
+    x = normalized(dense(with_label(noise, given))).reshape(-1, 4, 4, first)
+    for features in others:
+      x = normalized(deconvolved(x, features))
+    x = deconvolved(x, self.channels)
+    return jnp.tanh(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+def one_hot(label: Array | None, num_classes: int | None, m: int) -> Array:
+  """Labels `[m]` as one-hot vectors `[m, num_classes]`, `[m, 0]` where there are none.
+
+  Args:
+    label: integers below num_classes, or None.
+    num_classes: None for a network without labels.
+    m: how many labels there must be.
+
+  Raises:
+    ValueError: a label where num_classes is None, none where it is set, or one that is
+      not m integers.
+  """
+  if num_classes is None:
+    if label is not None:
+      raise ValueError("a label needs num_classes, which is None: set it or give none.")
+    return jnp.zeros((m, 0))
+  if label is None:
+    raise ValueError(f"num_classes={num_classes} needs a label for each of {m} points.")
+  label = jnp.asarray(label)
+  if label.shape != (m,) or not jnp.issubdtype(label.dtype, jnp.integer):
+    raise ValueError(
+      f"label must be {m} integers, one for each point, got shape {label.shape} of "
+      f"{label.dtype}."
+    )
+  return jax.nn.one_hot(label, num_classes)
+
+
+def with_label(x: Array, vectors: Array) -> Array:
+  """One-hot vectors `[m, k]` as constant maps behind x's own: `[m, ..., c + k]`."""
+  m, k = vectors.shape
+  maps = vectors.astype(x.dtype).reshape(m, *(1,) * (x.ndim - 2), k)
+  maps = jnp.broadcast_to(maps, (*x.shape[:-1], k))
+  return jnp.concatenate([x, maps], axis=-1)
+
+
+def generate_fn(generator: nn.Module) -> Callable[..., tuple[Array, PyTree]]:
+  """The `generate_fn(params, stats, noise, context)` of a linen module, for training.
+
+  The module is called as `generator(noise, train=True)`, with a context as
+  `generator(noise, context, train=True)`. Keep the function: each one is compiled anew.
+  """
+
+  def generate(
+    params: Params, stats: PyTree, noise: Array, context: PyTree
+  ) -> tuple[Array, PyTree]:
+    inputs = (noise,) if context is None else (noise, context)
+    samples, new = generator.apply(
+      {"params": params, **stats}, *inputs, train=True, mutable=list(stats)
+    )
+    return samples, new
+
+  return generate
+
+
+@functools.partial(jax.jit, static_argnames="generator")
+def initialize(
+  key: Key, generator: nn.Module, noise: Array, *context: Any
+) -> tuple[Params, PyTree]:
+  """The parameters of a linen generator, and its statistics apart."""
+  variables = dict(generator.init(key, noise, *context, train=True))
+  return variables.pop("params"), variables
+
+
+def sample(
+  generator: nn.Module, params: Params, stats: PyTree, noise: Array, *context: Any
+) -> Array:
+  """Samples by the running statistics: none depends on the others of its batch."""
+  variables = {"params": params, **stats}
+  return jnp.asarray(generator.apply(variables, noise, *context, train=False))
+
+
+def uniform_noise(dimension: int = 100) -> Callable[[Key, int], Array]:
+  """`noise_fn(key, m)`: ξ ~ Uniform[−1, 1]^dimension, as in section 5."""
+
+  def noise(key: Key, m: int) -> Array:
+    return jax.random.uniform(key, (m, dimension), jnp.float32, -1.0, 1.0)
+
+  return noise

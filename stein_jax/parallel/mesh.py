@@ -1,0 +1,255 @@
+"""An Algorithm on many devices, of one host or of several.
+
+`distribute` wraps any algorithm that was built with the `axis_name` of a mesh:
+
+  mesh = parallel.make_mesh()
+  rule = stein_cd(energy_fn, kernels.rbf(), optimizer, step_size=.1, axis_name=AXIS)
+  rule = parallel.distribute(rule, mesh)
+  state, metrics = jax.jit(rule.update)(key, state, batch)
+
+Batches, and the field `particles` of a state, are spread over the devices by rows, with
+the optimizer's state where it is the particles'; all else is the same on each. What
+comes out is what one device gives, but for rounding.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, PyTree
+
+AXIS = "devices"
+"""The name of the axis of `make_mesh`."""
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+  """A mesh with one axis, `AXIS`, of all devices, or of as many of every process.
+
+  Raises:
+    ValueError: fewer devices than are asked for, or a number that the processes cannot
+      share.
+  """
+  devices, num_processes = jax.devices(), jax.process_count()
+  if num_devices is None:
+    num_devices = len(devices)
+  if not 1 <= num_devices <= len(devices):
+    raise ValueError(
+      f"num_devices={num_devices}: there are {len(devices)}, {devices[0].platform}. "
+      "On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of it."
+    )
+  if num_devices % num_processes:
+    raise ValueError(
+      f"num_devices={num_devices} cannot be shared by {num_processes} processes: each "
+      "gives as many."
+    )
+  of_each = num_devices // num_processes
+  chosen = [
+    device
+    for k in range(num_processes)
+    for device in [d for d in devices if d.process_index == k][:of_each]
+  ]
+  kinds = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((len(chosen),), (AXIS,), kinds, devices=chosen)
+
+
+def check_divides(name: str, count: int, mesh: Mesh) -> None:
+  """Raises ValueError unless `count` rows can be spread evenly over a mesh."""
+  if count % mesh.size:
+    below = count // mesh.size * mesh.size
+    nearest = [str(n) for n in (below, below + mesh.size) if n]
+    raise ValueError(
+      f"{name}={count} cannot be spread evenly over {mesh.size} devices: take "
+      f"{' or '.join(nearest)}."
+    )
+
+
+@functools.lru_cache  # `fit` compiles once for every algorithm object
+def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
+  """The same algorithm, with batches and particles spread over a mesh of one axis.
+
+  Args:
+    algorithm: made with `axis_name` the mesh's axis, its networks too where they have
+      batch norm. (A network without it normalises by each device's own share.)
+    mesh: `make_mesh`, or any of one axis.
+
+  Returns:
+    An Algorithm of global arrays. `init` makes the state on this process's own device;
+    `spread` brings it onto the mesh, as the first `update` does otherwise.
+
+  Raises:
+    ValueError: a mesh of several axes; in `update`, rows that do not divide over the
+      devices, or an algorithm that was built without the axis.
+  """
+  if len(mesh.axis_names) != 1:
+    raise ValueError(f"the mesh must have one axis, got {mesh.axis_names}.")
+  (axis,) = mesh.axis_names
+
+  def update(key: Key, state: Any, batch: Batch) -> tuple[Any, Metrics]:
+    for name, tree in (("batch_size", batch), ("particles", _particles(state))):
+      for leaf in jax.tree.leaves(tree)[:1]:
+        check_divides(name, len(leaf), mesh)
+    specs = _specs(state, axis)
+    body = jax.shard_map(
+      algorithm.update,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), specs, PartitionSpec(axis)),
+      out_specs=(specs, PartitionSpec()),
+    )
+    try:
+      return body(key, state, batch)
+    except (ValueError, NameError) as error:
+      if not ("out_specs" in str(error) or "unbound axis" in str(error)):
+        raise
+      raise ValueError(
+        "The devices' results differ where they should agree: make the algorithm, and "
+        f"networks with batch norm, with axis_name={axis!r}."
+      ) from error
+
+  return Algorithm(algorithm.init, update)
+
+
+def shardings(state: Any, mesh: Mesh) -> Any:
+  """Where each array of a state is: `particles` by rows, the rest on every device."""
+  (axis,) = mesh.axis_names
+  return jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    _specs(state, axis),
+    is_leaf=lambda x: isinstance(x, PartitionSpec),
+  )
+
+
+def by_rows(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
+  """An axis of arrays, such as the leading one of a batch, spread over a mesh."""
+  (name,) = mesh.axis_names
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, name))
+
+
+def same(mesh: Mesh) -> NamedSharding:
+  """The same array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def spread(tree: PyTree, sharding: Any) -> PyTree:
+  """Arrays that every process holds alike, as global arrays.
+
+  Each device is given its own part only; of a memory-mapped array no more is read.
+
+  Args:
+    tree: of arrays, NumPy's or JAX's.
+    sharding: one, or a tree of them.
+  """
+
+  def put(x: Any, sharding: NamedSharding) -> Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = put(jax.random.key_data(x), sharding)
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    host = x if isinstance(x, np.ndarray) else np.asarray(x)
+    return jax.make_array_from_callback(
+      host.shape, sharding, lambda index: np.asarray(host[index])
+    )
+
+  if isinstance(sharding, NamedSharding):
+    return jax.tree.map(lambda x: put(x, sharding), tree)
+  return jax.tree.map(put, tree, sharding)
+
+
+def spread_rows(data: Batch, mesh: Mesh) -> Batch:
+  """Data `[N, ...]` spread by rows, the last device's filled up with zeros."""
+
+  def put(x: Any) -> Array:
+    filling = -len(x) % mesh.size
+
+    def rows(index: Any) -> np.ndarray:
+      start, stop, _ = index[0].indices(len(x) + filling)
+      own = np.asarray(x[start : min(stop, len(x))])
+      missing = stop - start - len(own)
+      return np.pad(own, [(0, missing)] + [(0, 0)] * (own.ndim - 1))
+
+    shape = (len(x) + filling, *x.shape[1:])
+    return jax.make_array_from_callback(shape, by_rows(mesh), rows)
+
+  return jax.tree.map(put, data)
+
+
+def own_rows(num_rows: int, mesh: Mesh) -> np.ndarray:
+  """Which of so many rows, spread over a mesh, are on this process's devices."""
+  places = by_rows(mesh).addressable_devices_indices_map((num_rows,)).values()
+  return np.sort(np.concatenate([np.arange(num_rows)[index] for index in places]))
+
+
+def take(data: Batch, rows: Array, mesh: Mesh) -> Batch:
+  """`data[rows]` of what `spread_rows` made, spread by rows in its turn.
+
+  Each device gives the rows that it has: only a batch travels.
+
+  Args:
+    data: `[N, ...]`.
+    rows: `[m]`, the same on all devices; m divides by their number.
+    mesh: of the data.
+  """
+  (axis,) = mesh.axis_names
+
+  def of_shard(data: Batch, rows: Array) -> Batch:
+    def taken(x: Array) -> Array:
+      local = rows - jax.lax.axis_index(axis) * len(x)
+      mine = (local >= 0) & (local < len(x))
+      found = x[jnp.clip(local, 0, len(x) - 1)]
+      given = jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), found, 0)
+      summed = given.astype(jnp.uint8) if x.dtype == bool else given
+      return jax.lax.psum_scatter(summed, axis, tiled=True).astype(x.dtype)
+
+    return jax.tree.map(taken, data)
+
+  spec = PartitionSpec(axis)
+  body = jax.shard_map(
+    of_shard, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec
+  )
+  return body(data, rows)
+
+
+def local(tree: PyTree) -> PyTree:
+  """Global arrays on this process's own device, whole: all processes call it together.
+
+  For code that knows nothing of a mesh, such as an evaluation.
+  """
+
+  def whole(x: Any) -> Any:
+    if not isinstance(x, Array) or len(x.sharding.device_set) == 1:
+      return x
+    if not x.is_fully_replicated:
+      x = _replicated(cast(NamedSharding, x.sharding).mesh)(x)
+    return x.addressable_data(0)
+
+  return jax.tree.map(whole, tree)
+
+
+@functools.lru_cache
+def _replicated(mesh: Mesh) -> Callable[[Array], Array]:
+  return jax.jit(lambda x: x, out_shardings=same(mesh))
+
+
+def _particles(state: Any) -> Any:
+  return getattr(state, "particles", None)
+
+
+def _specs(state: Any, axis: str) -> Any:
+  """PartitionSpecs of a state's arrays."""
+  specs = jax.tree.map(lambda _: PartitionSpec(), state)
+  if _particles(state) is None:
+    return specs
+  rows = jax.tree.map(lambda _: PartitionSpec(axis), state.particles)
+  specs = specs._replace(particles=rows)
+  if hasattr(state, "params"):
+    return specs
+  # What is learned are the particles: each has its own momenta.
+  shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(state.particles)}
+  of_particles = jax.tree.map(
+    lambda leaf: PartitionSpec(axis) if jnp.shape(leaf) in shapes else PartitionSpec(),
+    state.opt_state,
+  )
+  return specs._replace(opt_state=of_particles)

@@ -1,0 +1,1 @@
+"""Stein directions and discrepancies of particles."""

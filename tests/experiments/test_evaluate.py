@@ -1,0 +1,156 @@
+"""The table of figure 2, with ResNets and the Inception network out of the way."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import evaluate
+from experiments.pictures import (
+  image_generators,
+  image_models,
+  image_scores,
+)
+from experiments.shared.data import Dataset
+from stein_jax import generators
+from tests import binaries
+
+
+def saved(folder, method, num_classes):
+  settings = {"size": 32, "num_classes": num_classes, "generator_width": 0.02}
+  settings["bfloat16"] = False
+  module = image_models.generator_of(image_models.Settings(**settings))
+  labels = () if num_classes is None else (np.zeros(2, np.int32),)
+  noise = np.zeros((2, 100), np.float32)
+  made = generators.initialize(jax.random.key(0), module, noise, *labels)
+  about = {"method": method, "label": method, "dataset": "cifar10", "seed": 0}
+  about |= {"step": 7, "settings": settings}
+  about["label_counts"] = None if num_classes is None else [5] * num_classes
+  image_generators.save(folder, image_generators.Trained(module, *made, about))
+  return str(folder)
+
+
+def dataset(labelled):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, size=(600, 32, 32, 3), dtype=np.uint8)
+  labels = np.arange(600, dtype=np.int32) % 3 if labelled else None
+  some = None if labels is None else labels[:60]
+  empty = None if labels is None else labels[:0]
+  return Dataset(
+    "cifar10", "made up", images, images[:0], images[:60], labels, empty, some
+  )
+
+
+class Judge:
+  """In the place of a ResNet: it looks at two corners."""
+
+  test_accuracy = 0.9
+
+  def features(self, images):
+    return np.asarray(images).reshape(len(images), -1)[:, :4] / 255.0
+
+  def probabilities(self, images):
+    logits = 5 * self.features(images)[:, :3]
+    p = np.exp(logits)
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def stubbed(labelled, *arguments):
+  """`python -m experiments.evaluate`, with stubs in the place of all networks."""
+  from absl import app
+
+  asked = []
+
+  def accuracies(sets, test, **options):
+    for name, (images, labels) in sets.items():
+      file = Path(flags.FLAGS.workdir) / f"{name}.npz"
+      np.savez(file, images=images[:20], labels=labels[:20])
+    return dict.fromkeys(sets, 0.4)
+
+  def inception_scores(images, real, **options):
+    asked.append(len(images))
+    return {"imagenet_inception_score": 2.5, "asked": asked[-1]}
+
+  image_scores.judge = lambda *args, **options: Judge()
+  image_scores.accuracy_by_training_set = accuracies
+  evaluate.inception.check_requirements = lambda path: None
+  evaluate.inception.inception_scores = inception_scores
+  evaluate.common.image_data.load_images = lambda name, **options: dataset(labelled)
+  evaluate._define_flags()
+  app.run(evaluate.main, ["evaluate", *arguments])
+
+
+def run(labelled, workdir, runs, *arguments):
+  arguments = [
+    f"--runs={','.join(runs)}",
+    f"--workdir={workdir}",
+    "--num_samples=2000",
+    "--noprogress",
+    *arguments,
+  ]
+  code = "import sys; from tests.experiments.test_evaluate import stubbed; "
+  code += f"stubbed({labelled}, *sys.argv[1:])"
+  return subprocess.run(
+    [sys.executable, "-c", code, *arguments],
+    cwd=binaries.ROOT,
+    env={**os.environ, **binaries.QUICK},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+def test_every_column_is_judged_and_keeps_its_labels(tmp_path):
+  runs = [saved(tmp_path / m, m, 3) for m in ("dcgan", "steingan")]
+  out = tmp_path / "out"
+  done = run(True, out, runs, "--inception_weights=given")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((out / "summary.json").read_text())
+  names = [image_scores.REAL, "500 Duplicate", "DCGAN", "SteinGAN"]
+  assert set(summary["results"]) == set(names)
+  for name in names:
+    found = summary["results"][name]
+    assert found["testing_accuracy"] == (0.9 if name == image_scores.REAL else 0.4)
+    assert found["asked"] == (600 if name == image_scores.REAL else 2000)
+    assert 1 <= found["inception_score"] <= 3
+  trained = image_generators.load(tmp_path / "dcgan")
+  with np.load(out / "DCGAN.npz") as given:
+    images, labels = given["images"], given["labels"]
+  np.testing.assert_array_equal(images, trained.pictures(2000)[:20])
+  np.testing.assert_array_equal(labels, trained.labels(2000)[:20])
+  text = evaluate.markdown(summary)
+  assert text in done.stdout
+  assert "11.237" in text
+  assert "Training steps: DCGAN 7, SteinGAN 7." in text
+  text = evaluate.markdown(summary | {"dataset": "svhn_cropped"})
+  assert "11.237" not in text
+
+
+def test_without_labels_there_is_no_second_score(tmp_path):
+  runs = [saved(tmp_path / "steingan", "steingan", None)]
+  done = run(False, tmp_path / "out", runs)
+  assert done.returncode == 0, done.stderr
+  assert "mean distance between pictures" in done.stdout
+  assert "ResNet" not in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("runs", "message"),
+  [
+    (["one", "one", "one"], "two runs of DCGAN, seed 0"),
+    ([""], "holds no generator"),
+    ([], "name folders that experiments"),
+  ],
+)
+def test_runs_that_do_not_go_together_are_refused(runs, message, tmp_path):
+  saved(tmp_path / "one", "dcgan", 3)
+  done = run(True, tmp_path / "out", [str(tmp_path / name) for name in runs])
+  assert done.returncode == 1
+  assert message in done.stderr

@@ -1,0 +1,232 @@
+"""The binaries of section 5.2, end to end on a few made-up pictures."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import latent_walk, table1
+from experiments.pictures import image_generators, image_models
+from stein_jax import generators
+from tests import binaries
+
+SMALL = (
+  "--dataset=lsun/bedroom",
+  "--size=32",
+  "--width=0.0625",
+  "--generator_width=0.0625",
+  "--discriminator_width=0.03125",
+  "--batch_size=4",
+  "--steps=4",
+  "--eval_every=2",
+  "--noprogress",
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+  """A folder of 40 pictures: bright squares on dark ground."""
+  folder = tmp_path_factory.mktemp("pictures")
+  rng = np.random.default_rng(0)
+  for k in range(40):
+    image = rng.integers(0, 60, size=(40, 48, 3), dtype=np.uint8)
+    y, x = rng.integers(4, 24, size=2)
+    image[y : y + 12, x : x + 12] += rng.integers(80, 190, size=3, dtype=np.uint8)
+    Image.fromarray(image).save(folder / f"{k:03d}.png")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+  """A run of two methods."""
+  workdir = tmp_path_factory.mktemp("runs") / "images"
+  output = binaries.run(
+    "images",
+    *SMALL,
+    "--method=steingan,dcgan",
+    "--average=0.5",
+    f"--data_dir={pictures}",
+    f"--cache_dir={workdir.parent / 'cache'}",
+    f"--workdir={workdir}",
+  )
+  assert output.returncode == 0, output.stderr
+  return workdir, output.stdout
+
+
+def test_a_run_leaves_pictures_numbers_and_generators(trained):
+  workdir, output = trained
+  pictures = ("samples.png", "training.png", "reconstructions.png")
+  for name in (*pictures, "summary.json", "flags.txt"):
+    assert (workdir / name).stat().st_size > 100
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert set(summary["runs"]) == {"steingan", "dcgan"}
+  for method, (run,) in summary["runs"].items():
+    assert run["last"]["step"] == 4
+    assert np.isfinite(run["last"]["mean_pairwise_distance"])
+    folder = workdir / method / "seed_0"
+    kept = [np.load(file) for file in sorted((folder / "samples").glob("*.npy"))]
+    assert [images.shape for images in kept] == 3 * [(100, 32, 32, 3)]
+    assert not np.array_equal(kept[0], kept[-1])
+    assert (folder / "reconstructions").exists() == (method != "dcgan")
+  assert 0 < summary["runs"]["steingan"][0]["last"]["repulsion_share"] < 1
+  assert "| SteinGAN, seed 0 | 4 |" in output
+
+
+@pytest.mark.slow
+def test_two_devices_learn_what_one_does(trained, pictures, tmp_path):
+  output = binaries.run(
+    "images",
+    *SMALL,
+    "--method=steingan,dcgan",
+    "--average=0.5",
+    "--num_devices=2",
+    f"--data_dir={pictures}",
+    f"--cache_dir={tmp_path / 'cache'}",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert output.returncode == 0, output.stderr
+  for method, metric in (("steingan", "energy_data"), ("dcgan", "loss")):
+    one, two = (
+      json.loads((folder / "summary.json").read_text())["runs"][method][0]["last"]
+      for folder in (trained[0], tmp_path / "run")
+    )
+    assert two[metric] == pytest.approx(one[metric], rel=2e-3)
+
+
+def test_the_same_command_goes_on_where_it_stopped(trained, pictures):
+  workdir, _ = trained
+  before = image_generators.load(workdir / "dcgan" / "seed_0")
+  output = binaries.run(
+    "images",
+    *SMALL,
+    "--method=steingan,dcgan",
+    "--average=0.5",
+    f"--data_dir={pictures}",
+    f"--cache_dir={workdir.parent / 'cache'}",
+    f"--workdir={workdir}",
+  )
+  assert output.returncode == 0, output.stderr
+  after = image_generators.load(workdir / "dcgan" / "seed_0")
+  for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params)):
+    np.testing.assert_array_equal(a, b)
+  assert "| DCGAN, seed 0 | 4 |" in output.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["steincd_gan", "steingan_no_kernel"])
+def test_the_other_methods(method, pictures, tmp_path):
+  output = binaries.run(
+    "images",
+    *SMALL,
+    f"--method={method}",
+    "--mix=0.5",
+    f"--data_dir={pictures}",
+    f"--cache_dir={tmp_path / 'cache'}",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert output.returncode == 0, output.stderr
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert np.isfinite(summary["runs"][method][0]["last"]["energy_gap"])
+
+
+def test_a_generator_comes_back_from_its_file(trained):
+  workdir, _ = trained
+  folder = workdir / "steingan" / "seed_0"
+  saved = image_generators.load(folder)
+  last = sorted((folder / "samples").glob("*.npy"))[-1]
+  np.testing.assert_array_equal(saved.pictures(100), np.load(last))
+  np.testing.assert_array_equal(saved.pictures(7), np.load(last)[:7])
+  assert saved.labels(5) is None
+  with pytest.raises(SystemExit, match=r"holds no generator.*WORKDIR/METHOD/seed_0"):
+    image_generators.load(workdir)
+
+
+def test_labels_are_drawn_by_the_training_set_s_counts():
+  settings = {"size": 32, "num_classes": 3, "generator_width": 0.02, "bfloat16": False}
+  module = image_models.generator_of(image_models.Settings(**settings))
+  noise, label = jnp.zeros((2, 100)), jnp.zeros(2, jnp.int32)
+  made = generators.initialize(jax.random.key(0), module, noise, label)
+  about = {"label_counts": [10, 0, 30], "settings": settings}
+  trained = image_generators.Trained(module, *made, about)
+  labels = trained.labels(4000)
+  counts = np.bincount(labels, minlength=3)
+  assert counts[1] == 0
+  assert abs(counts[2] / 4000 - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)
+  pictures = trained.pictures(300, labels=labels[:300])
+  assert pictures.shape == (300, 32, 32, 3)
+  assert pictures.dtype == np.uint8
+
+
+def test_a_latent_walk_leaves_strips_and_an_animation(trained, tmp_path):
+  workdir, _ = trained
+  done = binaries.run(
+    "latent_walk",
+    f"--run={workdir / 'dcgan' / 'seed_0'}",
+    "--rows=2",
+    "--steps=6",
+    "--stride=2",
+    "--pictures=3",
+    f"--workdir={tmp_path}",
+  )
+  assert done.returncode == 0, done.stderr
+  assert {file.name for file in tmp_path.iterdir()} == {
+    "walk.png",
+    "interpolation.png",
+    "walk.gif",
+  }
+  with Image.open(tmp_path / "walk.gif") as animation:
+    assert animation.size == (64, 32)
+
+
+def test_a_walk_stays_near_and_within():
+  start = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, size=(3, 100)))
+  start = start.astype(jnp.float32)
+  path = latent_walk.walk(jax.random.key(0), start, num_steps=50, step_size=0.2)
+  assert path.shape == (51, 3, 100)
+  np.testing.assert_array_equal(path[0], start)
+  assert np.abs(path).max() <= 1
+  steps = np.abs(np.diff(path, axis=0))
+  assert steps.max() <= 0.2 + 1e-6
+  assert abs(steps[:, :, np.abs(start).max(axis=0) < 0.5].mean() - 0.1) < 0.01
+  ends = latent_walk.interpolation(start, num_pictures=5)
+  np.testing.assert_allclose(ends[0], start, atol=1e-6)
+  np.testing.assert_allclose(ends[-1], np.roll(start, -1, axis=0), atol=1e-6)
+  np.testing.assert_allclose(ends[2], (ends[0] + ends[-1]) / 2, atol=1e-6)
+
+
+def test_table_1_counts_the_modules():
+  lines = table1.table().splitlines()
+  cells = {line.split("|")[1].strip(): line.split("|")[2:] for line in lines}
+  dcgan = [int(cells["DCGAN"][i].replace(",", "")) for i in (0, 2)]
+  assert all(abs(count - 17e6) < 0.5e6 for count in dcgan)
+  steingan = [int(cells["SteinGAN"][i].replace(",", "")) for i in (0, 2)]
+  assert steingan[0] < 10e6
+  assert abs(steingan[1] - 2.5e6) < 0.5e6
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (("--method=gan",), "--method must name some of steingan"),
+    (("--conditional",), "has no labels: leave --conditional out"),
+    (("--batch_size=400",), "is more than the 36 training pictures"),
+    (("--size=48",), "--size must be one of 32, 64"),
+    (("--discount=2",), "--discount must be a number in"),
+    (("--width=-1",), "--width must be above 0"),
+  ],
+)
+def test_what_cannot_be_meant_is_said_at_once(options, message, pictures, tmp_path):
+  output = binaries.run(
+    "images",
+    *SMALL,
+    f"--data_dir={pictures}",
+    f"--cache_dir={tmp_path / 'cache'}",
+    f"--workdir={tmp_path / 'run'}",
+    *options,
+  )
+  assert output.returncode == 1
+  assert message in output.stderr
+  assert not (tmp_path / "run").exists()

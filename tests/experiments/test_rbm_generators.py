@@ -1,0 +1,175 @@
+"""SteinGAN through the binary: what it leaves, and that its limits are its limits."""
+
+import json
+import re
+
+import numpy as np
+import optax
+import pytest
+from absl.testing import flagsaver
+
+from experiments import mnist_rbm, rbm_summary
+from experiments.rbm import generators as rbm_generators
+from experiments.rbm import methods as rbm_methods
+from experiments.shared import plots
+from tests.experiments.test_mnist_rbm import parsed_flags, run_binary
+
+ARGUMENTS = (
+  "--method=steingan,steincd_gan,stein_cd",
+  "--mix=1",
+  "--generator_width=0.03",
+  "--generator_learning_rate=0.01",
+  "--generator_after=10",
+  "--num_hidden=4",
+  "--steps=20",
+  "--eval_every=10",
+  "--num_samples=2000",
+  "--classifier_steps=60",
+  "--noprogress",
+)
+LABELS = {
+  "steingan": "SteinGAN",
+  "steincd_gan_1": "SteinCD-GAN(1)",
+  "stein_cd_then_generator": "SteinCD, then a generator",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("generators")
+  arguments = (*ARGUMENTS, f"--workdir={folder / 'w'}", f"--cache_dir={folder / 'c'}")
+  result = run_binary(*arguments)
+  assert result.returncode == 0, result.stderr
+  summary = json.loads((folder / "w" / "summary.json").read_text())
+  return folder / "w", summary, result, arguments
+
+
+def test_every_generator_leaves_scores_and_pictures(finished):
+  workdir, summary, result, _ = finished
+  for name, label in LABELS.items():
+    scores = summary["methods"][label]["samples"]
+    assert 1 <= scores["inception_score"]["mean"] <= 10
+    assert all(np.isfinite(score["mean"]) for score in scores.values())
+    assert (workdir / f"training_{name}.png").stat().st_size > 5_000
+    kept = sorted((workdir / name / "seed_0" / "samples").iterdir())
+    steps = [0, 10] if name.endswith("then_generator") else [0, 10, 20]
+    assert [int(file.stem) for file in kept] == steps
+    assert np.load(kept[-1]).shape == (100, 28, 28, 1)
+  for name in ("samples", "figure1a", "figure1b"):
+    assert (workdir / f"{name}.png").stat().st_size > 10_000
+  assert 0.5 < summary["test_images"]["recall"] < 1
+  assert "of the test set are right" in result.stderr
+  rows = rbm_summary.samples_rows(summary)
+  assert [row[0] for row in rows] == ["half of the test set", *LABELS.values()]
+  for row in rows[1:]:
+    assert re.search(rf"{re.escape(row[0])}\s+{row[1]}", result.stdout)
+
+
+def curve(summary, label):
+  return np.array(summary["methods"][label]["curve"]["values"])
+
+
+def test_wholly_mixed_is_stein_cd_and_steingan_is_not(finished):
+  _, summary, _, _ = finished
+  alone = curve(summary, "SteinCD")
+  np.testing.assert_allclose(curve(summary, "SteinCD-GAN(1)"), alone, atol=2e-2)
+  assert np.abs(curve(summary, "SteinGAN") - alone).max() > 0.05
+
+
+def test_a_generator_afterwards_leaves_the_energy_alone(finished):
+  workdir, summary, _, _ = finished
+  after = curve(summary, "SteinCD, then a generator")
+  assert (after == curve(summary, "SteinCD")[:, -1:]).all()
+  folder = workdir / "stein_cd_then_generator" / "seed_0" / "samples"
+  first, last = (np.load(file) for file in sorted(folder.iterdir()))
+  assert np.abs(first.astype(float) - last).max() > 1
+
+
+@pytest.mark.slow
+def test_the_same_command_reads_the_scores_it_wrote(finished):
+  workdir, summary, _, arguments = finished
+  record = workdir / "steingan" / "seed_0" / "scores.json"
+  written = json.loads(record.read_text())
+  written["scores"]["recall"] = 0.125  # a mark: what is read is not reckoned anew
+  record.write_text(json.dumps(written))
+  again = run_binary(*arguments)
+  assert again.returncode == 0, again.stderr
+  after = json.loads((workdir / "summary.json").read_text())
+  assert after["methods"]["SteinGAN"]["samples"]["recall"]["mean"] == 0.125
+  for label in LABELS.values():
+    np.testing.assert_array_equal(curve(after, label), curve(summary, label))
+
+
+def test_a_run_may_be_longer_but_not_below_a_generator_that_came_after(finished):
+  _, _, _, arguments = finished
+  longer = run_binary(*arguments, "--steps=30")
+  assert longer.returncode != 0
+  assert "--steps: 20 before, 30 now" in longer.stderr
+
+
+@pytest.mark.parametrize(
+  ("values", "word"),
+  [
+    ({"mix": ["1.5"]}, "--mix"),
+    ({"mix": ["a"]}, "--mix"),
+    ({"mix_scale": ["0"]}, "--mix_scale"),
+    ({"discount": "1"}, "--discount"),
+    ({"discount": "often"}, "--discount"),
+    ({"generator_width": 0.0}, "--generator_width"),
+    ({"generator_learning_rate": -1.0}, "--generator_learning_rate"),
+    ({"center": True}, "--center"),
+    ({"generator_after": 5}, "--generator_after"),
+    ({"generator_after": 5, "method": ["mle"], "schedule": "linear"}, "--schedule"),
+  ],
+)
+def test_bad_flags_end_with_a_message_before_any_work(
+  values, word, tmp_path, monkeypatch
+):
+  parsed_flags()
+  monkeypatch.setattr(mnist_rbm.common, "load_data", None)  # not even the data
+  values = {"method": ["steingan"], "workdir": str(tmp_path / "w"), **values}
+  saved = flagsaver.flagsaver(**values)
+  with saved, pytest.raises(SystemExit, match=word):
+    mnist_rbm.main(["mnist_rbm"])
+  assert not (tmp_path / "w").exists()
+
+
+def test_every_alpha_and_every_scale_has_a_curve():
+  settings = rbm_methods.Settings(optax.sgd(1.0), mix=(0.0, 0.5), mix_scale=(1.0, 10.0))
+  names = [run.name for run in rbm_methods.runs(["steincd_gan"], None, settings)]
+  assert names == [
+    "steincd_gan_0_scale_1",
+    "steincd_gan_0_scale_10",
+    "steincd_gan_0.5_scale_1",
+    "steincd_gan_0.5_scale_10",
+  ]
+  assert len(rbm_methods.runs(["steingan"], None, settings)) == 1
+
+
+def test_the_trade_off_is_drawn_of_the_mixes_alone(tmp_path, monkeypatch):
+  drawn = {}
+  monkeypatch.setattr(
+    plots,
+    "mix_trade_off",
+    lambda path, alphas, **values: drawn.update(values, x=alphas),
+  )
+  runs = [
+    rbm_methods.Run(f"steincd_gan_{alpha}", f"mix {alpha}", None, mix=alpha)
+    for alpha in (1.0, 0.25)
+  ]
+  runs.append(rbm_methods.Run("steingan_no_kernel", "off", None, mix=0.0))
+  runs.append(rbm_methods.Run("mle", "mle", None))
+  summaries = {
+    run.label: {
+      "samples": {"inception_score": {"values": [place]}},
+      "final": {"test": {"values": [-place]}},
+    }
+    for place, run in enumerate(runs)
+  }
+  rbm_generators.draw_mix(tmp_path / "x.png", runs, summaries, title="")
+  assert drawn["x"] == [0.25, 1.0]
+  assert drawn["inception_scores"] == [[1], [0]]
+  assert drawn["log_likelihoods"] == [[-1], [0]]
+  drawn.clear()
+  rbm_generators.draw_mix(tmp_path / "x.png", runs[1:], summaries, title="")
+  assert not drawn

@@ -1,0 +1,139 @@
+"""Kernels on features: the exact repulsion, cheap or not, and its approximations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from stein_jax import kernels, svgd_direction
+from stein_jax.stein.direction import repulsion_share
+from tests import oracles
+
+
+def weights(num_features, seed=3):
+  return np.random.default_rng(seed).normal(size=(4, num_features))
+
+
+def features_with(matrix, x):
+  return jnp.sin(x @ matrix) + jnp.sum(x**2)
+
+
+def numpy_features(matrix):
+  return (
+    lambda x: np.sin(x @ matrix) + np.sum(x**2),
+    lambda x: np.cos(x @ matrix)[:, None] * matrix.T + 2 * x[None],
+  )
+
+
+def points(n, seed=0):
+  return np.random.default_rng(seed).normal(size=(2, n, 4))
+
+
+def on_features(matrix, base, **options):
+  return kernels.on_features(
+    base, Partial(features_with, jnp.asarray(matrix)), **options
+  )
+
+
+BASES = {
+  "rbf": (kernels.rbf(3.0), oracles.rbf(3.0)),
+  "imq": (kernels.imq(2.0, exponent=-0.3), oracles.imq(2.0, -0.3)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_features", [2, 9])  # fewer than the points, and more
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_the_exact_repulsion_equals_the_double_loop(num_features, base, block_size):
+  x, s = points(6)
+  matrix = weights(num_features)
+  kernel, oracle = BASES[base]
+  got = svgd_direction(x, s, on_features(matrix, kernel), block_size=block_size)
+  oracle = oracles.on_features(oracle, *numpy_features(matrix))
+  want = oracles.svgd_direction(x, s, *oracle)
+  np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_features", [2, 9])
+def test_the_exact_repulsion_equals_that_of_the_composed_kernel(num_features):
+  x, s = points(6, seed=1)
+  kernel = on_features(weights(num_features), kernels.rbf(2.0))
+  composed = kernels.from_pairwise(kernel.pair)
+  np.testing.assert_allclose(
+    svgd_direction(x, s, kernel), svgd_direction(x, s, composed), rtol=1e-10, atol=1e-13
+  )
+
+
+def test_few_features_take_as_many_pull_backs():
+  x, s = points(6)
+
+  def loops(num_features):
+    kernel = on_features(weights(num_features), kernels.rbf(2.0))
+    jaxpr = jax.make_jaxpr(lambda x: svgd_direction(x, s, kernel))(x)
+    return str(jaxpr)
+
+  assert "length=1" in loops(2)  # one feature, and then the other
+  assert "length=6" in loops(9)  # query by query
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_neighbors", [1, 2, 5, 50])
+def test_nearest_neighbors_equal_the_double_loop_over_them(num_neighbors):
+  x, s = points(6)
+  matrix, h = weights(3), 4.0
+  got = svgd_direction(
+    x, s, on_features(matrix, kernels.rbf(h), num_neighbors=num_neighbors)
+  )
+  feature, jacobian = numpy_features(matrix)
+  k, grad_k = oracles.on_features(oracles.rbf(h), feature, jacobian)
+  want = np.zeros_like(x)
+  for i in range(6):
+    others = [j for j in range(6) if j != i]
+    others.sort(key=lambda j: np.sum((feature(x[j]) - feature(x[i])) ** 2))
+    for j in range(6):
+      want[i] += k(x[j], x[i]) * s[j]
+    for j in others[:num_neighbors]:
+      want[i] += grad_k(x[j], x[i])
+  np.testing.assert_allclose(got, want / 6, rtol=1e-10, atol=1e-13)
+
+
+def test_all_neighbors_are_the_exact_direction():
+  x, s = points(7).astype(np.float32)
+  matrix = weights(20)
+  kernel = kernels.rbf("median")
+  exact = svgd_direction(x, s, on_features(matrix, kernel))
+  near = svgd_direction(x, s, on_features(matrix, kernel, num_neighbors=6))
+  np.testing.assert_allclose(near, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_neighbors_are_checked():
+  with pytest.raises(ValueError, match="num_neighbors must be an integer of at least"):
+    kernels.on_features(kernels.rbf(), jnp.sin, num_neighbors=0)
+  with pytest.raises(ValueError, match="leave num_neighbors out"):
+    kernels.on_features(kernels.rbf(), jnp.sin, affine=True, num_neighbors=1)
+
+
+def test_bandwidths_on_features_are_the_paper_s_and_the_code_s():
+  x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+  med_squared = float(kernels.rbf("median_no_log").resolve(x).bandwidth)
+  paper = kernels.rbf("features").resolve(x).bandwidth
+  np.testing.assert_allclose(paper, med_squared * (0.5 / np.log(9)) ** 2, rtol=1e-5)
+  code = kernels.rbf("features_authors").resolve(x).bandwidth
+  np.testing.assert_allclose(code, med_squared / (4 * np.log(10)), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("h", [0.01, 3.0])
+def test_the_share_of_repulsion(h):
+  x, s = points(6)
+  kernel = on_features(weights(3), kernels.rbf(h))
+  direction = svgd_direction(x, s, kernel)
+  attraction = np.asarray(kernel.matrix(x, x)) @ s / 6
+  repulsion = np.linalg.norm(np.asarray(direction) - attraction)
+  want = repulsion / (repulsion + np.linalg.norm(attraction))
+  got = repulsion_share(x, s, direction, kernel)
+  np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-15)
+  assert (got < 1e-6) == (h == 0.01)

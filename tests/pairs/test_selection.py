@@ -1,0 +1,107 @@
+"""Order statistics by counting, against NumPy's sort."""
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stein_jax.pairs import selection
+
+LOOKS = []
+
+
+@jax.jit
+def select(values, rank, first):
+  bits = selection.ordered_bits(values)
+
+  def counts_below(pivots):
+    jax.debug.callback(lambda: LOOKS.append(1))
+    return selection.summed((bits[:, None] < pivots[None]).astype(jnp.int32))
+
+  found = selection.neighbours(
+    counts_below,
+    lambda pivot: selection.two_least(bits, pivot, selection.beyond(values.dtype)),
+    (selection.as_count(rank), selection.as_count(rank + 1)),
+    selection.as_count(len(values)),
+    selection.ordered_bits(first),
+    values.dtype,
+  )
+  return tuple(selection.of_bits(b, values.dtype) for b in found)
+
+
+def looks_at(values, rank, first=(0.5, 1.0, 2.0)):
+  LOOKS.clear()
+  got = select(values, rank, np.asarray(first, values.dtype))
+  jax.effects_barrier()
+  want = np.sort(values)[rank : rank + 2]
+  assert [float(v) for v in got] == [float(v) for v in want]
+  return len(LOOKS)
+
+
+RNG = np.random.default_rng(0)
+N = 20_000
+SETS = {
+  "narrow": RNG.chisquare(50, N),
+  "even": RNG.random(N),
+  "heavy tails": np.abs(RNG.standard_cauchy(N)),
+  "many magnitudes": np.exp(12 * RNG.normal(size=N)),
+  "ties": RNG.integers(0, 5, N),
+  "zeros": np.zeros(N),
+  "below the least normal number": RNG.random(N) * 1e-40,
+  "infinite": np.where(RNG.random(N) < 0.7, np.inf, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_any_distribution_is_searched_in_few_looks(name):
+  values = SETS[name].astype(np.float32)
+  for rank in (0, N // 2 - 1, N - 2):
+    assert looks_at(values, rank) <= 16  # log₅ of all floats, and some
+
+
+def test_a_good_guess_saves_looks_and_a_wrong_one_costs_few():
+  values = SETS["narrow"].astype(np.float32)
+  middle = np.median(values)
+  near = np.linspace(0.99, 1.01, 8) * middle
+  assert looks_at(values, N // 2, near) <= 6
+  assert looks_at(values, N // 2, near + 1000) <= 12
+  assert looks_at(values, N // 2, near - middle * 0.9) <= 12
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+  values=hnp.arrays(
+    np.float32, 9, elements=st.floats(0, width=32, allow_subnormal=False)
+  ),
+  rank=st.integers(0, 7),
+)
+def test_any_values(values, rank):
+  looks_at(values, rank)
+
+
+def test_float64_and_16_bits(x64):
+  looks_at(np.exp(300 * RNG.normal(size=50)), 24)
+  looks_at(np.asarray(RNG.random(50), jnp.bfloat16), 24)
+
+
+def test_counts_beyond_int32():
+  rng = np.random.default_rng(1)
+  numbers = rng.integers(0, 2**20, size=(2**16, 3))
+  got = selection.summed(jnp.asarray(numbers, jnp.int32))
+  want = numbers.sum(axis=0)
+  assert (want > 2**34).all()
+
+  def number(counts):
+    return np.asarray(counts.high, np.int64) * 2**20 + np.asarray(counts.low)
+
+  np.testing.assert_array_equal(number(got), want)
+  assert (np.asarray(got.low) < 2**20).all()
+  twice = selection.plus(got, got)
+  np.testing.assert_array_equal(number(twice), 2 * want)
+  assert float((twice - got)[0]) == pytest.approx(want[0], rel=1e-6)
+  for a, b in ((5, 6), (6, 5), (2**20, 2**20 - 1), (2**35, 2**35), (2**35, 2**35 + 1)):
+    got = selection.at_most(selection.as_count(a), selection.as_count(b))
+    assert bool(got) == (a <= b)

@@ -1,0 +1,487 @@
+"""With `axis_name`, eight devices give what one gives, by pmap and by shard_map.
+
+Every function is called in the body of a mapped function, with its leading axes spread
+over the devices; results are held against one call without `axis_name`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+from jax.tree_util import Partial
+
+import stein_jax
+from stein_jax import generators, kernels, ksd_squared, svgd_direction
+
+SPREAD, SAME = PartitionSpec("i"), PartitionSpec()
+
+
+def on_eight_devices(how, fn, args, in_specs, out_specs):
+  """`fn(*args)` in a mapped body; specs are prefixes of the trees, SPREAD or SAME."""
+  if how == "shard_map":
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    body = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    return jax.jit(body)(*args)
+
+  def split(spec, tree):
+    if spec == SAME:
+      return tree
+    return jax.tree.map(lambda leaf: leaf.reshape(8, -1, *leaf.shape[1:]), tree)
+
+  def join(spec, tree):
+    if spec == SAME:  # every device must hold the same
+      for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
+      return jax.tree.map(lambda leaf: leaf[0], tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+
+  in_axes = jax.tree.map(lambda spec: 0 if spec == SPREAD else None, in_specs)
+  out = jax.pmap(fn, axis_name="i", in_axes=in_axes)(
+    *jax.tree.map(split, in_specs, args)
+  )
+  return jax.tree.map(join, out_specs, out)
+
+
+WAYS = ["shard_map", "pmap"]
+
+
+def assert_equal(got, want, rtol, atol):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(got)]
+  for path, a, b in zip(paths, jax.tree.leaves(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=path)
+
+
+def points(*shape, dtype=np.float64):
+  return np.random.default_rng(0).normal(size=(2, *shape)).astype(dtype)
+
+
+# ------------------------------------------------------------ functions of arrays
+
+
+def feature(weights, x):
+  return jnp.tanh(x @ weights)
+
+
+def not_radial(y, x):
+  return (1 + y @ x) ** 2 * jnp.exp(-jnp.sum((y - x) ** 2))
+
+
+def all_kernels(dtype):
+  weights = np.random.default_rng(1).normal(size=(3, 2)).astype(dtype)
+  return {
+    "rbf": kernels.rbf(1.5),
+    "imq": kernels.imq(2.0),
+    "pairwise": kernels.from_pairwise(not_radial),
+    "features": kernels.on_features(kernels.rbf(1.5), Partial(feature, weights)),
+    "nearest": kernels.on_features(
+      kernels.rbf(), Partial(feature, weights), num_neighbors=3
+    ),
+  }
+
+
+def directions(x, s, axis_name=None):
+  phi = {
+    name: svgd_direction(x, s, kernel, block_size=2, axis_name=axis_name)
+    for name, kernel in all_kernels(x.dtype).items()
+  }
+  phi["by rows"] = svgd_direction(
+    x, s, kernels.imq(2.0), row_normalized=True, axis_name=axis_name
+  )
+  phi["median"] = svgd_direction(x, s, kernels.rbf(), axis_name=axis_name)
+  phi["off"] = svgd_direction(x, s, None, axis_name=axis_name)
+  return phi
+
+
+def discrepancies(x, s, axis_name=None):
+  v = {
+    name: ksd_squared(x, s, kernel, axis_name=axis_name)
+    for name, kernel in all_kernels(x.dtype).items()
+  }
+  u = ksd_squared(
+    x, s, kernels.rbf(2.0), statistic="U", block_size=2, axis_name=axis_name
+  )
+  return v | {"U": u}
+
+
+def bandwidths(x, axis_name=None):
+  return {
+    str(options): kernels.median_bandwidth(x, **options, axis_name=axis_name)
+    for options in [
+      {"log": "none", "block_size": 2},
+      {"log": "m+1", "diagonal": True, "multiple": 3.0},
+      {"subsample": 7},
+    ]
+  }
+
+
+@pytest.mark.usefixtures("x64")
+def test_directions():
+  x, s = points(16, 3)
+  want = jax.jit(directions)(x, s)
+  for how in WAYS:
+    got = on_eight_devices(
+      how, lambda x, s: directions(x, s, "i"), (x, s), (SPREAD, SPREAD), SPREAD
+    )
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_discrepancies():
+  x, s = points(16, 3)
+  want = jax.jit(discrepancies)(x, s)
+  for how in WAYS:
+    got = on_eight_devices(
+      how, lambda x, s: discrepancies(x, s, "i"), (x, s), (SPREAD, SPREAD), SAME
+    )
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_bandwidths():
+  x, _ = points(8, 3)  # one particle on each device
+  want = jax.jit(bandwidths)(x)
+  for how in WAYS:
+    got = on_eight_devices(how, lambda x: bandwidths(x, "i"), (x,), (SPREAD,), SAME)
+    assert_equal(got, want, rtol=1e-10, atol=0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_particles_that_are_pytrees():
+  x, s = points(16, 5)
+
+  def tree(flat):
+    return {"a": flat[:, :4].reshape(-1, 2, 2), "b": flat[:, 4]}
+
+  def both(x, s, axis_name=None):
+    kernel = kernels.rbf(1.7)
+    phi = svgd_direction(x, s, kernel, axis_name=axis_name)
+    return phi, ksd_squared(x, s, kernel, axis_name=axis_name)
+
+  args = tree(x), tree(s)
+  want = both(*args)
+  for how in WAYS:
+    got = on_eight_devices(
+      how, lambda x, s: both(x, s, "i"), args, (SPREAD, SPREAD), (SPREAD, SAME)
+    )
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_float32_agrees_within_reordering():
+  x, s = points(16, 10, dtype=np.float32)
+  coinciding = x.copy()
+  coinciding[:14] = x[0]
+
+  def everything(x, s, coinciding, axis_name=None):
+    kernel = kernels.rbf()
+    return (
+      svgd_direction(x, s, kernel, axis_name=axis_name),
+      ksd_squared(x, s, kernel, axis_name=axis_name),
+      kernels.median_bandwidth(coinciding, axis_name=axis_name),
+    )
+
+  got = on_eight_devices(
+    "shard_map",
+    lambda *args: everything(*args, "i"),
+    (x, s, coinciding),
+    (SPREAD, SPREAD, SPREAD),
+    (SPREAD, SAME, SAME),
+  )
+  assert_equal(got, everything(x, s, coinciding), rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------- gradients, algorithms
+
+
+def gaussian(params, x):
+  """½e^λ‖x − μ‖²: log Z = ½d(log 2π − λ), samples μ + e^{−λ/2} z."""
+  return jnp.exp(params["log_precision"]) * jnp.sum((x - params["mean"]) ** 2) / 2
+
+
+def gaussian_log_partition(params):
+  d = params["mean"].size
+  return d * (jnp.log(2 * jnp.pi) - params["log_precision"]) / 2
+
+
+def gaussian_samples(key, params, n):
+  z = jax.random.normal(key, (n, *params["mean"].shape))
+  return params["mean"][None] + jnp.exp(-params["log_precision"] / 2) * z
+
+
+def bent(params, x, context=0.0):
+  """A Gaussian's energy, a bump of tanh, and a wave as high as the label."""
+  bump = jnp.sum(jnp.tanh(x @ params["weights"]))
+  return gaussian(params, x) + bump + context * jnp.sin(x).sum()
+
+
+def start():
+  rng = np.random.default_rng(2)
+  return {
+    "mean": jnp.asarray(rng.normal(size=3)),
+    "log_precision": jnp.asarray(0.3),
+    "weights": jnp.asarray(rng.normal(size=(3, 2))),
+  }
+
+
+def own_features(params):
+  return kernels.on_features(kernels.rbf(1.5), Partial(feature, params["weights"]))
+
+
+SGD = optax.sgd(1.0)  # the parameters move by the whole gradient
+
+ALGORITHMS = {
+  "stein_cd": lambda axis: stein_jax.stein_cd(
+    bent, kernels.rbf(1.5), SGD, step_size=0.1, axis_name=axis
+  ),
+  "stein_cd symmetric": lambda axis: stein_jax.stein_cd(
+    bent, own_features, SGD, step_size=0.1, symmetric=True, axis_name=axis
+  ),
+  "stein_cd regularised": lambda axis: stein_jax.stein_cd(
+    bent,
+    own_features,
+    SGD,
+    step_size=0.1,
+    num_steps=2,
+    regularization=0.3,
+    axis_name=axis,
+  ),
+  "stein_cd affine": lambda axis: stein_jax.stein_cd(
+    bent,
+    lambda params: kernels.on_features(
+      kernels.rbf(), Partial(jnp.matmul, b=params["weights"]), affine=True
+    ),
+    SGD,
+    step_size=0.1,
+    num_steps=2,
+    regularization=0.3,
+    axis_name=axis,
+  ),
+  "stein_cd persistent": lambda axis: stein_jax.stein_cd(
+    bent,
+    kernels.rbf(),
+    SGD,
+    step_size=0.1,
+    num_steps=2,
+    regularization=0.3,
+    persistent=True,
+    axis_name=axis,
+  ),
+  "stein_score_matching regularised": lambda axis: stein_jax.stein_score_matching(
+    bent, kernels.rbf(1.5), SGD, regularization=0.3, axis_name=axis
+  ),
+  "cd antithetic": lambda axis: stein_jax.contrastive_divergence(
+    bent, SGD, num_steps=2, step_size=0.2, antithetic=True, axis_name=axis
+  ),
+  "stein_score_matching": lambda axis: stein_jax.stein_score_matching(
+    bent, own_features, SGD, axis_name=axis
+  ),
+  "cd": lambda axis: stein_jax.contrastive_divergence(
+    bent, SGD, num_steps=2, step_size=0.2, axis_name=axis
+  ),
+  "cd persistent metropolis": lambda axis: stein_jax.contrastive_divergence(
+    bent,
+    SGD,
+    num_steps=2,
+    step_size=0.2,
+    persistent=True,
+    metropolis=True,
+    axis_name=axis,
+  ),
+  "maximum_likelihood": lambda axis: stein_jax.maximum_likelihood(
+    gaussian, gaussian_log_partition, SGD, axis_name=axis
+  ),
+  "sampled_maximum_likelihood": lambda axis: stein_jax.sampled_maximum_likelihood(
+    gaussian, gaussian_samples, SGD, axis_name=axis
+  ),
+  "score_matching": lambda axis: stein_jax.score_matching(bent, SGD, axis_name=axis),
+  "score_matching hutchinson": lambda axis: stein_jax.score_matching(
+    bent, SGD, num_probes=2, axis_name=axis
+  ),
+  "score_matching closed form": lambda axis: stein_jax.score_matching(
+    gaussian,
+    SGD,
+    divergence_fn=lambda params, x: -x.size * jnp.exp(params["log_precision"]),
+    axis_name=axis,
+  ),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms(name):
+  one, many = ALGORITHMS[name](None), ALGORITHMS[name]("i")
+  key, (batch, first) = jax.random.key(5), points(16, 3)
+  if name in ("stein_cd", "cd"):
+    context = np.random.default_rng(4).normal(size=16)
+    batch, first = {"x": batch, "context": context}, {"x": first, "context": context}
+  state = one.init(key, start(), first)
+  want = jax.jit(one.update)(key, state, batch)
+  before, after = state.params, want[0].params
+  assert abs(after["mean"] - before["mean"]).min() > 1e-4
+  assert abs(after["log_precision"] - before["log_precision"]) > 1e-4
+
+  specs = jax.tree.map(lambda _: SAME, state)
+  if hasattr(state, "particles"):
+    specs = specs._replace(particles=SPREAD)
+  for how in WAYS:
+    got = on_eight_devices(
+      how, many.update, (key, state, batch), (SAME, specs, SPREAD), (specs, SAME)
+    )
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_langevin_noise_in_float32_is_that_of_one_device():
+  x = np.zeros((16, 3), np.float32)
+
+  def chains(x, axis_name=None):
+    return stein_jax.samplers.langevin(
+      jax.random.key(0),
+      x,
+      jnp.negative,
+      num_steps=2,
+      step_size=0.5,
+      axis_name=axis_name,
+    )
+
+  want = chains(x)
+  for how in WAYS:
+    got = on_eight_devices(how, lambda x: chains(x, "i"), (x,), (SPREAD,), SPREAD)
+    assert_equal(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradients_are_averaged_once():
+  params, (x, _) = start(), points(16, 3)
+
+  def gradients(params, x, axis_name=None):
+    kernel = kernels.rbf(1.5)
+    return {
+      "stein_cd": stein_jax.stein_cd_gradient(
+        params, gaussian, x, kernel, step_size=0.1, axis_name=axis_name
+      ),
+      "stein_score_matching": stein_jax.stein_score_matching_gradient(
+        params, gaussian, x, kernel, axis_name=axis_name
+      ),
+    }
+
+  want = gradients(params, x)
+  for how in WAYS:
+    got = on_eight_devices(
+      how, lambda p, x: gradients(p, x, "i"), (params, x), (SAME, SPREAD), SAME
+    )
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_svgd_moves_spread_particles():
+  x, _ = points(16, 3)
+
+  def moved(x, axis_name=None):
+    algorithm = stein_jax.svgd(
+      lambda x: -(x**3), kernels.rbf(1.5), optax.adam(0.1), axis_name=axis_name
+    )
+    state, metrics = algorithm.update(None, algorithm.init(None, x, None), None)
+    return state.particles, metrics
+
+  want = moved(x)
+  for how in WAYS:
+    got = on_eight_devices(
+      how, lambda x: moved(x, "i"), (x,), (SPREAD,), (SPREAD, SAME)
+    )
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+class Normalized(nn.Module):
+  """A generator of points [3] with batch norm over all devices' noise."""
+
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, noise, train=True):
+    axis_name = None if self.is_initializing() else self.axis_name
+    norm = nn.BatchNorm(not train, axis_name=axis_name, param_dtype=jnp.float64)
+    hidden = nn.Dense(4, param_dtype=jnp.float64)(noise)
+    return nn.Dense(3, param_dtype=jnp.float64)(jnp.tanh(norm(hidden)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mix", [0.0, pytest.param(1.0, marks=pytest.mark.slow), 0.5])
+def test_stein_gan_with_batch_norm_over_all_devices(mix):
+  def noise_fn(key, m):
+    return jax.random.normal(key, (m, 2))
+
+  key, (batch, _) = jax.random.key(5), points(16, 3)
+  generator_params, stats = generators.initialize(key, Normalized(), noise_fn(key, 16))
+
+  def algorithm(axis_name=None):
+    return stein_jax.stein_gan(
+      bent,
+      generators.generate_fn(Normalized(axis_name)),
+      noise_fn,
+      kernels.rbf(),
+      SGD,
+      SGD,
+      generator_stats=stats,
+      mix=mix,
+      num_inner_steps=2,
+      axis_name=axis_name,
+    )
+
+  one, many = algorithm(), algorithm("i")
+  state = one.init(key, {"energy": start(), "generator": generator_params}, batch)
+  want = one.update(key, state, batch)
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), want[0].params, state.params)
+  assert max(jax.tree.leaves(moved["generator"])) > 1e-4
+  for how in WAYS:
+    got = on_eight_devices(
+      how, many.update, (key, state, batch), (SAME, SAME, SPREAD), (SAME, SAME)
+    )
+    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
+  noise = generators.uniform_noise()(jax.random.key(3), 16)
+  module = generators.MNISTGenerator(width=1 / 64)
+  params, stats = generators.initialize(jax.random.key(4), module, noise)
+  want = generators.generate_fn(module)(params, stats, noise, None)
+  alone = generators.generate_fn(module)(params, stats, noise[:2], None)
+  assert abs(alone[0] - want[0][:2]).max() > 1e-3  # a device's own would show
+  spread = generators.generate_fn(module.clone(axis_name="i"))
+  for how in WAYS:
+    got = on_eight_devices(
+      how,
+      lambda *arguments: spread(*arguments, None),
+      (params, stats, noise),
+      (SAME, SAME, SPREAD),
+      (SPREAD, SAME),
+    )
+    assert_equal(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_energies_of_pictures():
+  """Transposed convolutions and labels, in the gradients that SteinGAN needs."""
+  energy = stein_jax.energies.JointAutoencoder(
+    stein_jax.energies.Autoencoder(
+      (stein_jax.energies.Layer(4, 3), stein_jax.energies.Layer(4, 2, 2))
+    ),
+    num_classes=3,
+  )
+  x = np.random.default_rng(0).normal(size=(8, 4, 4, 3))
+  batch = {"x": x, "context": np.arange(8) % 3}
+  params = energy.init(jax.random.key(1), x[0], 0)
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+  def gradient(params, batch, axis_name=None):
+    return stein_jax.stein_cd_gradient(
+      params, energy.apply, batch, kernels.rbf(50.0), step_size=0.1, axis_name=axis_name
+    )
+
+  want = jax.jit(gradient)(params, batch)
+  got = on_eight_devices(
+    "shard_map", lambda p, b: gradient(p, b, "i"), (params, batch), (SAME, SPREAD), SAME
+  )
+  assert_equal(got, want, rtol=1e-10, atol=1e-12)
