@@ -42,10 +42,7 @@ from stein_jax.algorithms.stein_gan import (
 )
 from stein_jax.algorithms.svgd import svgd
 from stein_jax.networks import discriminators, generators
-from stein_jax.stein.direction import (
-  repulsion_share,
-  svgd_direction,
-)
+from stein_jax.stein.direction import Direction, repulsion_share, svgd_direction
 from stein_jax.stein.discrepancy import ksd_squared
 from stein_jax.types import Algorithm
 
@@ -54,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
   "Algorithm",
   "AlignmentController",
+  "Direction",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
   "contrastive_divergence",

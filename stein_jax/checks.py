@@ -44,14 +44,6 @@ def networks(params: Any, names: tuple[str, str]) -> None:
     )
 
 
-def regularization(value: Any, kernel: Any) -> None:
-  """Raises ValueError unless η is None, or above 0 beside a kernel."""
-  if value is not None:
-    positive("regularization", value)
-    if kernel is None:
-      raise ValueError("regularization needs a kernel, got kernel=None.")
-
-
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
   """Raises ValueError unless `value` is one of `allowed`."""
   if value not in allowed:

@@ -1,14 +1,40 @@
-"""An Algorithm out of a gradient: the frame that most learning rules share."""
+"""From a gradient to an Algorithm: what most learning rules share."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, Protocol, cast
 
 import optax
 
-from stein_jax.types import Algorithm, Batch, Key, Metrics, Params
+from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Params
+
+P = ParamSpec("P")
 
 GradientFn = Callable[[Key, Params, Batch], tuple[Params, Metrics]]
 """`gradient_fn(key, params, batch) -> (gradient, metrics)`."""
+
+
+class GradientWithLoss(Protocol[P]):
+  """A function that returns a gradient, and with `with_loss` the loss as well."""
+
+  def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Params:
+    """The gradient, shaped like params."""
+
+  def with_loss(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Array, Params]:
+    """The loss and its gradient, as `jax.value_and_grad` returns them."""
+
+
+def gradient_only(
+  loss_and_gradient: Callable[P, tuple[Array, Params]],
+) -> GradientWithLoss[P]:
+  """A decorator: the function returns the gradient alone, its `with_loss` both."""
+
+  @functools.wraps(loss_and_gradient)
+  def gradient(*args: P.args, **kwargs: P.kwargs) -> Params:
+    return loss_and_gradient(*args, **kwargs)[1]
+
+  gradient.with_loss = loss_and_gradient  # type: ignore[attr-defined]
+  return cast(GradientWithLoss[P], gradient)
 
 
 class DescentState(NamedTuple):

@@ -8,23 +8,28 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from stein_jax import checks, kernels
-from stein_jax.algorithms.descent import descend
+from stein_jax import checks
+from stein_jax.algorithms.descent import descend, gradient_only
 from stein_jax.algorithms.energy import (
   energies,
   score,
   split_batch,
   with_points,
 )
-from stein_jax.kernels import Kernel, KernelLike
+from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
-from stein_jax.stein.direction import svgd_direction
+from stein_jax.stein.direction import (
+  DirectionFn,
+  DirectionLike,
+  as_direction,
+  call,
+  check_kernel,
+)
 from stein_jax.types import (
   Algorithm,
   Array,
   Batch,
   EnergyFn,
-  Exchange,
   Key,
   Metrics,
   Params,
@@ -33,74 +38,62 @@ from stein_jax.types import (
 )
 
 
+def _check_stein(params: Params, kernel: DirectionLike) -> dict[str, DirectionFn]:
+  return {"kernel": as_direction(kernel, params)}
+
+
+@gradient_only
+@compiled(_check_stein, static=("axis_name",))
 def stein_score_matching_gradient(
   params: Params,
   energy_fn: EnergyFn,
   data: Batch,
-  kernel: Kernel | None,
+  kernel: DirectionLike,
   *,
-  regularization: float | Array | None = None,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
-) -> Params:
+) -> tuple[Array, Params]:
   """∇θ ½D²(q₀ ‖ p), exactly: no finite difference.
 
   ∇θ ½D² = −(1/m) Σᵢ ∇θ [∇ₓE(xᵢ; θ)ᵀ φᵢ], φ = φ*(x) held constant,
 
   where D² is the V-statistic of `ksd_squared`. One linearisation of ∇₍ₓ,θ₎ Σ E along x
-  gives both: its value holds the scores that φ needs, its tangent along φ the cross
-  derivative.
+  gives both factors: its value contains the scores that φ needs, its tangent along φ
+  the cross derivative.
 
-  With `regularization=η` and a kernel that does not depend on θ it is the gradient of
-  the regularised discrepancy max_φ {E[T_p φ] − ½ E‖φ‖² − (η/2m) ‖φ‖²_H}, whose
-  maximiser is Φ of `svgd_direction`: the same formula with Φ in the place of φ*. For
-  η → 0, Φ = S + K⁻¹V is the model's score less Li & Turner's (2018) estimate −K⁻¹V of
-  the data's score, and the gradient is that of ½ mean ‖S + K⁻¹V‖²: Fisher score
-  matching (18) with an estimated data score.
+  With `Direction(kernel, leave_one_out=True)` it is the gradient of half the
+  U-statistic, which is unbiased.
+
+  With `Direction(kernel, regularization=η)` and a kernel that does not depend on θ it
+  is the gradient of the regularised discrepancy
+
+    max_φ {E[T_p φ] − ½ E‖φ‖² − (η/2m) ‖φ‖²_H},
+
+  whose maximiser Φ replaces φ* in the formula. For η → 0, Φ = S + K⁻¹V is the model's
+  score minus Li & Turner's (2018) estimate −K⁻¹V of the data's score. The gradient is
+  then that of ½ mean ‖S + K⁻¹V‖²: Fisher score matching (18) with an estimated score of
+  the data.
 
   Args:
     params: θ.
-    energy_fn: E(x; θ) of one point, twice differentiable. Where it has kinks (ReLU),
-      the derivative leaves out what a finite difference sees.
+    energy_fn: E(x; θ) of one point, twice differentiable. At kinks (ReLU) the
+      derivative misses what a finite difference sees.
     data: `[m, ...]`, or `{"x": ..., "context": ...}`.
-    kernel: out of `kernels`; None takes φ = score.
-    regularization: η above 0; None takes φ*.
-    axis_name: the axis over which the data is spread.
-    exchange: as in `svgd_direction`.
+    kernel: from `kernels`, None for φ = score, a `Direction`, or `fn(params)` that
+      returns one of these.
+    axis_name: the axis over which the data is sharded.
 
   Returns:
-    The gradient, shaped like params.
+    The gradient, shaped like params. `stein_score_matching_gradient.with_loss(...)`
+    returns (1/m) Σᵢ scoreᵢᵀφᵢ as well, the limit of SteinCD's loss for ε → 0: minus the
+    first-order change of mean E(x) along φ.
 
   Raises:
-    ValueError: an energy that is not a scalar, fewer than two points with a median
-      bandwidth, or a regularisation that is not above 0 or without a kernel.
+    TypeError: a kernel that is none of these.
+    ValueError: an energy that is not a scalar, or fewer than two points with a median
+      bandwidth.
 
   Source: Liu & Wang (2017), equation 15.
   """
-  kernel = kernels.checked(kernel)
-  checks.regularization(regularization, kernel)
-  return _stein_score_matching(
-    params,
-    energy_fn,
-    data,
-    kernel,
-    regularization,
-    axis_name=axis_name,
-    exchange=exchange,
-  )[1]
-
-
-@partial(jax.jit, static_argnames=("energy_fn", "axis_name", "exchange"))
-def _stein_score_matching(
-  params: Params,
-  energy_fn: EnergyFn,
-  data: Batch,
-  kernel: Kernel | None,
-  regularization: float | Array | None,
-  *,
-  axis_name: str | None,
-  exchange: Exchange | None,
-) -> tuple[Array, Params]:
   params = axes.local(params, axis_name)
   x, _ = split_batch(data)
   m = checks.num_particles(x)
@@ -112,57 +105,39 @@ def _stein_score_matching(
 
   (minus_scores, _), tangent = jax.linearize(joint_gradient, x)
   scores = jax.tree.map(jnp.negative, minus_scores)
-  direction = svgd_direction(
-    x,
-    scores,
-    kernel,
-    regularization=regularization,
-    axis_name=axis_name,
-    exchange=exchange,
-  )
-  _, cross = tangent(direction)
+  phi = call(kernel, x, scores, axis_name)
+  _, cross = tangent(phi)
   gradient = jax.tree.map(lambda c: -c / m, cross)
-  # Minus the first-order change of mean E(x) along φ, the limit of SteinCD's loss.
-  loss = optax.tree.vdot(scores, direction) / m
+  loss = optax.tree.vdot(scores, phi) / m
   return axes.mean((loss, gradient), axis_name)
 
 
 def stein_score_matching(
   energy_fn: EnergyFn,
-  kernel: KernelLike,
+  kernel: DirectionLike,
   optimizer: optax.GradientTransformation,
   *,
-  regularization: float | None = None,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
 ) -> Algorithm:
   """Descends `stein_score_matching_gradient` on every batch.
 
   Args:
     energy_fn: E(x; θ) of one point.
-    kernel: out of `kernels`, None, or `kernel_fn(params) -> kernel`.
+    kernel: from `kernels`, None, a `Direction`, or `fn(params)` that returns one.
     optimizer: an optax optimizer.
-    regularization: η of the regularised Stein direction.
-    axis_name: the axis over which the batch is spread.
-    exchange: as in `svgd_direction`.
+    axis_name: the axis over which the batch is sharded.
 
   Raises:
-    ValueError: a regularisation that is not above 0, or without a kernel.
+    TypeError: a kernel that is none of these.
 
   Source: Liu & Wang (2017), equations 14 and 15.
   """
-  checks.regularization(regularization, kernel)
+  check_kernel(kernel)
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     del key  # nothing is drawn at random
-    loss, gradient = _stein_score_matching(
-      params,
-      energy_fn,
-      batch,
-      kernels.at(kernel, params),
-      regularization,
-      axis_name=axis_name,
-      exchange=exchange,
+    loss, gradient = stein_score_matching_gradient.with_loss(
+      params, energy_fn, batch, kernel, axis_name=axis_name
     )
     return gradient, {"loss": loss}
 

@@ -2,14 +2,14 @@
 learns from the generator's samples."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from stein_jax import checks, kernels
+from stein_jax import checks
 from stein_jax.algorithms.contrastive import contrastive_loss
 from stein_jax.algorithms.descent import DescentState, apply_gradient
 from stein_jax.algorithms.energy import (
@@ -19,16 +19,21 @@ from stein_jax.algorithms.energy import (
   with_points,
 )
 from stein_jax.algorithms.stein_cd import stein_cd_gradient
-from stein_jax.kernels import Kernel, KernelLike
-from stein_jax.pairs import tiles
+from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
-from stein_jax.stein.direction import repulsion_share, svgd_direction
+from stein_jax.stein.direction import (
+  DirectionFn,
+  DirectionLike,
+  as_direction,
+  call,
+  check_kernel,
+  repulsion_share,
+)
 from stein_jax.types import (
   Algorithm,
   Array,
   Batch,
   EnergyFn,
-  Exchange,
   GenerateFn,
   Key,
   Metrics,
@@ -41,82 +46,59 @@ from stein_jax.types import (
 
 
 class Generated(NamedTuple):
-  """What the generator made on the way to its gradient, so that it runs once."""
+  """What was computed on the way to the generator's gradient, so that it runs once."""
 
   samples: Particles  # xᵢ = G(η; ξᵢ)
   generator_stats: PyTree  # the statistics after them
+  scores: Particles  # ∇ log p(xᵢ)
   direction: Particles  # φ(xᵢ)
-  repulsion_share: Array | None  # of φ*, as `repulsion_share` has it
 
 
+def _check_amortized(
+  generator_params: Params, kernel: DirectionLike
+) -> dict[str, DirectionFn]:
+  return {"kernel": as_direction(kernel, generator_params)}
+
+
+@compiled(_check_amortized, static=("axis_name",))
 def amortized_svgd_gradient(
   generator_params: Params,
   generate_fn: GenerateFn,
   noise: PyTree,
   score_fn: ScoreFn,
-  kernel: Kernel | None,
+  kernel: DirectionLike,
   *,
   generator_stats: PyTree = (),
   context: PyTree = None,
-  regularization: float | Array | None = None,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
 ) -> tuple[Params, Generated]:
   """The gradient along which a generator follows its samples' SVGD direction.
 
   −(1/m) Σᵢ [∂_η G(η; ξᵢ)]ᵀ φ(xᵢ),  xᵢ = G(η; ξᵢ)
 
-  φ is a constant for η. Descending it is the paper's ascent (21), with algorithm 2's
-  1/m; it is also the gradient of `amortized_svgd_loss` where η begins.
+  φ is a constant for η. Descending this gradient is the paper's ascent (21), with
+  algorithm 2's 1/m. It is also the gradient of `amortized_svgd_loss` at the η that made
+  the samples.
 
   Args:
     generator_params: η.
     generate_fn: the generator G.
     noise: ξ, `[m, ...]`.
     score_fn: x -> ∇ log p(x) of one point; with a context, (x, context) -> the same.
-    kernel: out of `kernels`; None takes φ = score ("kernel off").
+    kernel: from `kernels`, None for φ = score ("kernel off"), a `Direction`, or
+      `fn(generator_params)` that returns one of these.
     generator_stats: the generator's running statistics.
-    context: what belongs to each sample, `[m, ...]`, or None.
-    regularization: η of the regularised Stein direction, as in `svgd_direction`.
-    axis_name: the axis over which the noise is spread.
-    exchange: as in `svgd_direction`.
+    context: what belongs to each sample, such as a label, `[m, ...]`, or None.
+    axis_name: the axis over which the noise is sharded.
 
   Returns:
     The gradient, shaped like generator_params, to be descended; and what was generated.
 
+  Raises:
+    TypeError: a kernel that is none of these.
+
   Source: Liu & Wang (2017), equation 21 and algorithm 2.
   """
-  kernel = kernels.checked(kernel)
-  checks.regularization(regularization, kernel)
-  score_fn = score_fn if isinstance(score_fn, Partial) else Partial(score_fn)
-  return _amortized(
-    generator_params,
-    generate_fn,
-    noise,
-    score_fn,
-    kernel,
-    generator_stats,
-    context,
-    regularization,
-    axis_name=axis_name,
-    exchange=exchange,
-  )
-
-
-@partial(jax.jit, static_argnames=("generate_fn", "axis_name", "exchange"))
-def _amortized(
-  generator_params: Params,
-  generate_fn: GenerateFn,
-  noise: PyTree,
-  score_fn: Partial,
-  kernel: Kernel | None,
-  generator_stats: PyTree,
-  context: PyTree,
-  regularization: Array | None,
-  *,
-  axis_name: str | None,
-  exchange: Exchange | None,
-) -> tuple[Params, Generated]:
   samples, pull_back, generator_stats = jax.vjp(
     lambda eta: generate_fn(eta, generator_stats, noise, context),
     axes.local(generator_params, axis_name),
@@ -125,26 +107,10 @@ def _amortized(
   m = checks.num_particles(samples, "samples")
   given = () if context is None else (context,)
   scores = jax.vmap(score_fn)(samples, *given)
-  if kernel is not None:
-    ring = tiles.goes_round(samples, exchange, axis_name)
-    kernel = kernel.resolve(samples, axis_name=axis_name, ring=ring)
-  direction = svgd_direction(
-    samples,
-    scores,
-    kernel,
-    regularization=regularization,
-    axis_name=axis_name,
-    exchange=exchange,
-  )
-  share = None
-  if kernel is not None and regularization is None:
-    share = repulsion_share(
-      samples, scores, direction, kernel, axis_name=axis_name, exchange=exchange
-    )
-  generated = Generated(samples, generator_stats, direction, share)
+  phi = call(kernel, samples, scores, axis_name)
+  generated = Generated(samples, generator_stats, scores, phi)
   generated = jax.lax.stop_gradient(generated)
-  direction = generated.direction
-  (gradient,) = pull_back(jax.tree.map(lambda phi: -phi / m, direction))
+  (gradient,) = pull_back(jax.tree.map(lambda phi: -phi / m, generated.direction))
   return axes.mean(gradient, axis_name), generated
 
 
@@ -225,7 +191,7 @@ def stein_gan(
   energy_fn: EnergyFn,
   generate_fn: GenerateFn,
   noise_fn: NoiseFn,
-  kernel: KernelLike,
+  kernel: DirectionLike,
   energy_optimizer: optax.GradientTransformation,
   generator_optimizer: optax.GradientTransformation,
   *,
@@ -235,10 +201,9 @@ def stein_gan(
   step_size: float = 0.1,
   discount: float | AlignmentController = 0.0,
   num_inner_steps: int = 1,
-  regularization: float | None = None,
   average: float | None = None,
+  report_repulsion: bool = False,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
 ) -> Algorithm:
   """SteinGAN, algorithm 2, and its mix with SteinCD.
 
@@ -257,7 +222,8 @@ def stein_gan(
     energy_fn: E(x; θ) of one point.
     generate_fn: the generator; a context of the batch is handed on to it.
     noise_fn: draws ξ for a number of samples.
-    kernel: out of `kernels`, None ("kernel off"), or `kernel_fn(θ) -> kernel`.
+    kernel: from `kernels`, None ("kernel off"), a `Direction`, or `fn(θ)` that returns
+      one of these.
     energy_optimizer: an optax optimizer for θ.
     generator_optimizer: an optax optimizer for η.
     generator_stats: the statistics that the generator starts with.
@@ -268,13 +234,13 @@ def stein_gan(
       negatives only.
     num_inner_steps: how many optimizer steps η takes towards the same targets
       x + εφ(x), by `amortized_svgd_loss` (20); one step is (21).
-    regularization: η of the regularised Stein direction.
     average: the decay, in (0, 1), of an exponential moving average of the generator's
       parameters, kept in the state's `generator_average`, which starts at the first η;
       None keeps none. It is of parameters alone: `generator_stats` are those of η.
-    axis_name: the axis over which the batch is spread; every device draws all noise
-      and keeps its own. A generator with batch norm needs the same axis_name.
-    exchange: as in `svgd_direction`.
+    report_repulsion: add `repulsion_share` of φ to the metrics, which costs another sum
+      over all pairs of samples.
+    axis_name: the axis over which the batch is sharded. Every device draws all noise
+      and keeps its own part. A generator with batch norm needs the same axis_name.
 
   Raises:
     ValueError: numbers outside their ranges.
@@ -282,8 +248,7 @@ def stein_gan(
   Source: Liu & Wang (2017), algorithm 2, equations 20 to 23 and section 5.
   """
   _check(mix, mix_scale, step_size, discount, num_inner_steps, average)
-  if kernel is None:
-    checks.regularization(regularization, kernel)
+  check_kernel(kernel)
   first_stats = generator_stats
   score_fn = partial(score_of, energy_fn)
 
@@ -305,7 +270,7 @@ def stein_gan(
     negatives: Batch,
     gamma: Array,
     coin: Array,
-    kernel: Kernel | None,
+    direction: DirectionFn,
   ) -> Params:
     def plain() -> Params:
       return axes.value_and_gradient(
@@ -315,17 +280,9 @@ def stein_gan(
       )[1]
 
     def stein_cd() -> Params:
-      gradient = stein_cd_gradient(
-        theta,
-        energy_fn,
-        batch,
-        kernel,
-        step_size=step_size,
-        regularization=regularization,
-        axis_name=axis_name,
-        exchange=exchange,
+      return stein_cd_gradient(
+        theta, energy_fn, batch, direction, step_size=step_size, axis_name=axis_name
       )
-      return gradient
 
     if mix in (0, 1):
       return stein_cd() if mix else plain()
@@ -343,18 +300,16 @@ def stein_gan(
     m = checks.num_particles(x)
     noise = noise_fn(noise_key, m * axes.size(axis_name))
     noise = axes.own(noise, m, axis_name)
-    kernel_now = kernels.at(kernel, theta)
+    direction: Any = as_direction(kernel, theta)
     gradient, generated = amortized_svgd_gradient(
       eta,
       generate_fn,
       noise,
       Partial(score_fn, theta),
-      kernel_now,
+      direction,
       generator_stats=state.generator_stats,
       context=context,
-      regularization=regularization,
       axis_name=axis_name,
-      exchange=exchange,
     )
     generator_norm = optax.tree.norm(gradient)
     targets = jax.tree.map(
@@ -387,7 +342,7 @@ def stein_gan(
     simulated = axes.mean(energies(theta, energy_fn, negatives).mean(), axis_name)
     gamma = _gamma(discount, real, simulated)
     coin = jax.random.uniform(coin_key) < mix
-    gradient = energy_gradient(theta, batch, negatives, gamma, coin, kernel_now)
+    gradient = energy_gradient(theta, batch, negatives, gamma, coin, direction)
     theta, energy_opt_state = apply_gradient(
       DescentState(theta, state.energy_opt_state), gradient, energy_optimizer
     )
@@ -400,8 +355,14 @@ def stein_gan(
       "gradient_norm": optax.tree.norm(gradient),
       "generator_gradient_norm": generator_norm,
     }
-    if generated.repulsion_share is not None:
-      metrics["repulsion_share"] = generated.repulsion_share
+    if report_repulsion:
+      metrics["repulsion_share"] = repulsion_share(
+        generated.samples,
+        generated.scores,
+        generated.direction,
+        direction,
+        axis_name=axis_name,
+      )
     generator_average = state.generator_average
     if average is not None:
       generator_average = optax.incremental_update(eta, generator_average, 1 - average)

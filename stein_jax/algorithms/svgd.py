@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from stein_jax import checks, kernels
-from stein_jax.kernels import KernelLike
+from stein_jax import checks
 from stein_jax.parallel import axes
-from stein_jax.stein.direction import svgd_direction
+from stein_jax.stein.direction import DirectionLike, as_direction, call, check_kernel
 from stein_jax.types import (
   Algorithm,
-  Array,
   Batch,
-  Exchange,
   Key,
   Metrics,
   Particles,
@@ -31,36 +28,30 @@ class SVGDState(NamedTuple):
 
 def svgd(
   score_fn: ScoreFn,
-  kernel: KernelLike,
+  kernel: DirectionLike,
   optimizer: optax.GradientTransformation,
   *,
-  regularization: float | Array | None = None,
-  block_size: int | None = None,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
 ) -> Algorithm:
   """Moves particles to a given density: xᵢ ← xᵢ + ε φ*(xᵢ).
 
-  An optax optimizer descends −φ*, so `optax.sgd(ε)` is the paper's update and
+  An optax optimizer descends −φ*, so that `optax.sgd(ε)` is the paper's update and
   `optax.adagrad` the authors' usual one. `init(key, particles, batch)` takes the
-  particles in the place of parameters; key and batch are not used.
+  particles in place of parameters; key and batch are not used.
 
   Args:
     score_fn: x -> ∇ log p(x) of one point.
-    kernel: out of `kernels`, None, or `kernel_fn(particles) -> kernel`, called on
-      this device's particles.
+    kernel: from `kernels`, None, a `Direction`, or `fn(particles)` that returns one,
+      called with this device's particles.
     optimizer: an optax optimizer.
-    regularization: η of the regularised Stein direction, as in `svgd_direction`.
-    block_size: as in `svgd_direction`.
-    axis_name: as in `svgd_direction`.
-    exchange: as in `svgd_direction`.
+    axis_name: the axis over which the particles are sharded.
 
   Raises:
-    ValueError: a regularisation that is not above 0, or without a kernel.
+    TypeError: a kernel that is none of these.
 
   Source: Liu & Wang (2017), equation 5.
   """
-  checks.regularization(regularization, kernel)
+  check_kernel(kernel)
 
   def init(key: Key, params: Particles, batch: Batch = None) -> SVGDState:
     del key, batch
@@ -71,21 +62,13 @@ def svgd(
     key: Key, state: SVGDState, batch: Batch = None
   ) -> tuple[SVGDState, Metrics]:
     del key, batch
-    direction = svgd_direction(
-      state.particles,
-      jax.vmap(score_fn)(state.particles),
-      kernels.at(kernel, state.particles),
-      regularization=regularization,
-      block_size=block_size,
-      axis_name=axis_name,
-      exchange=exchange,
-    )
-    descent = jax.tree.map(jnp.negative, direction)
-    updates, opt_state = optimizer.update(descent, state.opt_state, state.particles)
-    particles = optax.apply_updates(state.particles, updates)
-    n = jax.tree.leaves(direction)[0].shape[0]
-    squared_norm = optax.tree.norm(direction, squared=True) / n
+    x = state.particles
+    phi = call(as_direction(kernel, x), x, jax.vmap(score_fn)(x), axis_name)
+    descent = jax.tree.map(jnp.negative, phi)
+    updates, opt_state = optimizer.update(descent, state.opt_state, x)
+    n = jax.tree.leaves(phi)[0].shape[0]
+    squared_norm = optax.tree.norm(phi, squared=True) / n
     metrics = {"direction_norm": jnp.sqrt(axes.mean(squared_norm, axis_name))}
-    return SVGDState(particles, opt_state), metrics
+    return SVGDState(optax.apply_updates(x, updates), opt_state), metrics
 
   return Algorithm(init, update)

@@ -11,16 +11,9 @@ from stein_jax.kernels.bandwidths import (
   MedianBandwidth,
   median_bandwidth,
 )
-from stein_jax.kernels.base import (
-  Kernel,
-  KernelLike,
-  Pairwise,
-  at,
-  checked,
-  from_pairwise,
-)
+from stein_jax.kernels.base import Kernel, Pairwise, from_pairwise
 from stein_jax.kernels.features import OnFeatures, on_features
-from stein_jax.kernels.radial import Radial, constant, imq, rbf
+from stein_jax.kernels.radial import Profile, Radial, constant, imq, rbf
 
 __all__ = [
   "rbf",
@@ -33,10 +26,8 @@ __all__ = [
   "Bandwidth",
   "MedianBandwidth",
   "Kernel",
-  "KernelLike",
   "Radial",
+  "Profile",
   "Pairwise",
   "OnFeatures",
-  "at",
-  "checked",
 ]

@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,13 @@ import numpy as np
 from jax.tree_util import register_static
 
 from stein_jax import checks
-from stein_jax.pairs import (
-  medians,
-  tiles,
-)
-from stein_jax.pairs import (
-  points as pairwise,
-)
+from stein_jax.compiled import compiled
+from stein_jax.pairs.distances import Distances
+from stein_jax.pairs.medians import middle_squared_distances
+from stein_jax.pairs.points import as_matrix, mean_point, widened
+from stein_jax.pairs.tiles import DEFAULTS, Streaming, streamed
 from stein_jax.parallel import axes
-from stein_jax.types import Array, Exchange, Particles
+from stein_jax.types import Array, Particles
 
 _LOGARITHMS = {
   "m": math.log,
@@ -110,6 +107,17 @@ def policy(
   return bandwidth * multiple
 
 
+def _check_median(
+  particles: Particles, log: str, diagonal: bool, multiple: float, subsample: int | None
+) -> dict[str, Any]:
+  checks.num_particles(particles)
+  policy = MedianBandwidth(log, diagonal, multiple, subsample)
+  return {"multiple": policy.multiple}  # a Python float, hashable as jit asks
+
+
+@compiled(
+  _check_median, static=("log", "diagonal", "multiple", "subsample", "axis_name")
+)
 def median_bandwidth(
   particles: Particles,
   *,
@@ -117,16 +125,14 @@ def median_bandwidth(
   diagonal: bool = False,
   multiple: float = 1.0,
   subsample: int | None = None,
-  block_size: int | None = None,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
 ) -> Array:
   """h = multiple · med² / log m, the default bandwidth.
 
   med is the exact median of the distances between different particles (the mean of the
-  two middle ones where their number is even). Where it is 0, because half of the pairs
-  or more coincide, the mean squared distance takes the place of med²; where that is 0
-  too, 1 does, and any h serves: the particles are all equal.
+  two middle ones if their number is even). If it is 0, because at least half of the
+  pairs coincide, the mean squared distance replaces med². If that is 0 too, all
+  particles are equal, any h serves, and 1 replaces med².
 
   Args:
     particles: `[m, ...]`, or a pytree of such; m is at least 2.
@@ -134,113 +140,98 @@ def median_bandwidth(
     diagonal: also count the m zero distances of particles to themselves.
     multiple: a factor on h.
     subsample: take the median of this many evenly spaced particles.
-    block_size: the edge of the tiles in which the table of pairs is looked at; None
-      chooses by size.
-    axis_name: the axis over which the particles are spread.
-    exchange: as in `svgd_direction`.
+    axis_name: the axis over which the particles are sharded.
 
   Returns:
     The scalar h, in units of squared distance, constant under differentiation; NaN
-    where a particle is not finite.
+    if a particle is not finite.
 
   Raises:
     ValueError: fewer than two particles, or an option outside its range.
 
   Source: Liu & Wang (2017), section 5.1; Liu & Wang (2016), section 5.
   """
-  chosen = MedianBandwidth(log, diagonal, multiple, subsample)
-  checks.num_particles(particles)
-  if block_size is not None:
-    checks.at_least_one("block_size", block_size)
-  return of_particles(
-    particles,
-    policy=chosen,
-    block_size=block_size,
-    axis_name=axis_name,
-    ring=tiles.goes_round(particles, exchange, axis_name),
-  )
+  policy = MedianBandwidth(log, diagonal, multiple, subsample)
+  streaming = streamed(particles, axis_name=axis_name)
+  return of_particles(particles, policy, streaming)
 
 
-@partial(jax.jit, static_argnames=("policy", "block_size", "axis_name", "ring"))
 def of_particles(
-  particles: Particles,
-  *,
-  policy: MedianBandwidth,
-  block_size: int | None,
-  axis_name: str | None,
-  ring: bool,
+  particles: Particles, policy: MedianBandwidth, streaming: Streaming
 ) -> Array:
   """h by a policy, as in `median_bandwidth`."""
-  points, _ = pairwise.as_matrix(pairwise.widened(jax.lax.stop_gradient(particles)))
-  return of_points(
-    points, policy, block_size=block_size, axis_name=axis_name, ring=ring
-  )
+  points, _ = as_matrix(widened(jax.lax.stop_gradient(particles)))
+  return of_points(points, policy, streaming=streaming)
 
 
 def of_points(
   points: Array,
   policy: MedianBandwidth,
+  sources: Array | None = None,
   *,
-  block_size: int | None = None,
-  axis_name: str | None = None,
-  ring: bool = False,
-  distances: tiles.Tiles | None = None,
+  distances: Distances | None = None,
+  streaming: Streaming = DEFAULTS,
 ) -> Array:
   """h by a policy.
 
   Args:
     points: `[n, d]`, this device's.
     policy: of the bandwidth.
-    block_size: as in `median_bandwidth`.
-    axis_name: as in `median_bandwidth`.
-    ring: whether the points stay spread over the devices.
-    distances: the points' tiles, where they are at hand.
+    sources: all devices' points, if they are gathered already.
+    distances: those of the points, if they are known already.
+    streaming: how the points are sharded.
   """
-  m = points.shape[0] * axes.size(axis_name)
+  axis_name = streaming.axis_name
+  m = len(points) * axes.size(axis_name)
   if m < 2:
     raise ValueError(
       f"a median bandwidth needs at least 2 particles, got {m}; "
       "give a fixed bandwidth, or no kernel."
     )
-  whole_axis = axis_name
   if policy.subsample is not None and policy.subsample < m:
-    places = np.arange(policy.subsample, dtype=np.int64) * m // policy.subsample
-    points = axes.gather_at(points, places, axis_name)
-    distances = None
-    axis_name, ring = None, False  # from here on every device holds the same points
+    indices = np.arange(policy.subsample, dtype=np.int64) * m // policy.subsample
+    points = axes.gather_at(points, indices, axis_name)
+    alone = dataclasses.replace(streaming, axis_name=None, ring=False)
+    h = _of_all(points, policy, m, None, None, alone)
+    return axes.minimum(h, axis_name)  # equal already, which JAX does not know
+  if sources is None and axis_name is not None and not streaming.ring:
+    sources = axes.gather(points, axis_name)
+  return _of_all(points, policy, m, sources, distances, streaming)
 
-  n = points.shape[0] * axes.size(axis_name)
+
+def _of_all(
+  points: Array,
+  policy: MedianBandwidth,
+  m: int,
+  sources: Array | None,
+  distances: Distances | None,
+  streaming: Streaming,
+) -> Array:
+  n = len(points) * axes.size(streaming.axis_name)
   if policy.diagonal:
-    # Among all n² distances the n zeros come first, then every pair twice.
+    # Of all n² distances the n zeros come first, then every pair twice.
     full_ranks = ((n * n - 1) // 2, n * n // 2)
     ranks = (max(full_ranks[0] - n, 0) // 2, max(full_ranks[1] - n, 0) // 2)
   else:
     num_pairs = n * (n - 1) // 2
     full_ranks = (n * n, n * n)
     ranks = ((num_pairs - 1) // 2, num_pairs // 2)
-  if distances is None:
-    everyone = axes.gather(points, None if ring else axis_name)
-    distances = tiles.of_points(
-      points, everyone, block_size=block_size, axis_name=axis_name, ring=ring
-    )
-    if distances.may_be_held():
-      distances = distances.hold()
-  squared = medians.middle_squared_distances(points, ranks, distances)
+  squared = middle_squared_distances(
+    points, ranks, sources, distances=distances, streaming=streaming
+  )
   low, high = (
     jnp.zeros_like(d) if policy.diagonal and full < n else jnp.sqrt(d)
     for d, full in zip(squared, full_ranks)
   )
   med_squared = jnp.square((low + high) / 2)
 
-  centred = points - pairwise.mean_point(points, axis_name)
-  spread = axes.total(jnp.square(centred).sum(), axis_name)
-  mean_squared = 2 * spread / (n - 1)
+  centred = points - mean_point(points, streaming.axis_name)
+  squares = axes.total(jnp.square(centred).sum(), streaming.axis_name)
+  mean_squared = 2 * squares / (n - 1)
   fallback = jnp.where(mean_squared == 0, 1.0, mean_squared)
   med_squared = jnp.where(med_squared == 0, fallback, med_squared)
 
   divisor = _LOGARITHMS[policy.log](m)
   h = (policy.multiple * med_squared / divisor).astype(points.dtype)
   h = jnp.maximum(h, jnp.finfo(h.dtype).tiny)  # a denormal number counts as 0
-  h = jnp.where(jnp.isnan(spread), spread, h)
-  # Without a subsample the devices agree already, and JAX knows it.
-  return h if axis_name == whole_axis else axes.least(h, whole_axis)
+  return jnp.where(jnp.isnan(squares), squares, h)

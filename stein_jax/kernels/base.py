@@ -3,215 +3,255 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import register_dataclass
 
-from stein_jax.pairs import points as pairwise
+from stein_jax.pairs.points import as_matrix, map_rows, num_rows
+from stein_jax.pairs.tiles import DEFAULTS, Streaming
 from stein_jax.parallel import axes
-from stein_jax.parallel.ring import half_way
-from stein_jax.types import Array, Params, Particles, Precision, PyTree
+from stein_jax.parallel.ring import half_ring
+from stein_jax.types import Array, Particles, PyTree
 
 
 class Kernel:
-  """A symmetric kernel; `pair` alone defines it, the sums follow by differentiation.
+  """A symmetric kernel k(x, y).
 
-  Subclasses with more structure (radial kernels, kernels on features) override the
-  sums with faster ones that agree with these.
+  `pair` alone defines it: all sums follow from it by differentiation. Subclasses with
+  more structure (radial kernels, kernels on features) override the sums with faster
+  ones that agree with these.
+
+  Wherever a sum takes `queries` xᵢ and `sources` yⱼ, `sources=None` says that the
+  queries are the sources; the sums of a symmetric table then take half of the work.
+  With `streaming.axis_name` the queries are this device's points and the sources those
+  of all devices; in a ring the sources are None and remote blocks come in turn.
 
   Attributes:
-    rows_in_flight: the block size that suits the sums, None to choose by size. Here a
-      row of pairs holds n points, not n numbers: rows go one by one.
+    rows_at_once: the number of queries computed at once, None to choose by size. A row
+      of this class holds n points, not n numbers, so that rows go one by one.
   """
 
-  rows_in_flight: ClassVar[int | None] = 1
+  rows_at_once: ClassVar[int | None] = 1
 
   @property
-  def may_go_round(self) -> bool:
-    """Whether sums over some of the sources add up to that over all."""
+  def sums_by_blocks(self) -> bool:
+    """Whether sums over blocks of the sources add up to the sum over all."""
     return True
 
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """k(x, y) of two points, a scalar."""
     raise TypeError(f"{type(self).__name__} does not define k(x, y).")
 
-  def resolve(
-    self,
-    particles: Particles,
-    *,
-    block_size: int | None = None,
-    axis_name: str | None = None,
-    ring: bool = False,
-  ) -> "Kernel":
-    """The same kernel with its bandwidth policy turned into a number."""
-    del particles, block_size, axis_name, ring
+  def resolve(self, particles: Particles, streaming: Streaming = DEFAULTS) -> "Kernel":
+    """The same kernel with a number in place of its bandwidth policy."""
+    del particles, streaming
     return self
 
-  def matrix(self, queries: Particles, sources: Particles) -> Array:
-    """The matrix k(xᵢ, yⱼ), `[b, n]`, held whole."""
+  def apply(
+    self,
+    queries: Particles,
+    sources: Particles | None,
+    values: PyTree,
+    *,
+    streaming: Streaming = DEFAULTS,
+    leave_one_out: bool = False,
+  ) -> PyTree:
+    """Σⱼ k(xᵢ, yⱼ) cⱼ, without holding the table of all pairs.
+
+    Args:
+      queries: xᵢ, `[m, ...]`.
+      sources: yⱼ, `[n, ...]`, or None: the queries.
+      values: cⱼ, `[n, ...]`, or a pytree of such.
+      streaming: how the sums are computed.
+      leave_one_out: whether a point is left out of its own sum.
+
+    Returns:
+      `[m, ...]`, shaped like the values.
+    """
+
+    def row(x: PyTree, keep: Array | None, y: Particles, c: PyTree) -> PyTree:
+      weights = _masked(jax.vmap(lambda y: self.pair(x, y))(y), keep)
+      return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), c)
+
+    return self._sum_rows(row, queries, sources, values, streaming, leave_one_out)
+
+  def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
+    """The matrix k(xᵢ, yⱼ), `[m, n]`, held whole."""
+    sources = queries if sources is None else sources
     row = jax.vmap(self.pair, in_axes=(None, 0))
     return jax.vmap(row, in_axes=(0, None))(queries, sources)
 
   def stein_sums(
     self,
     queries: Particles,
-    sources: Particles,
+    sources: Particles | None,
     scores: Particles,
     *,
-    block_size: int | None = None,
-    axis_name: str | None = None,
-    ring: bool = False,
-    precision: Precision = "highest",
+    streaming: Streaming = DEFAULTS,
+    leave_one_out: bool = False,
   ) -> tuple[Particles, Array]:
     """n times the SVGD direction (5) at the queries, and the kernel's row sums.
 
     Args:
-      queries: the points xᵢ where the direction is wanted, `[b, ...]`. Where they are
-        the sources, given as the same object, symmetry spares half of the pairs.
-      sources: the points yⱼ it is made of, `[n, ...]`.
+      queries: the points xᵢ where the direction is computed, `[m, ...]`.
+      sources: the points yⱼ of the sums, `[n, ...]`, or None: the queries.
       scores: ∇ log p(yⱼ), shaped like the sources.
-      block_size: queries in flight; None chooses by size.
-      axis_name: the axis over which the queries are spread; a bandwidth policy looks
-        at all of them.
-      ring: the sources are the queries, and the other devices' come round.
-      precision: of the products of kernel values with scores, where there are such.
+      streaming: how the sums are computed.
+      leave_one_out: whether a point is left out of its own sum.
 
     Returns:
       Σⱼ [k(yⱼ, xᵢ) scoreⱼ + ∇_{yⱼ} k(yⱼ, xᵢ)], shaped like the queries, and
-      Σⱼ k(yⱼ, xᵢ), `[b]`.
+      Σⱼ k(yⱼ, xᵢ), `[m]`.
     """
 
-    if ring:
-      return self._sums_in_ring(queries, scores, block_size, axis_name, precision)
-    del axis_name, precision  # neither a policy nor a product of matrices
+    def row(
+      x: PyTree, keep: Array | None, y: Particles, s: Particles
+    ) -> tuple[PyTree, Array]:
+      values, gradients = _masked(values_and_gradients(self, y, x), keep)
+      return _stein_sum(values, gradients, s), values.sum()
 
-    def at_query(x: PyTree) -> tuple[PyTree, Array]:
-      values, gradients = values_and_gradients(self, sources, x)
-      return _stein_sum(values, gradients, scores), values.sum()
-
-    num_columns = jax.tree.leaves(sources)[0].shape[0]
-    return pairwise.map_rows(
-      at_query, queries, num_columns, block_size or self.rows_in_flight
-    )
-
-  def _sums_in_ring(
-    self,
-    particles: Particles,
-    scores: Particles,
-    block_size: int | None,
-    axis_name: str | None,
-    precision: Precision,
-  ) -> tuple[Particles, Array]:
-    """`stein_sums` over this device's particles and every visitor's."""
-    kernel = self.resolve(
-      particles, block_size=block_size, axis_name=axis_name, ring=True
-    )
-    sums = partial(kernel.stein_sums, block_size=block_size, precision=precision)
-    own = sums(particles, particles, scores)
-
-    def meet(carry: PyTree, visitor: PyTree, origin: Array, mutual: bool) -> Any:
-      del origin
-      carry = jax.tree.map(jnp.add, carry, sums(particles, *visitor))
-      return carry, sums(visitor[0], particles, scores) if mutual else None
-
-    nothing = jax.tree.map(jnp.zeros_like, own)
-    found = half_way(meet, own, (particles, scores), nothing, axis_name)
-    return jax.tree.map(jnp.add, *found)
+    return self._sum_rows(row, queries, sources, scores, streaming, leave_one_out)
 
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
     """The repulsion Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ), factored.
 
     Returns:
       R, `[n, r]`, and a linear function `pull_back` with V = pull_back(R), shaped like
-      the particles. It acts on every row alike, so M V = pull_back(M R).
+      the particles. It treats all rows alike, so that M V = pull_back(M R).
     """
     no_scores = jax.tree.map(jnp.zeros_like, particles)
-    return pairwise.as_matrix(self.stein_sums(particles, particles, no_scores)[0])
+    return as_matrix(self.stein_sums(particles, None, no_scores)[0])
 
   def stein_kernel_sums(
     self,
     queries: Particles,
     query_scores: Particles,
-    sources: Particles,
-    scores: Particles,
+    sources: Particles | None = None,
+    scores: Particles | None = None,
     *,
-    block_size: int | None = None,
-    axis_name: str | None = None,
-    ring: bool = False,
+    streaming: Streaming = DEFAULTS,
   ) -> tuple[Array, Array]:
     """Sums of the Stein kernel, whose mean over pairs is the squared discrepancy.
 
     u_p(x, y) = sₓᵀs_y k + sₓᵀ∇_y k + s_yᵀ∇ₓ k + tr ∇ₓ∇_y k (Liu, Lee & Jordan, 2016).
 
     Args:
-      queries: x, `[b, ...]`; as in `stein_sums`, the sources or this device's of them.
+      queries: x, `[m, ...]`.
       query_scores: sₓ.
-      sources: y, `[n, ...]`.
-      scores: s_y; the same object as sₓ where the queries are the sources.
-      block_size: queries in flight; None chooses by size.
-      axis_name: as in `stein_sums`.
-      ring: as in `stein_sums`.
+      sources: y, `[n, ...]`, all devices' points where the queries are this device's;
+        None: the queries.
+      scores: s_y; None with the sources.
+      streaming: how the sums are computed.
 
     Returns:
-      The sum over this device's pairs of different points, and that over the pairs of a
-      point with itself. In a ring a pair that two devices share may be in the one's sum
-      for both.
+      The sum over this device's pairs of two different points, and the sum over the
+      pairs of a point with itself. In a ring, the pairs of two devices may be counted
+      by one of them for both.
     """
-    kernel = self.resolve(
-      queries, block_size=block_size, axis_name=axis_name, ring=ring
-    )
-    if ring:
-      return kernel._stein_kernel_sums_in_ring(
-        queries, query_scores, block_size, axis_name
-      )
-    num_rows = jax.tree.leaves(queries)[0].shape[0]
-    n = jax.tree.leaves(sources)[0].shape[0]
+    kernel = self.resolve(queries, streaming)
+    own = (queries, query_scores)
+    others = own if sources is None else (sources, scores)
+    n = num_rows(others)
+    rows_at_once = streaming.block_size or self.rows_at_once
 
     def row_sums(row: tuple[Array, PyTree, PyTree]) -> tuple[Array, Array]:
       index, x, score_x = row
-      u = kernel._stein_kernel_row(x, score_x, sources, scores)
+      u = kernel._stein_kernel_row(x, score_x, *others)
       return jnp.where(jnp.arange(n) == index, 0, u).sum(), u[index]
 
-    rows = (axes.global_indices(num_rows, axis_name), queries, query_scores)
-    sums = pairwise.map_rows(row_sums, rows, n, block_size or self.rows_in_flight)
-    return sums[0].sum(), sums[1].sum()
+    first_axis = None if streaming.ring else streaming.axis_name
+    indices = axes.global_indices(num_rows(queries), first_axis)
+    pairs, itself = map_rows(row_sums, (indices, *own), n, rows_at_once)
+    total = pairs.sum()
+    if not streaming.ring:
+      return total, itself.sum()
+    here = axes.index(streaming.axis_name)
 
-  def _stein_kernel_sums_in_ring(
-    self,
-    particles: Particles,
-    scores: Particles,
-    block_size: int | None,
-    axis_name: str | None,
-  ) -> tuple[Array, Array]:
-    """`stein_kernel_sums` over this device's particles and every visitor's."""
-    own, itself = self.stein_kernel_sums(
-      particles, scores, particles, scores, block_size=block_size
-    )
-    here = jax.lax.axis_index(axis_name)
-    n = jax.tree.leaves(particles)[0].shape[0]
-
-    def meet(total: Array, visitor: PyTree, origin: Array, mutual: bool) -> Any:
-      sums = pairwise.map_rows(
-        lambda row: self._stein_kernel_row(*row, *visitor).sum(),
-        (particles, scores),
-        n,
-        block_size or self.rows_in_flight,
+    def remote(total: Array, block: PyTree, origin: Array, mutual: bool) -> Any:
+      sums = map_rows(
+        lambda row: kernel._stein_kernel_row(*row, *block).sum(), own, n, rows_at_once
       )
-      counted = mutual | (here < origin)  # else the other device counts it
+      counted = mutual | (here < origin)  # otherwise the other device counts the pairs
       return total + jnp.where(counted, 2 * sums.sum(), 0), ()
 
-    return half_way(meet, own, (particles, scores), (), axis_name)[0], itself
+    total, _ = half_ring(remote, total, own, (), streaming.axis_name)
+    return total, itself.sum()
+
+  def _sum_rows(
+    self,
+    row: Callable[[PyTree, Array | None, Particles, PyTree], PyTree],
+    queries: Particles,
+    sources: Particles | None,
+    values: PyTree,
+    streaming: Streaming,
+    leave_one_out: bool,
+  ) -> PyTree:
+    """row(x, keep, sources, values) of every query.
+
+    `keep` tells which sources are another point than x; None: all of them count.
+    """
+
+    def rows(
+      x: Particles,
+      y: Particles | None,
+      c: PyTree,
+      *,
+      streaming: Streaming,
+      leave_one_out: bool,
+    ) -> PyTree:
+      indices = None
+      if leave_one_out:
+        indices = axes.global_indices(num_rows(x), streaming.axis_name)
+      y = x if y is None else y
+      n = num_rows(y)
+
+      def at_query(query: tuple[PyTree, Array | None]) -> PyTree:
+        x, index = query
+        keep = None if index is None else jnp.arange(n) != index
+        return row(x, keep, y, c)
+
+      rows_at_once = streaming.block_size or self.rows_at_once
+      return map_rows(at_query, (x, indices), n, rows_at_once)
+
+    options: dict[str, Any] = {"streaming": streaming, "leave_one_out": leave_one_out}
+    if streaming.ring:
+      return self._in_ring(rows, queries, values, **options)
+    return rows(queries, sources, values, **options)
+
+  def _in_ring(
+    self,
+    sums_of: Callable[..., PyTree],
+    queries: Particles,
+    values: PyTree,
+    *,
+    streaming: Streaming,
+    leave_one_out: bool,
+  ) -> PyTree:
+    """sums_of(queries, sources, values) over this device's points and remote blocks."""
+    alone = dataclasses.replace(streaming, axis_name=None, ring=False)
+    own = sums_of(queries, None, values, streaming=alone, leave_one_out=leave_one_out)
+    sums_of = partial(sums_of, streaming=alone, leave_one_out=False)
+
+    def remote(sums: PyTree, block: PyTree, origin: Array, mutual: bool) -> Any:
+      del origin
+      sums = jax.tree.map(jnp.add, sums, sums_of(queries, *block))
+      return sums, sums_of(block[0], queries, values) if mutual else None
+
+    zeros = jax.tree.map(jnp.zeros_like, own)
+    sums = half_ring(remote, own, (queries, values), zeros, streaming.axis_name)
+    return jax.tree.map(jnp.add, *sums)
 
   def _stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
   ) -> Array:
     """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`."""
-    x, unravel = jax.flatten_util.ravel_pytree(x)
-    score_x, _ = jax.flatten_util.ravel_pytree(score_x)
-    sources, _ = pairwise.as_matrix(sources)
-    scores, _ = pairwise.as_matrix(scores)
+    x, unravel = ravel_pytree(x)
+    score_x, _ = ravel_pytree(score_x)
+    sources, _ = as_matrix(sources)
+    scores, _ = as_matrix(scores)
 
     def k(x: Array, y: Array) -> Array:
       return self.pair(unravel(x), unravel(y))
@@ -245,6 +285,15 @@ def _stein_sum(values: Array, gradients: Particles, scores: Particles) -> PyTree
   )
 
 
+def _masked(tree: PyTree, keep: Array | None) -> PyTree:
+  """Rows `[n, ...]` with zeros where `keep` is false."""
+  if keep is None:
+    return tree
+  return jax.tree.map(
+    lambda leaf: jnp.where(keep.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), tree
+  )
+
+
 @partial(register_dataclass, data_fields=[], meta_fields=["k"])
 @dataclasses.dataclass(frozen=True)
 class Pairwise(Kernel):
@@ -257,42 +306,10 @@ class Pairwise(Kernel):
     return self.k(x, y)
 
 
-KernelLike: TypeAlias = "Kernel | Callable[[Params], Kernel | None] | None"
-"""A kernel, None ("kernel off"), or `kernel_fn(params) -> kernel`."""
-
-
 def from_pairwise(k: Callable[[PyTree, PyTree], Array]) -> Pairwise:
   """Any symmetric positive definite k(x, y) of two points, differentiated by JAX.
 
   Slower than the radial kernels, which work by matrix products. `k` should be a
-  function defined once: a fresh lambda for every call is compiled anew every time.
+  function that is defined once: a new lambda in each call is compiled each time.
   """
   return Pairwise(k)
-
-
-def at(kernel: KernelLike, params: Params) -> Kernel | None:
-  """The kernel of an algorithm at its current parameters, which it holds constant.
-
-  Raises:
-    TypeError: neither a kernel, nor None, nor a function that returns one.
-  """
-  if kernel is not None and not isinstance(kernel, Kernel):
-    if not callable(kernel):
-      raise TypeError(
-        f"kernel must be a kernel, None or kernel_fn(params) -> kernel, got {kernel!r}."
-      )
-    kernel = kernel(jax.lax.stop_gradient(params))
-  return checked(kernel)
-
-
-def checked(kernel: Kernel | None) -> Kernel | None:
-  """The same kernel.
-
-  Raises:
-    TypeError: neither a kernel nor None; a function that makes one is not one.
-  """
-  if kernel is not None and not isinstance(kernel, Kernel):
-    raise TypeError(
-      f"kernel must be a kernel such as kernels.rbf(), or None, got {kernel!r}."
-    )
-  return kernel

@@ -11,9 +11,10 @@ from jax.tree_util import Partial, register_dataclass
 
 from stein_jax import checks
 from stein_jax.kernels.base import Kernel, values_and_gradients
-from stein_jax.pairs import points as pairwise
+from stein_jax.pairs.points import as_matrix, map_rows, num_rows
+from stein_jax.pairs.tiles import DEFAULTS, Streaming
 from stein_jax.parallel import axes
-from stein_jax.types import Array, Particles, Precision, PyTree
+from stein_jax.types import Array, Particles, PyTree
 
 
 @partial(
@@ -31,132 +32,132 @@ class OnFeatures(Kernel):
   num_neighbors: int | None = None
 
   @property
-  def may_go_round(self) -> bool:
-    """As in `Kernel`; who is nearest is known only among all."""
-    return self.num_neighbors is None and self.base.may_go_round
+  def sums_by_blocks(self) -> bool:
+    """As in `Kernel`; the nearest neighbours are only known among all points."""
+    return self.num_neighbors is None and self.base.sums_by_blocks
 
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """base(F(x), F(y))."""
     return self.base.pair(self.feature_fn(x), self.feature_fn(y))
 
-  def matrix(self, queries: Particles, sources: Particles) -> Array:
+  def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
     """As in `Kernel`: the base's matrix of the features."""
-    features = jax.vmap(self.feature_fn)
-    z = features(sources)
-    return self.base.matrix(z if queries is sources else features(queries), z)
+    return self.base.matrix(self._features(queries), self._features(sources))
 
   def resolve(
-    self,
-    particles: Particles,
-    *,
-    block_size: int | None = None,
-    axis_name: str | None = None,
-    ring: bool = False,
+    self, particles: Particles, streaming: Streaming = DEFAULTS
   ) -> "OnFeatures":
-    """The same kernel with its bandwidth taken of the features."""
-    features = jax.vmap(self.feature_fn)(particles)
-    base = self.base.resolve(
-      features, block_size=block_size, axis_name=axis_name, ring=ring
-    )
+    """The same kernel, its bandwidth computed from the features."""
+    base = self.base.resolve(self._features(particles), streaming)
     return dataclasses.replace(self, base=base)
+
+  def apply(
+    self,
+    queries: Particles,
+    sources: Particles | None,
+    values: PyTree,
+    *,
+    streaming: Streaming = DEFAULTS,
+    leave_one_out: bool = False,
+  ) -> PyTree:
+    """As in `Kernel`: the base's sums over the features."""
+    return self.base.apply(
+      self._features(queries),
+      self._features(sources),
+      values,
+      streaming=streaming,
+      leave_one_out=leave_one_out,
+    )
+
+  def _features(self, particles: Particles | None) -> Particles | None:
+    return None if particles is None else jax.vmap(self.feature_fn)(particles)
 
   def stein_sums(
     self,
     queries: Particles,
-    sources: Particles,
+    sources: Particles | None,
     scores: Particles,
     *,
-    block_size: int | None = None,
-    axis_name: str | None = None,
-    ring: bool = False,
-    precision: Precision = "highest",
+    streaming: Streaming = DEFAULTS,
+    leave_one_out: bool = False,
   ) -> tuple[Particles, Array]:
     """As in `Kernel`, with z = F(x) and ∇_{yⱼ} k(yⱼ, xᵢ) = J(yⱼ)ᵀ ∇_{zⱼ} base(zⱼ, zᵢ).
 
-    Every pair has a product of its own with Jᵀ. F is linearised once, at the sources:
-    a pull-back through it serves the n pairs of one query, and with fewer features than
-    queries the pull-backs of the features themselves serve all pairs. Where F is affine
-    J is the same everywhere, and one pull-back of the sums does.
+    Every pair has a product with Jᵀ of its own. F is linearised once, at the sources.
+    One pull-back through it serves the n pairs of one query. With fewer features than
+    queries, the pull-backs of the features themselves serve all pairs. If F is affine,
+    J is the same everywhere, and one pull-back of the sums is enough.
     """
-    if ring:
-      return self._sums_in_ring(queries, scores, block_size, axis_name, precision)
-    if queries is sources or axis_name is not None:
-      self = self.resolve(queries, block_size=block_size, axis_name=axis_name)
-    features, pull_back = jax.vjp(jax.vmap(self.feature_fn), sources)
-    z_queries, pull_back_queries = features, pull_back
-    if queries is not sources:
-      z_queries, pull_back_queries = jax.vjp(jax.vmap(self.feature_fn), queries)
-    attraction, mass = self._attraction(
-      z_queries, features, scores, block_size, precision
+    is_own = sources is None or streaming.axis_name is not None
+    kernel = self.resolve(queries, streaming) if is_own else self
+    options: dict[str, Any] = {"streaming": streaming, "leave_one_out": leave_one_out}
+    if streaming.ring:
+      return kernel._in_ring(kernel.stein_sums, queries, scores, **options)
+    features, pull_back = jax.vjp(
+      jax.vmap(self.feature_fn), queries if sources is None else sources
     )
+    z_queries, z_sources, pull_back_queries = features, None, pull_back
+    if sources is not None:
+      z_sources = features
+      z_queries, pull_back_queries = jax.vjp(jax.vmap(self.feature_fn), queries)
+    one = jnp.ones((num_rows(features), 1), jax.tree.leaves(scores)[0].dtype)
+    attraction, mass = kernel.base.apply(z_queries, z_sources, (scores, one), **options)
+    own = None
+    if is_own and (leave_one_out or self.num_neighbors is not None):
+      own = axes.global_indices(num_rows(queries), streaming.axis_name)
     if self.affine:
-      sums = self._feature_repulsion(z_queries, features, block_size)
+      sums = kernel._feature_repulsion(z_queries, z_sources, **options)
       (repulsion,) = pull_back_queries(sums)
     elif self.num_neighbors is not None:
-      own = None
-      if queries is sources or axis_name is not None:
-        own = axes.global_indices(len(mass), axis_name)
-      repulsion = self._repulsion_of_nearest(z_queries, features, sources, own)
+      y = queries if sources is None else sources
+      repulsion = kernel._repulsion_of_nearest(z_queries, features, y, own, streaming)
     else:
-      repulsion = self._repulsion(z_queries, features, pull_back, block_size)
-    return jax.tree.map(jnp.add, attraction, repulsion), mass
-
-  def _attraction(
-    self,
-    z_queries: Particles,
-    features: Particles,
-    scores: Particles,
-    block_size: int | None,
-    precision: Precision,
-  ) -> tuple[Particles, Array]:
-    """Σⱼ kᵢⱼ scoreⱼ and Σⱼ kᵢⱼ."""
-    s, unravel = pairwise.as_matrix(scores)
-
-    def at_query(z_query: PyTree) -> tuple[Array, Array]:
-      one_query = jax.tree.map(lambda z: z[None], z_query)
-      weights = self.base.matrix(one_query, features)[0]
-      return pairwise.matmul(weights, s, precision=precision), weights.sum()
-
-    rows = block_size or self.base.rows_in_flight
-    sums, mass = pairwise.map_rows(at_query, z_queries, len(s), rows)
-    return unravel(sums), mass
+      repulsion = kernel._repulsion(z_queries, features, pull_back, own, streaming)
+    return jax.tree.map(jnp.add, attraction, repulsion), mass[:, 0]
 
   def _feature_repulsion(
-    self, z_queries: Particles, features: Particles, block_size: int | None = None
+    self, z_queries: Particles, z_sources: Particles | None, **options: Any
   ) -> Particles:
     """Σⱼ ∇_{zⱼ} base(zⱼ, zᵢ), which affine features pull back as a whole."""
+    features = z_queries if z_sources is None else z_sources
     no_scores = jax.tree.map(jnp.zeros_like, features)
-    sums, _ = self.base.stein_sums(
-      z_queries, features, no_scores, block_size=block_size
-    )
-    return sums
+    return self.base.stein_sums(z_queries, z_sources, no_scores, **options)[0]
 
   def _repulsion(
     self,
     z_queries: Particles,
     features: Particles,
     pull_back: Callable[[Particles], tuple[Particles]],
-    block_size: int | None,
+    own: Array | None,
+    streaming: Streaming,
   ) -> Particles:
-    """Σⱼ J(yⱼ)ᵀ cᵢⱼ, cᵢⱼ = ∇_{zⱼ} base(zⱼ, zᵢ)."""
-
-    def cotangents(z_query: PyTree) -> Particles:
-      return values_and_gradients(self.base, features, z_query)[1]
-
-    z, unravel = pairwise.as_matrix(features)
+    """Σⱼ J(yⱼ)ᵀ cᵢⱼ, cᵢⱼ = ∇_{zⱼ} base(zⱼ, zᵢ), without the j given by `own`."""
+    z, unravel = as_matrix(features)
     n, num_features = z.shape
-    num_queries = jax.tree.leaves(z_queries)[0].shape[0]
-    cotangents_fit = num_queries * n * num_features <= _HELD_COTANGENTS
-    if num_features >= num_queries or not cotangents_fit:
+    num_queries = num_rows(z_queries)
 
-      def at_query(z_query: PyTree) -> PyTree:
-        (gradients,) = pull_back(cotangents(z_query))
+    def cotangents(query: tuple[PyTree, Array | None]) -> Particles:
+      z_query, index = query
+      gradients = values_and_gradients(self.base, features, z_query)[1]
+      if index is None:
+        return gradients
+      is_other = jnp.arange(n) != index
+      return jax.tree.map(
+        lambda g: jax.vmap(lambda g, other: jnp.where(other, g, 0))(g, is_other),
+        gradients,
+      )
+
+    held = num_queries * n * num_features <= _HELD_COTANGENTS
+    if num_features >= num_queries or not held:
+
+      def at_query(query: tuple[PyTree, Array | None]) -> PyTree:
+        (gradients,) = pull_back(cotangents(query))
         return jax.tree.map(lambda g: g.sum(axis=0), gradients)
 
-      rows = block_size or self.rows_in_flight
-      return pairwise.map_rows(at_query, z_queries, n, rows)
+      rows = streaming.block_size or self.rows_at_once
+      return map_rows(at_query, (z_queries, own), n, rows)
 
-    c = jax.vmap(lambda z_query: pairwise.as_matrix(cotangents(z_query))[0])(z_queries)
+    c = jax.vmap(lambda query: as_matrix(cotangents(query))[0])((z_queries, own))
     unit = axes.varying_as(z, jnp.eye(num_features, dtype=z.dtype))
 
     # Σⱼ J(yⱼ)ᵀ cᵢⱼ = Σ_f Σⱼ cᵢⱼ[f] J(yⱼ)ᵀ e_f
@@ -170,8 +171,8 @@ class OnFeatures(Kernel):
     def add(total: Particles, f: Array) -> tuple[Particles, None]:
       return jax.tree.map(jnp.add, total, of_feature(f)), None
 
-    places = jnp.arange(num_features)
-    return jax.lax.scan(add, of_feature(places[0]), places[1:])[0]
+    indices = jnp.arange(num_features)
+    return jax.lax.scan(add, of_feature(indices[0]), indices[1:])[0]
 
   def _repulsion_of_nearest(
     self,
@@ -179,21 +180,29 @@ class OnFeatures(Kernel):
     features: Particles,
     sources: Particles,
     own: Array | None,
+    streaming: Streaming,
   ) -> Particles:
-    """The sum over the `num_neighbors` sources of greatest k, a query's own left out.
+    """The sum over the `num_neighbors` sources of greatest k, without the query itself.
 
     Args:
       z_queries: the queries' features.
       features: the sources'.
       sources: y.
-      own: the place of every query among the sources, or None.
+      own: the index of every query among the sources, or None.
+      streaming: how many rows are computed at once.
     """
-    table = self.base.matrix(z_queries, features)
-    num_queries, n = table.shape
+    num_queries, n = num_rows(z_queries), num_rows(features)
     k = min(self.num_neighbors or n, n if own is None else n - 1)
-    if own is not None:
-      table = jnp.where(jnp.arange(n)[None] == own[:, None], -jnp.inf, table)
-    nearest = jax.lax.top_k(table, k)[1].ravel()
+
+    def nearest_to(query: tuple[PyTree, Array | None]) -> Array:
+      z_query, index = query
+      (row,) = self.base.matrix(jax.tree.map(lambda z: z[None], z_query), features)
+      if index is not None:
+        row = jnp.where(jnp.arange(n) == index, -jnp.inf, row)
+      return jax.lax.top_k(row, k)[1]
+
+    rows = streaming.block_size or self.base.rows_at_once
+    nearest = map_rows(nearest_to, (z_queries, own), n, rows).ravel()
     near = jax.tree.map(lambda y: y[nearest], sources)
     z, pull_back = jax.vjp(jax.vmap(self.feature_fn), near)
     z_repeated = jax.tree.map(lambda z: jnp.repeat(z, k, axis=0), z_queries)
@@ -207,12 +216,12 @@ class OnFeatures(Kernel):
     if not self.affine:
       return super().repulsion(particles)
     features, pull_back = jax.vjp(jax.vmap(self.feature_fn), particles)
-    sums = self._feature_repulsion(features, features)
-    factor, unravel = pairwise.as_matrix(sums)
+    factor, unravel = as_matrix(self._feature_repulsion(features, None))
     return factor, lambda factor: pull_back(unravel(factor))[0]
 
 
-_HELD_COTANGENTS = 2**26
+_HELD_COTANGENTS = 2**24
+"""The largest number of cotangents, of pairs times features, that is held."""
 
 
 def on_features(
@@ -225,19 +234,19 @@ def on_features(
   """k(x, y) = kernel(F(x), F(y)), with the exact gradient through the features F.
 
   The exact repulsion of n points costs n pull-backs of all n points through F, or one
-  for each feature where these are fewer.
+  for each feature if there are fewer features than points.
 
   Args:
-    kernel: a kernel of feature vectors; a bandwidth policy looks at the features.
+    kernel: a kernel of feature vectors; a bandwidth policy sees the features.
     feature_fn: one point -> its features. Features with parameters are given as
       `jax.tree_util.Partial(fn, params)`, whose parameters are leaves of the kernel:
       new values then need no new compilation.
-    affine: promises that F(x) = Ax + a, which spares n² pull-backs through F. It is
-      not checked: the repulsion is wrong where the promise is.
-    num_neighbors: only so many nearest points (of greatest k) repel each point: one
-      pull-back of that many times n points. An approximation of the SVGD direction,
-      with attraction as it is; n − 1 neighbours are exact. The authors' code takes 1.
-      None: all.
+    affine: promises that F(x) = Ax + a, which saves n² pull-backs through F. It is not
+      checked: the repulsion is wrong if the promise is.
+    num_neighbors: only this many nearest points (of greatest k) repel each point, which
+      costs one pull-back of that many times n points. It approximates the repulsion,
+      not the attraction; n − 1 neighbours are exact. The authors' code takes 1. None:
+      all.
 
   Raises:
     TypeError: no kernel.
@@ -250,7 +259,7 @@ def on_features(
   if num_neighbors is not None:
     checks.at_least_one("num_neighbors", num_neighbors)
     if affine:
-      raise ValueError("affine features are exact at no cost: leave num_neighbors out.")
+      raise ValueError("affine features are exact at no cost: omit num_neighbors.")
   is_partial = isinstance(feature_fn, Partial)
   feature_fn = feature_fn if is_partial else Partial(feature_fn)
   return OnFeatures(kernel, feature_fn, affine, num_neighbors)

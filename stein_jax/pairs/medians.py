@@ -1,4 +1,4 @@
-"""The middle of all distances between points, exactly and without sorting."""
+"""Order statistics of the distances between points, exactly and without sorting."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,32 +8,35 @@ import jax
 import jax.numpy as jnp
 
 from stein_jax.pairs import selection
+from stein_jax.pairs.distances import Distances, in_any_lane
 from stein_jax.pairs.selection import Count
-from stein_jax.pairs.tiles import (
-  Place,
-  Tiles,
-  in_any_lane,
-  over_tables,
-  scan,
-)
+from stein_jax.pairs.sums import over_tables, over_tiles
+from stein_jax.pairs.tiles import DEFAULTS, Streaming, Tile, Tiles, of_points
 from stein_jax.parallel import axes
 from stein_jax.types import Array
 
 MAX_POINTS = 2**20
-"""The most points whose pairs are counted."""
+"""The largest number of points whose pairs are counted."""
 
 _SAMPLE = 2**17
 
 
 def middle_squared_distances(
-  points: Array, ranks: tuple[int | Array, int | Array], tiles: Tiles
+  points: Array,
+  ranks: tuple[int | Array, int | Array],
+  sources: Array | None = None,
+  *,
+  distances: Distances | None = None,
+  streaming: Streaming = DEFAULTS,
 ) -> tuple[Array, Array]:
   """Two neighbouring order statistics of ‖xᵢ − xⱼ‖² over the pairs i < j, exactly.
 
   Args:
     points: `[n, d]`, this device's rows.
     ranks: two ranks, counted from 0, equal or successive.
-    tiles: of these points.
+    sources: all devices' points, if they are gathered.
+    distances: those of the points, if they are known already.
+    streaming: how the points are sharded.
 
   Returns:
     The two values, of the points' dtype.
@@ -41,108 +44,133 @@ def middle_squared_distances(
   Raises:
     ValueError: more than 2²⁰ points.
   """
-  n = tiles.num_points
+  n = len(points) * axes.size(streaming.axis_name)
   if n > MAX_POINTS:
     raise ValueError(
       f"the exact median counts the pairs of up to {MAX_POINTS} particles, got "
       f"{n}. Take the bandwidth of a subsample (`subsample=4096`)."
     )
+  if distances is None:
+    distances = Distances(of_points(points, sources, streaming))
+    if distances.may_be_held and not streaming.ring:
+      distances = distances.held()
   counts = (selection.as_count(ranks[0]), selection.as_count(ranks[1]))
   total = selection.as_count(n * (n - 1) // 2)
-  first = _first_pivots(tiles, counts[0], total)
+  first = _first_pivots(distances, counts[0], total, n, streaming)
 
-  def middle(counts_below: Callable, two_least_from: Callable) -> tuple[Array, Array]:
-    low, high = selection.neighbours(
-      counts_below, two_least_from, counts, total, first, points.dtype
+  def select(distances: Distances) -> tuple[Array, Array]:
+    bits = selection.neighbours(
+      *_counters(distances, streaming), counts, total, first, points.dtype
     )
-    return selection.of_bits(low, points.dtype), selection.of_bits(high, points.dtype)
+    low, high = (selection.of_bits(b, points.dtype) for b in bits)
+    return low, high
 
-  low, high = middle(*_of_tiles(tiles))
-  # A product of rows is wrong by some ulps of ‖x‖², so that coinciding points may look
-  # apart. Where the result is small beside the points themselves (duplicates, far
-  # outliers), it is taken again of differences, which are exact at 0 but slower.
-  farthest = axes.greatest(tiles.row_norms.max(), tiles.axis_name)
-
-  def by_differences() -> tuple[Array, Array]:
-    everyone = axes.gather(points, None if tiles.ring else tiles.axis_name)
-    exact = dataclasses.replace(
-      tiles,
-      rows=tiles.cut_rows(points),
-      columns=tiles.cut_columns(everyone),
-      by_differences=True,
-      held=None,
-    )
-    return middle(*_of_tiles(exact))
-
-  return jax.lax.cond(
-    in_any_lane(low < 1e-2 * farthest), by_differences, lambda: (low, high)
+  # A matrix product is wrong by some ulps of ‖x‖², so that coinciding points may seem
+  # apart. Where the result is small compared with the points themselves (duplicates,
+  # distant outliers), it is selected again from differences of the points as they are,
+  # which are exact at 0, but slower.
+  largest_norm = axes.maximum(distances.tiles.rows.norms.max(), streaming.axis_name)
+  exact = Distances(
+    of_points(points, sources, streaming, centered=False), by_differences=True
   )
 
+  def is_coarse(low: Array) -> Array:
+    return in_any_lane(low < 1e-2 * largest_norm)
 
-def _of_tiles(tiles: Tiles) -> tuple[Callable, Callable]:
-  """How many distances are below some, and the two least from one on, by tiles."""
-  beyond = selection.beyond(tiles.rows.dtype)
+  if distances.table is None:
+    low, high = select(distances)
+    return jax.lax.cond(is_coarse(low), lambda: select(exact), lambda: (low, high))
 
-  def bits_on_diagonal(tiles: Tiles, place: Place) -> Array:
-    bits = selection.ordered_bits(tiles.at(place))
-    return jnp.where(tiles.above_diagonal(place), bits, beyond)
+  # With a table in memory a loop repeats the selection: its program is compiled once.
+  def again(state: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+    table, _, attempt = state
+    table = jax.lax.cond(attempt > 0, lambda: exact.held().table, lambda: table)
+    found = select(dataclasses.replace(distances, table=table))
+    return table, found, attempt + 1
 
-  def bits_above(tiles: Tiles, place: Place) -> Array:
-    bits = selection.ordered_bits(tiles.at(place))
-    if tiles.n % tiles.width == 0:
-      return bits
-    columns = place[2] * tiles.width + jnp.arange(tiles.width)
-    return jnp.where((columns < tiles.n)[None], bits, beyond)
+  def is_open(state: tuple[Array, Any, Array]) -> Array:
+    _, (low, _), attempt = state
+    return (attempt == 0) | ((attempt == 1) & is_coarse(low))
+
+  nothing = jnp.zeros((2,), points.dtype)
+  nothing = axes.varying_as(largest_norm, nothing)
+  start = (distances.table, tuple(nothing), jnp.zeros((), int))
+  return jax.lax.while_loop(is_open, again, start)[1]
+
+
+def _counters(distances: Distances, streaming: Streaming) -> tuple[Callable, Callable]:
+  """How many distances are below a pivot, and the two least from a pivot on."""
+  points = distances.tiles.rows.points
+  beyond = selection.beyond(points.dtype)
+  edge = distances.tiles.columns.edge
+
+  def bits_of(distances: Distances, tile: Tile, counted: Array) -> Array:
+    """The distances of the counted pairs as integers; the others are beyond all."""
+    return jnp.where(counted, selection.ordered_bits(distances.at(tile)), beyond)
 
   def over_all(step: Callable[[Any, Array], Any], start: Any) -> Any:
-    """The last carry of step(carry, bits of a tile), each pair being there once."""
+    """The last carry of step(carry, bits of a tile), with each pair once."""
 
-    def over_table(carry: Any, tiles: Tiles, _: Any) -> Any:
-      def of(bits_of: Callable[[Tiles, Place], Array]) -> Callable:
-        return lambda carry, place: (step(carry, bits_of(tiles, place)), None)
+    def over_table(
+      carry: Any, distances: Distances, _: Any, counted: Array | None
+    ) -> Any:
+      tiles = distances.tiles
 
-      diagonal, above = tiles.places()
-      carry = scan(of(bits_on_diagonal), carry, diagonal)
-      return scan(of(bits_above), carry, above)
+      def on_diagonal(carry: Any, tile: Tile) -> tuple[Any, None]:
+        row, column, inside = tiles.indices(tile)
+        once = row < column if counted is None else counted
+        return step(carry, bits_of(distances, tile, inside & once)), None
 
-    return over_tables(tiles, over_table, axes.varying_as(tiles.rows, start))
+      def above(carry: Any, tile: Tile) -> tuple[Any, None]:
+        return step(carry, bits_of(distances, tile, _inside(tiles, tile))), None
+
+      carry = over_tiles(on_diagonal, carry, tiles.diagonal())
+      return over_tiles(above, carry, tiles.above())
+
+    start = axes.varying_as(points, start)
+    return over_tables(distances, over_table, start, streaming=streaming)
 
   def counts_below(pivots: Array) -> Count:
-    def adding(counts: Count, bits: Array) -> Count:
-      found = jnp.zeros((len(pivots), tiles.width), jnp.int32)
+    def add(counts: Count, bits: Array) -> Count:
+      found = axes.varying_as(bits, jnp.zeros((len(pivots), edge), jnp.int32))
       found = _over_rows(
-        lambda found, row: found + (row[None] < pivots[:, None]),
-        axes.varying_as(tiles.rows, found),
-        bits,
+        lambda found, row: found + (row[None] < pivots[:, None]), found, bits
       )
       return selection.plus(counts, selection.summed(found.T))
 
     nothing = selection.as_count(jnp.zeros(pivots.shape, jnp.int32))
-    return _over_devices(over_all(adding, nothing), tiles.axis_name)
+    return _total_over_devices(over_all(add, nothing), streaming.axis_name)
 
   def two_least_from(pivot: Array) -> tuple[Array, Array]:
-    def lowering(least: tuple[Array, Array], bits: Array) -> tuple[Array, Array]:
-      def lower(least: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
+    def lower(least: tuple[Array, Array], bits: Array) -> tuple[Array, Array]:
+      def merge(least: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
         row = jnp.where(row < pivot, beyond, row)
-        return selection.two_least_of(least, (row, beyond))
+        return selection.merge_two_least(least, (row, beyond))
 
-      return _over_rows(lower, least, bits)
+      return _over_rows(merge, least, bits)
 
-    lanes = jnp.full(tiles.width, beyond)
-    least = over_all(lowering, (lanes, lanes))
+    lanes = jnp.full(edge, beyond)
+    least = over_all(lower, (lanes, lanes))
     least = selection.two_least(jnp.stack(least), pivot, beyond)
-    return _least_over_devices(least, tiles.axis_name)
+    return _least_over_devices(least, streaming.axis_name)
 
   return counts_below, two_least_from
 
 
-def _over_rows(step: Callable[[Any, Array], Any], start: Any, table: Array) -> Any:
-  """The last carry of a loop over the rows of `[b, c]`, several in a step.
+def _inside(tiles: Tiles, tile: Tile) -> Array:
+  """Which pairs of a tile above the diagonal are no padding: its columns decide."""
+  if tiles.columns.count % tiles.columns.edge == 0:
+    return jnp.ones((), bool)
+  return tiles.columns.indices(tile.column)[1][None]
 
-  The carry's lanes are the columns: a CPU counts so ten times as fast as by XLA's
-  reduction of the whole table.
+
+def _over_rows(step: Callable[[Any, Array], Any], start: Any, table: Array) -> Any:
+  """The last carry of a loop over the rows of `[a, b]`, several in a step.
+
+  The carry has a lane for every column. A CPU counts ten times as fast like this as by
+  XLA's reduction of the whole table.
   """
-  group = max(k for k in range(1, 17) if len(table) % k == 0)
+  group = max(k for k in range(1, 9) if len(table) % k == 0)
   groups = table.reshape(-1, group, table.shape[1])
 
   def steps(k: Array, carry: Any) -> Any:
@@ -160,28 +188,33 @@ def _least_over_devices(
     return least
   of_all = axes.gather(jnp.stack(least), axis_name)
   found = selection.two_least(of_all, of_all.min(), of_all.max())
-  return axes.least(found[0], axis_name), axes.least(found[1], axis_name)
+  return axes.minimum(found[0], axis_name), axes.minimum(found[1], axis_name)
 
 
-def _over_devices(counts: Count, axis_name: str | None) -> Count:
+def _total_over_devices(counts: Count, axis_name: str | None) -> Count:
   high, low = axes.total(tuple(counts), axis_name)
   return selection.plus(Count(high, jnp.zeros_like(low)), selection.as_count(low))
 
 
-def _first_pivots(tiles: Tiles, rank: Count, total: Count) -> Array:
-  """Where the search begins: around the mean, or in a sample's bracket.
+def _first_pivots(
+  distances: Distances, rank: Count, total: Count, n: int, streaming: Streaming
+) -> Array:
+  """Where the search begins: around the mean, or in the bracket of a sample.
 
-  Where no tile is held every look at the table costs its products anew; a sample of
-  pairs then saves several.
+  Without a table in memory, every pass computes all distances again. Then a sample of
+  pairs saves several passes.
   """
-  if tiles.held is not None or len(tiles.places()[0][0]) == 1:
-    spread = axes.total(tiles.row_norms.sum(), tiles.axis_name)
-    factors = jnp.array([0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0], spread.dtype)
-    return selection.ordered_bits(2 * spread / tiles.num_points * factors)
-  points = tiles.columns.reshape(-1, tiles.columns.shape[2])
+  tiles = distances.tiles
+  if distances.table is not None or tiles.is_single:
+    squares = axes.total(tiles.rows.norms.sum(), streaming.axis_name)
+    factors = jnp.array([0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0], squares.dtype)
+    return selection.ordered_bits(2 * squares / n * factors)
+  columns = tiles.columns
+  points = columns.points.reshape(-1, columns.points.shape[2])
   key, other_key = jax.random.split(jax.random.key(0))
-  i = jax.random.randint(key, (_SAMPLE,), 0, tiles.n)
-  j = (i + jax.random.randint(other_key, (_SAMPLE,), 1, tiles.n)) % tiles.n
+  i = jax.random.randint(key, (_SAMPLE,), 0, columns.count)
+  offset = jax.random.randint(other_key, (_SAMPLE,), 1, columns.count)
+  j = (i + offset) % columns.count
   sample = selection.ordered_bits(
     jax.lax.map(
       lambda pair: jnp.square(points[pair[0]] - points[pair[1]]).sum(),
@@ -190,9 +223,11 @@ def _first_pivots(tiles: Tiles, rank: Count, total: Count) -> Array:
     )
   )
   beyond = selection.beyond(points.dtype)
-  place = (rank - selection.as_count(0)) / (total - selection.as_count(0))
+  zero = selection.as_count(0)
+  quantile = (rank - zero) / (total - zero)
   deviation = 1.5 * _SAMPLE**0.5  # three times that of the rank of a median
-  ends = jnp.clip(place * _SAMPLE + jnp.array([-1, 1]) * deviation, 0, _SAMPLE - 1)
+  ends = quantile * _SAMPLE + jnp.array([-1, 1]) * deviation
+  ends = jnp.clip(ends, 0, _SAMPLE - 1)
 
   def at_rank(rank: Array) -> Array:
     wanted = selection.as_count(rank)
@@ -210,4 +245,4 @@ def _first_pivots(tiles: Tiles, rank: Count, total: Count) -> Array:
   low, high = jax.vmap(at_rank)(ends.astype(jnp.int32))
   steps = jnp.arange(selection.NUM_PIVOTS) / (selection.NUM_PIVOTS - 1)
   first = low + (steps * (high - low).astype(float)).astype(low.dtype)
-  return axes.least(first, tiles.axis_name)
+  return axes.minimum(first, streaming.axis_name)

@@ -1,4 +1,4 @@
-"""Points as rows of a matrix, and what is made of every row, block by block."""
+"""Points as rows of a matrix, and what is computed for every row, block by block."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,26 @@ from jax.flatten_util import ravel_pytree
 from stein_jax.parallel import axes
 from stein_jax.types import Array, Particles, Precision, PyTree
 
-# A table of 2²⁴ pairs (n = 4096) is held whole; beyond it, rows are taken in blocks of
+# A table of 2²⁴ pairs (n = 4096) is held whole. Beyond it, rows are taken in blocks of
 # about 2²² pairs, so that memory stays linear in n.
 _DENSE_PAIRS = 2**24
 _BLOCK_PAIRS = 2**22
 
 
 def as_matrix(particles: Particles) -> tuple[Array, Callable[[Array], Particles]]:
-  """Points as the rows of a matrix `[n, d]`, and the way back to their own shape."""
+  """Points as the rows of a matrix `[n, d]`, and the function that restores them."""
   rows = jax.vmap(lambda point: ravel_pytree(point)[0])(particles)
   _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], particles))
   return rows, jax.vmap(unravel)
 
 
+def num_rows(tree: PyTree) -> int:
+  """n, the length of the leading axis of a pytree of arrays `[n, ...]`."""
+  return jax.tree.leaves(tree)[0].shape[0]
+
+
 def widened(particles: Particles) -> Particles:
-  """The same points in 32 bits at least: sums over many need them."""
+  """The same points in at least 32 bits, which sums over many points need."""
   return jax.tree.map(
     lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), particles
   )
@@ -32,7 +37,7 @@ def widened(particles: Particles) -> Particles:
 def mean_point(points: Array, axis_name: str | None = None) -> Array:
   """The mean of the rows, `[n, d]` -> `[1, d]`; exact where all rows are equal.
 
-  With `axis_name` it is that of all devices' rows.
+  With `axis_name` it is the mean of all devices' rows.
   """
   first = points[:1]
   if axis_name is not None:
@@ -47,28 +52,28 @@ def map_rows(
   """Applies `fn` to every row, `block_size` rows at a time.
 
   Args:
-    fn: one row -> what belongs to it; it may look at all `num_columns` points.
+    fn: maps one row to its result; it may use all `num_columns` points.
     rows: a pytree of arrays `[n, ...]`.
-    num_columns: the number of points that each row meets.
-    block_size: how many rows are in flight. None: all of them while the table of
-      pairs has at most 2²⁴ entries, then as many as make 2²² entries.
+    num_columns: how many points each row is paired with.
+    block_size: how many rows are computed at once. None: all rows while the table of
+      pairs has at most 2²⁴ entries, otherwise as many as make 2²² entries.
 
   Returns:
     What `fn` returned, stacked along a leading axis n.
   """
-  num_rows = jax.tree.leaves(rows)[0].shape[0]
+  n = num_rows(rows)
   if block_size is None:
-    dense = num_rows * num_columns <= _DENSE_PAIRS
-    block_size = num_rows if dense else max(1, _BLOCK_PAIRS // num_columns)
-  if block_size >= num_rows:
+    dense = n * num_columns <= _DENSE_PAIRS
+    block_size = n if dense else max(1, _BLOCK_PAIRS // num_columns)
+  if block_size >= n:
     return jax.vmap(fn)(rows)
   return jax.lax.map(fn, rows, batch_size=block_size)
 
 
 def matmul(a: Array, b: Array, *, precision: Precision = "highest") -> Array:
-  """The product, at the highest precision unless asked otherwise.
+  """The matrix product, at the highest precision by default.
 
-  Accelerators multiply float32 in lower precision by default, which would drown the
-  differences of large terms that distances and kernel sums are.
+  Accelerators multiply float32 in a lower precision by default. Distances and kernel
+  sums are differences of large terms and would be lost in it.
   """
   return jnp.matmul(a, b, precision=precision)

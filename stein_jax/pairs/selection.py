@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from stein_jax.parallel import axes
 from stein_jax.types import Array
 
 NUM_PIVOTS = 8
@@ -76,14 +77,16 @@ def two_least(bits: Array, pivot: Array, beyond: Array) -> tuple[Array, Array]:
   return least, jnp.where(is_least.sum() > 1, least, second)
 
 
-def two_least_of(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-  """The two least out of two sets, of each of which the two least are given."""
+def merge_two_least(
+  a: tuple[Array, Array], b: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  """The two least of the union of two sets, given the two least of each."""
   least = jnp.minimum(a[0], b[0])
   return least, jnp.minimum(jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1]))
 
 
 class _Bracket(NamedTuple):
-  """#(values < low) ≤ rank < #(values < high), with values as bits."""
+  """#{values < low} ≤ rank < #{values < high}, with values as bits."""
 
   low: Array
   high: Array
@@ -99,39 +102,41 @@ def neighbours(
   first: Array,
   dtype: jnp.dtype,
 ) -> tuple[Array, Array]:
-  """The values at two ranks of a set of nonnegative floats that is only counted.
+  """The values at two ranks of a set of nonnegative floats, found by counting alone.
 
-  The value at a rank is bracketed between two floats, and the bracket narrowed by
-  counting the values below some pivots in it: half of them are around where the rank is
-  if values are spread evenly over the bracket, half divide it evenly, so that four
-  floats in five are ruled out in the worst case and most in the usual one.
+  The value at a rank is bracketed between two floats. Each pass narrows the bracket by
+  counting the values below some pivots in it. Half of the pivots are near where the
+  rank would be if values were spread evenly over the bracket. The others divide the
+  bracket evenly, so that a pass always rules out four floats in five, and usually far
+  more.
 
   Args:
     counts_below: bits `[p]` -> how many values are below each, `Count` of `[p]`.
     two_least_from: bits -> the bits of the two least values that are not below them.
     ranks: two ranks, counted from 0, equal or successive.
     total: the number of values.
-    first: the bits `[p]` to begin with: a guess at a bracket, which may be wrong.
+    first: the bits of the first pivots, at most NUM_PIVOTS: a guess, maybe wrong.
     dtype: of the floats.
 
   Returns:
     The two values' bits.
   """
-  outer = _Bracket(
-    jnp.zeros((), first.dtype),
-    beyond(dtype),
-    as_count(0),
-    total,
-  )
+  outer = _Bracket(jnp.zeros((), first.dtype), beyond(dtype), as_count(0), total)
+  outer = axes.varying_as(first, outer)
 
-  def is_next(b: _Bracket) -> Array:
+  def is_next(bracket: _Bracket) -> Array:
     """Whether the rank's value is the least in the bracket."""
-    return at_most(ranks[0], b.below_low)
+    return at_most(ranks[0], bracket.below_low)
 
-  bracket = jax.lax.while_loop(
-    lambda b: (b.high - b.low > 1) & ~is_next(b),
-    lambda b: _narrowed(b, _pivots(b, ranks[0]), counts_below, ranks[0]),
-    _narrowed(outer, first, counts_below, ranks[0]),
+  def narrow(state: tuple[_Bracket, Array]) -> tuple[_Bracket, Array]:
+    bracket, pivots = state
+    bracket = _narrowed(bracket, pivots, counts_below, ranks[0])
+    return bracket, _pivots(bracket, ranks[0])
+
+  bracket, _ = jax.lax.while_loop(
+    lambda state: (state[0].high - state[0].low > 1) & ~is_next(state[0]),
+    narrow,
+    (outer, jnp.resize(first, (NUM_PIVOTS,))),
   )
   low, high = bracket.low, bracket.high
   found = is_next(bracket)
@@ -148,10 +153,10 @@ def _pivots(bracket: _Bracket, rank: Count) -> Array:
   low, high, below_low, below_high = bracket
   width = (high - low).astype(float)
   inside = below_high - below_low
-  place = ((rank - below_low) + 0.5) / inside
+  position = ((rank - below_low) + 0.5) / inside
   # Evenly spread values would be off by their binomial deviation.
-  spread = jnp.maximum(jnp.sqrt(place * (1 - place) / inside), 1 / 256)
-  around = place + spread * jnp.array([-3.0, -1.0, 1.0, 3.0])
+  deviation = jnp.maximum(jnp.sqrt(position * (1 - position) / inside), 1 / 256)
+  around = position + deviation * jnp.array([-3.0, -1.0, 1.0, 3.0])
   even = jnp.array([1, 2, 3, 4]) / 5
   offsets = jnp.clip(jnp.concatenate([around, even]), 0.0, 0.999) * width
   return low + jnp.clip(jnp.round(offsets).astype(low.dtype), 1, high - low - 1)
@@ -177,7 +182,7 @@ def _narrowed(
   return _Bracket(
     bits[low],
     bits[high],
-    *(jax.tree.map(lambda c, place=place: c[place], below) for place in (low, high)),
+    *(jax.tree.map(lambda count, i=i: count[i], below) for i in (low, high)),
   )
 
 

@@ -1,7 +1,7 @@
-"""One meaning for `axis_name`: the leading axis is spread over a named device axis.
+"""Collectives over `axis_name`, the named axis over which leading axes are sharded.
 
-Every function here is the identity of one device when `axis_name` is None, and is right
-under both `jax.pmap` and `jax.shard_map`.
+With `axis_name=None` there is one device, and every function is the identity or its
+equivalent. All are right under both `jax.pmap` and `jax.shard_map`.
 """
 
 from collections.abc import Callable
@@ -23,26 +23,26 @@ def gather(tree: PyTree, axis_name: str | None) -> PyTree:
   )
 
 
-def gather_at(rows: Array, places: np.ndarray, axis_name: str | None) -> Array:
-  """Some of all devices' rows, `[n/P, d]` -> `[len(places), d]`, the same on each.
+def gather_at(rows: Array, indices: np.ndarray, axis_name: str | None) -> Array:
+  """Some of all devices' rows, `[n/P, d]` -> `[len(indices), d]`, the same on each.
 
-  Each device gives what it has; nobody holds all rows.
+  Each device contributes the rows that it has, and no device holds all of them.
   """
   if axis_name is None:
-    return rows[places]
+    return rows[indices]
   n = len(rows)
-  local = places - global_indices(n, axis_name)[0]
-  mine = (local >= 0) & (local < n)
-  given = jnp.where(mine[:, None], rows[jnp.clip(local, 0, n - 1)], 0)
-  return total(given, axis_name)
+  local = indices - global_indices(n, axis_name)[0]
+  is_here = (local >= 0) & (local < n)
+  found = jnp.where(is_here[:, None], rows[jnp.clip(local, 0, n - 1)], 0)
+  return total(found, axis_name)
 
 
 def own(tree: PyTree, n: int, axis_name: str | None) -> PyTree:
-  """This device's n rows out of all devices' rows: what `gather` undoes."""
+  """This device's n rows of all devices' rows, the inverse of `gather`."""
   if axis_name is None:
     return tree
-  mine = global_indices(n, axis_name)
-  return jax.tree.map(lambda leaf: leaf[mine], tree)
+  indices = global_indices(n, axis_name)
+  return jax.tree.map(lambda leaf: leaf[indices], tree)
 
 
 def mean(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -55,12 +55,12 @@ def total(tree: PyTree, axis_name: str | None) -> PyTree:
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def least(value: Array, axis_name: str | None) -> Array:
+def minimum(value: Array, axis_name: str | None) -> Array:
   """The minimum over devices, the same on each."""
   return value if axis_name is None else jax.lax.pmin(value, axis_name)
 
 
-def greatest(value: Array, axis_name: str | None) -> Array:
+def maximum(value: Array, axis_name: str | None) -> Array:
   """The maximum over devices, the same on each."""
   return value if axis_name is None else jax.lax.pmax(value, axis_name)
 
@@ -70,31 +70,48 @@ def size(axis_name: str | None) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
+def index(axis_name: str | None) -> Array:
+  """The index of this device."""
+  return jnp.zeros((), int) if axis_name is None else jax.lax.axis_index(axis_name)
+
+
 def global_indices(n: int, axis_name: str | None) -> Array:
-  """The places `[n]` of this device's rows among all devices' rows."""
-  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * n
-  return first + jnp.arange(n)
+  """The indices `[n]` of this device's rows among all devices' rows."""
+  return index(axis_name) * n + jnp.arange(n)
 
 
 def local(params: Params, axis_name: str | None) -> Params:
   """Replicated params as this device's own copy, so that a gradient stays local.
 
-  Under shard_map the gradient with respect to a replicated value is summed over the
-  devices in silence; under pmap it is not. A copy marked as varying has a local
-  gradient under both, and `mean` then averages it once.
+  Under shard_map the gradient of a replicated value is silently summed over the
+  devices; under pmap it is not. A copy marked as varying has a local gradient under
+  both, and `mean` then averages it once.
   """
   if axis_name is None:
     return params
   return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
 
 
-def varying_as(data: Array, tree: PyTree) -> PyTree:
-  """The same values, of the type that they have where data come into them.
+def varying_as(data: PyTree, tree: PyTree) -> PyTree:
+  """The same values, marked as varying over the device axes over which data vary.
 
-  A loop over data under shard_map needs a start that varies over devices as data do.
+  Under shard_map a loop over data needs a first carry of the type of the later ones.
   """
-  nothing = data.ravel()[0] > jnp.inf  # never, not even for NaN
-  return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
+  axes_of_data = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(data)))
+
+  def mark(leaf: Array) -> Array:
+    missing = tuple(sorted(axes_of_data - _varying(leaf)))
+    return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+  return jax.tree.map(mark, tree)
+
+
+def _varying(x: Any) -> frozenset[str]:
+  """The device axes over which JAX knows that a value varies, inside shard_map."""
+  kind = jax.typeof(x)
+  if hasattr(kind, "manual_axis_type"):  # from JAX 0.10.2 on
+    return kind.manual_axis_type.varying
+  return getattr(kind, "vma", frozenset())
 
 
 def value_and_gradient(

@@ -1,7 +1,8 @@
-"""A ring of devices, in which blocks of rows travel half way round.
+"""Half-ring exchange: blocks of rows travel half way around a ring of devices.
 
-Every two devices then meet once: the block at home and the visiting one serve both,
-what is owed to the visitor travels with it, and no device holds more than two others'.
+After it every two devices have been paired once. The device's own block and the remote
+one are used for both, the partial sums for the remote block travel with it, and no
+device holds more than two blocks of others.
 """
 
 from collections.abc import Callable
@@ -15,53 +16,52 @@ from stein_jax.types import Array, PyTree
 
 T = TypeVar("T")
 
-Meet = Callable[[T, PyTree, Array, bool], tuple[T, PyTree]]
-"""`meet(carry, visitor, origin, mutual) -> (carry, due)`.
+PairFn = Callable[[T, PyTree, Array, bool], tuple[T, PyTree]]
+"""`pair(carry, block, origin, mutual) -> (carry, partial sums for the block)`.
 
-The origin is the visitor's device. `mutual` is False in the last round of an even
-number of devices, where the origin meets this device's block as well, and nothing is
-due.
+`origin` is the index of the device that the block comes from. `mutual` is False in the
+last round of an even number of devices: there the origin pairs itself with this
+device's block too, and the partial sums are zeros.
 """
 
 
-def half_way(
-  meet: Meet, carry: T, block: PyTree, owed: PyTree, axis_name: str | None
+def half_ring(
+  pair: PairFn, carry: T, block: PyTree, partial_sums: PyTree, axis_name: str | None
 ) -> tuple[T, PyTree]:
-  """Takes every device's block half way round the ring.
+  """Sends every device's block half way around the ring.
 
-  A block is sent on before it is made use of, so that the links and the device are
-  busy together.
+  A block is sent on before it is used, so that links and devices work at once.
 
   Args:
-    meet: called for every visitor.
+    pair: called for every remote block.
     carry: of this device.
-    block: this device's, a pytree of arrays alike on all devices.
-    owed: zeros, alike what `meet` finds due to a visitor.
-    axis_name: the devices' axis; None: there is one device, and nobody to visit.
+    block: this device's, a pytree of arrays of the same shapes on all devices.
+    partial_sums: zeros, of the shapes that `pair` returns for a block.
+    axis_name: the axis of the devices. None: one device, and no remote blocks.
 
   Returns:
-    The last carry, and the sum of what others found due to this device's block.
+    The last carry, and the total of the partial sums for this device's block.
   """
   size = axes.size(axis_name)
   rounds = size // 2
   if rounds == 0:
-    return carry, owed
-  here = jax.lax.axis_index(axis_name)
+    return carry, partial_sums
+  here = axes.index(axis_name)
 
-  def send(tree: PyTree, places: int = 1) -> PyTree:
-    ways = [(device, (device + places) % size) for device in range(size)]
-    return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, axis_name, ways), tree)
+  def send(tree: PyTree, distance: int = 1) -> PyTree:
+    routes = [(device, (device + distance) % size) for device in range(size)]
+    return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, axis_name, routes), tree)
 
   def one_round(state: tuple[T, PyTree, PyTree], k: Array) -> tuple[Any, None]:
-    carry, visitor, owed = state
-    following, owed = send((visitor, owed))
-    carry, due = meet(carry, visitor, (here - k) % size, True)
-    return (carry, following, jax.tree.map(jnp.add, owed, due)), None
+    carry, remote, sums = state
+    following, sums = send((remote, sums))
+    carry, new = pair(carry, remote, (here - k) % size, True)
+    return (carry, following, jax.tree.map(jnp.add, sums, new)), None
 
-  start = (carry, send(block), owed)
-  carry, visitor, owed = jax.lax.scan(one_round, start, jnp.arange(1, rounds))[0]
+  start = (carry, send(block), partial_sums)
+  carry, remote, sums = jax.lax.scan(one_round, start, jnp.arange(1, rounds))[0]
   mutual = size % 2 == 1
-  carry, due = meet(carry, visitor, (here - rounds) % size, mutual)
+  carry, new = pair(carry, remote, (here - rounds) % size, mutual)
   if mutual:
-    owed = jax.tree.map(jnp.add, send(owed), due)
-  return carry, send(owed, -rounds if mutual else 1 - rounds)
+    sums = jax.tree.map(jnp.add, send(sums), new)
+  return carry, send(sums, -rounds if mutual else 1 - rounds)

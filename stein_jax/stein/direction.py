@@ -1,220 +1,436 @@
-"""Stein variational gradient descent: the direction φ* and the sampler."""
+"""The Stein direction φ*: how it is computed, and how much of it is repulsion."""
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial, register_dataclass
 
-from stein_jax import checks, kernels
+from stein_jax import checks
+from stein_jax.compiled import compiled
 from stein_jax.kernels import Kernel
-from stein_jax.pairs import points as pairwise
-from stein_jax.pairs import tiles
+from stein_jax.pairs.points import as_matrix, matmul, num_rows, widened
+from stein_jax.pairs.tiles import Streaming, streamed
 from stein_jax.parallel import axes
-from stein_jax.parallel.ring import half_way
-from stein_jax.types import (
-  Array,
-  Exchange,
-  Particles,
-  Precision,
+from stein_jax.types import Array, Exchange, Params, Particles, Precision, PyTree
+
+DirectionFn: TypeAlias = Callable[..., Particles]
+"""`direction(particles, scores) -> φ`; with `axis_name=...` where that is given."""
+
+DirectionLike: TypeAlias = "Kernel | Direction | Callable[..., Any] | None"
+"""What a learning rule takes: a kernel, a `Direction`, None ("kernel off"),
+`fn(params) -> one of these`, or any function `(particles, scores) -> φ`."""
+
+
+_NUMBERS = (bool, int, float, complex, str, np.ndarray, np.generic, Array)
+
+
+def _check_call(
+  self: "Direction", particles: Particles, scores: Particles, axis_name: str | None
+) -> None:
+  checks.num_particles(particles)
+  checks.same_shapes(particles, scores, ("particles", "scores"))
+  if not (self.kernel is None or isinstance(self.kernel, Kernel)):
+    raise TypeError(
+      "the kernel of this Direction is a function of params: give the Direction to a "
+      "rule, or call direction.at(params) first."
+    )
+  self.check_axis(axis_name)
+  n = jax.tree.leaves(particles)[0].shape[0]
+  if self.leave_one_out and axis_name is None and n < 2:
+    raise ValueError(f"leave_one_out needs at least 2 particles, got {n}.")
+
+
+@partial(
+  register_dataclass,
+  data_fields=["kernel", "regularization"],
+  meta_fields=[
+    "leave_one_out",
+    "row_normalized",
+    "block_size",
+    "exchange",
+    "precision",
+  ],
 )
+@dataclasses.dataclass(frozen=True)
+class Direction:
+  """How a Stein direction is computed: a kernel, and the options of its sums.
+
+  φ(xᵢ) = (1/n) Σⱼ [k(xⱼ, xᵢ) scoreⱼ + ∇_{xⱼ} k(xⱼ, xᵢ)]
+
+  The first term attracts the particles to where p is high, the second drives them
+  apart. Whatever takes a kernel takes a Direction as well, so that these options stand
+  in one place:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from stein_jax import Direction, kernels
+  >>> direction = Direction(kernels.rbf(), leave_one_out=True)
+  >>> x = jax.random.normal(jax.random.key(0), (100, 2))
+  >>> direction(x, -x).shape
+  (100, 2)
+
+  A Direction is a pytree: the kernel's bandwidth and the regularization are leaves.
+
+  Attributes:
+    kernel: from `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ. For a rule
+      also `kernel_fn(params) -> kernel`.
+    leave_one_out: leave each particle out of its own sum,
+      φ₋ᵢ(xᵢ) = 1/(n−1) Σ_{j≠i} [...]. The term of the particle itself,
+      k(xᵢ, xᵢ) scoreᵢ, lets a flexible energy lower D² by flattening itself at the
+      data. Without it the direction is that of the U-statistic, and unbiased.
+    regularization: η > 0 gives the regularised Stein direction (ours)
+
+        Φ = (K + ηI)⁻¹ (K S + V),  Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ),
+
+      the values at the particles of the φ in the RKHS that maximises
+      E[T_p φ] − ½ E‖φ‖² − (η/2n) ‖φ‖²_H. As E[T_p φ] = ⟨φ, φ*⟩_H, the maximum has
+      n φ* = Σᵢ k(xᵢ, ·) φ(xᵢ) + η φ, which at the particles is K S + V = (K + ηI) Φ.
+      For η → ∞, Φ → (n/η) φ*. It holds the whole n × n matrix K on every device.
+      Rounding limits η from below: far below n times the precision of the floats (1e-5
+      for n = 100 in float32), K + ηI may have no Cholesky factor, and Φ is NaN.
+    row_normalized: divide by Σⱼ k(xⱼ, xᵢ) instead of n, as the authors' code does.
+    block_size: radial kernels compute the n × n table in square tiles of this edge,
+      other kernels this many of its rows at once. None chooses: 512 on a CPU, 8192 on
+      accelerators. Memory is linear in n. Only for a median bandwidth, which needs the
+      table too, it is held whole up to n = 4096.
+    exchange: how devices get each other's particles. "all_gather": each holds all of
+      them. "ring": blocks travel half way around the ring of devices, and each device
+      holds one remote block at a time; radial kernels then compute every pair once
+      instead of on both devices. None: the ring, if a device's table of pairs has more
+      than 2²⁴ entries and the kernel allows it.
+    precision: of the product of the kernel's matrix with scores and particles. A lower
+      one is several times as fast on accelerators; "default" loses about three digits
+      of float32. Distances always have the highest.
+
+  Raises:
+    TypeError: a kernel that is none.
+    ValueError: an option outside its range; a regularization that is not above 0, has
+      no kernel, or is combined with row_normalized or leave_one_out.
+
+  Source: Liu & Wang (2017), equations 4 and 5.
+  """
+
+  kernel: Any  # Kernel | Callable[[Params], Kernel] | None
+  _: dataclasses.KW_ONLY
+  leave_one_out: bool = False
+  regularization: float | Array | None = None
+  row_normalized: bool = False
+  block_size: int | None = None
+  exchange: Exchange | None = None
+  precision: Precision = "highest"
+
+  def __post_init__(self) -> None:
+    if self.block_size is not None:
+      checks.at_least_one("block_size", self.block_size)
+    if self.exchange is not None:
+      checks.one_of("exchange", self.exchange, get_args(Exchange))
+    if self.regularization is None:
+      return
+    # JAX rebuilds pytrees with other things than numbers and kernels as their leaves.
+    if isinstance(self.regularization, _NUMBERS):
+      checks.positive("regularization", self.regularization)
+      if self.kernel is None:
+        raise ValueError("regularization needs a kernel, got kernel=None.")
+    for name in ("row_normalized", "leave_one_out"):
+      if getattr(self, name):
+        raise ValueError(f"regularization and {name} exclude each other.")
+
+  def at(self, params: Params) -> "Direction":
+    """The same, with the kernel that `kernel_fn(params)` returns."""
+    if self.kernel is None or isinstance(self.kernel, Kernel):
+      return self
+    kernel = self.kernel(jax.lax.stop_gradient(params))
+    return dataclasses.replace(self, kernel=_checked_kernel(kernel))
+
+  def check_axis(self, axis_name: str | None, *, all_pairs: bool = False) -> None:
+    """Raises ValueError if `exchange` does not fit the axis or the kernel.
+
+    Args:
+      axis_name: the axis of the devices.
+      all_pairs: whether the sums are over all pairs, even those that this direction
+        leaves out.
+    """
+    if self.exchange is None:
+      return
+    if axis_name is None:
+      raise ValueError(
+        f"exchange={self.exchange!r} says how devices exchange particles, and needs "
+        "axis_name: give it, or leave exchange out."
+      )
+    if self.exchange == "ring" and not (all_pairs or self._sums_by_blocks):
+      raise ValueError(
+        'exchange="ring" holds two blocks of particles; the regularised direction and '
+        'that of nearest neighbours need all of them: use exchange="all_gather".'
+      )
+
+  @property
+  def _sums_by_blocks(self) -> bool:
+    return self.regularization is None and (
+      self.kernel is None or self.kernel.sums_by_blocks
+    )
+
+  def streaming(
+    self, particles: Particles, axis_name: str | None, *, all_pairs: bool = False
+  ) -> Streaming:
+    """How sums over these particles are computed; `all_pairs` as in `check_axis`."""
+    exchange = self.exchange
+    if exchange is None and not (all_pairs or self._sums_by_blocks):
+      exchange = "all_gather"
+    return streamed(
+      particles,
+      block_size=self.block_size,
+      precision=self.precision,
+      axis_name=axis_name,
+      exchange=exchange,
+    )
+
+  def resolve(self, particles: Particles, axis_name: str | None = None) -> "Direction":
+    """The same, with the bandwidth that the kernel's policy gives these particles."""
+    if self.kernel is None:
+      return self
+    streaming = self.streaming(particles, axis_name)
+    return dataclasses.replace(self, kernel=self.kernel.resolve(particles, streaming))
+
+  @compiled(_check_call, static=("axis_name",))
+  def __call__(
+    self, particles: Particles, scores: Particles, axis_name: str | None = None
+  ) -> Particles:
+    """φ at the particles.
+
+    Args:
+      particles: `[n, ...]`, or a pytree of such.
+      scores: ∇ log p at the particles, shaped like them.
+      axis_name: the axis over which the particles are sharded; the result is this
+        device's part of the direction that all particles together have.
+
+    Returns:
+      φ, of the particles' shape and dtype (16 bits are summed in 32). Differentiable; a
+      median bandwidth is constant under differentiation.
+
+    Raises:
+      ValueError: particles and scores that differ in shape, fewer than two particles
+        with a median bandwidth or leave_one_out, an exchange without axis_name, or a
+        ring where all particles are needed.
+    """
+    if self.kernel is None:
+      return scores
+    dtypes = jax.tree.map(jnp.result_type, particles)
+    particles, scores = widened((particles, scores))
+    if self.regularization is not None:
+      direction = self._regularized(particles, scores, axis_name)
+    else:
+      streaming = self.streaming(particles, axis_name)
+      sources = None
+      if axis_name is not None and not streaming.ring:
+        sources, scores = axes.gather((particles, scores), axis_name)
+      sums, mass = self.kernel.stein_sums(
+        particles,
+        sources,
+        scores,
+        streaming=streaming,
+        leave_one_out=self.leave_one_out,
+      )
+      direction = self._divided(sums, mass, axis_name)
+    return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), direction, dtypes)
+
+  def _divided(self, sums: PyTree, mass: Array, axis_name: str | None) -> PyTree:
+    """Sums `[m, ...]` divided by n, by n − 1, or by the kernel's row sums."""
+    if self.row_normalized:
+      return jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, mass), sums)
+    n = num_rows(sums) * axes.size(axis_name)
+    return jax.tree.map(lambda leaf: leaf / (n - self.leave_one_out), sums)
+
+  def _regularized(
+    self, particles: Particles, scores: Particles, axis_name: str | None
+  ) -> Particles:
+    """(K + ηI)⁻¹ (K S + V), computed for all particles on every device."""
+    n = num_rows(particles)
+    kernel = self.kernel.resolve(particles, self.streaming(particles, axis_name))
+    particles, scores = axes.gather((particles, scores), axis_name)
+    matrix = kernel.matrix(particles)
+    repulsion, pull_back = kernel.repulsion(particles)
+    regularization = jnp.asarray(self.regularization, matrix.dtype)
+    identity = jnp.eye(len(matrix), dtype=matrix.dtype)
+    # One Cholesky factor serves all right-hand sides. Its inverse is small; triangular
+    # solves with the particles' many columns would be several times slower.
+    factor = jnp.linalg.cholesky(matrix + regularization * identity)
+    root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    inverse = matmul(root.T, root)
+    s, unravel = as_matrix(scores)
+    attraction = unravel(matmul(matmul(inverse, matrix), s))
+    repulsion = pull_back(matmul(inverse, repulsion))
+    direction = jax.tree.map(jnp.add, attraction, repulsion)
+    return axes.own(direction, n, axis_name)
 
 
 def svgd_direction(
   particles: Particles,
   scores: Particles,
-  kernel: Kernel | None,
+  kernel: "Kernel | Direction | None",
   *,
-  row_normalized: bool = False,
-  regularization: float | Array | None = None,
-  block_size: int | None = None,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
-  precision: Precision = "highest",
+  **options: Any,
 ) -> Particles:
   """The direction in which particles approach p fastest, within the kernel's RKHS.
 
   φ*(xᵢ) = (1/n) Σⱼ [k(xⱼ, xᵢ) scoreⱼ + ∇_{xⱼ} k(xⱼ, xᵢ)]
 
-  The first term draws the particles to where p is high, the second drives them apart.
-
-  With `regularization=η` it is the regularised Stein direction in its stead,
-
-  Φ = (K + ηI)⁻¹ (K S + V),  Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ),
-
-  the values at the particles of the φ in the RKHS that maximises
-  E[T_p φ] − ½ E‖φ‖² − (η/2n) ‖φ‖²_H. For E[T_p φ] = ⟨φ, φ*⟩_H the maximum has
-  n φ* = Σᵢ k(xᵢ, ·) φ(xᵢ) + η φ, which at the particles is K S + V = (K + ηI) Φ. Its
-  limit for η → ∞ is Φ → (n/η) φ*.
+  It is `Direction(kernel, **options)`, called once.
 
   Args:
     particles: `[n, ...]`, or a pytree of such.
     scores: ∇ log p at the particles, shaped like them.
-    kernel: out of `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ.
-    row_normalized: divide by Σⱼ k(xⱼ, xᵢ) in place of n, as the authors' code does.
-    regularization: η > 0; holds the whole n × n matrix K on every device, whatever
-      block_size. Rounding sets the lower end: far below n times the precision of the
-      floats (1e-5 for n = 100 in float32) K + ηI may have no Cholesky factor, and the
-      direction is NaN.
-    block_size: radial kernels look at the n × n table in square tiles of this edge,
-      other kernels at so many of its rows at once. None chooses: 512 on a CPU, 8192 on
-      accelerators. Memory is linear in n; only with a median bandwidth, which the
-      table also serves, it is held whole up to n = 4096.
-    axis_name: the axis over which the particles are spread; the result is this
-      device's part of the direction that all particles together have.
-    exchange: "all_gather", where every device holds all particles, or "ring", where
-      blocks of them travel half way round the devices, one other block to a device at a
-      time; radial kernels then reckon every pair once, which spares half of the
-      exponentials. None: a ring where a device's table of pairs has more than 2²⁴
-      entries and the kernel allows it; so it is in everything built on the direction.
-    precision: of the product of the kernel's matrix with scores and particles on
-      accelerators, which are several times as fast in a lower one; "default" costs
-      about three digits of float32. Distances have the highest in any case.
+    kernel: from `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ. Or a
+      Direction, which has its options already.
+    axis_name: the axis over which the particles are sharded.
+    **options: of `Direction`: leave_one_out, regularization, row_normalized,
+      block_size, exchange, precision.
 
   Returns:
-    φ*, of the particles' shape and dtype (16 bits are summed in 32). Differentiable; a
-    median bandwidth is constant.
+    φ*, of the particles' shape and dtype.
 
   Raises:
-    ValueError: particles and scores that differ in shape, fewer than two particles
-      with a median bandwidth, a regularisation that is not above 0, has no kernel or
-      meets row_normalized, or a ring where all particles are needed: of nearest
-      neighbours, or regularised.
+    TypeError, ValueError: as `Direction` and its call do.
 
   Source: Liu & Wang (2017), equations 4 and 5.
   """
-  checks.num_particles(particles)
-  checks.same_shapes(particles, scores, ("particles", "scores"))
-  kernel = kernels.checked(kernel)
-  if block_size is not None:
-    checks.at_least_one("block_size", block_size)
-  checks.regularization(regularization, kernel)
-  if regularization is not None and row_normalized:
-    raise ValueError("regularization excludes row_normalized.")
-  ring = tiles.goes_round(particles, exchange, axis_name)
-  if kernel is None:
-    return scores
-  all_needed = regularization is not None or not kernel.may_go_round
-  if ring and all_needed and exchange is not None:
-    raise ValueError(
-      'exchange="ring" holds two blocks of particles, and the regularised direction, '
-      'or that of nearest neighbours, needs all: take "all_gather".'
+  direction = dataclasses.replace(as_kernel_direction(kernel), **options)
+  return direction(particles, scores, axis_name)
+
+
+def as_direction(kernel: DirectionLike, params: Params = None) -> DirectionFn:
+  """What a rule was given, as a function of particles and scores.
+
+  Args:
+    kernel: a kernel, a Direction, None, `fn(params)` that returns one of these, or a
+      function `(particles, scores) -> φ`. A function of one argument is taken as the
+      former, a function of two or more as the latter.
+    params: the parameters that `fn` gets, constant under differentiation.
+
+  Raises:
+    TypeError: anything else.
+  """
+  if isinstance(kernel, Direction):
+    return kernel.at(params)
+  if kernel is None or isinstance(kernel, Kernel):
+    return Direction(kernel)
+  if not callable(kernel):
+    raise TypeError(
+      "kernel must be a kernel such as kernels.rbf(), a Direction, None, fn(params) "
+      f"that returns one, or a function (particles, scores) -> φ; got {kernel!r}."
     )
-  return _direction(
-    particles,
-    scores,
-    kernel,
-    regularization,
-    row_normalized=row_normalized,
-    block_size=block_size,
-    axis_name=axis_name,
-    ring=ring and not all_needed,
-    precision=precision,
-  )
+  if _num_arguments(kernel) == 1:
+    return as_direction(kernel(jax.lax.stop_gradient(params)), params)
+  return kernel if isinstance(kernel, Partial) else Partial(kernel)
 
 
-@partial(
-  jax.jit,
-  static_argnames=("row_normalized", "block_size", "axis_name", "ring", "precision"),
-)
-def _direction(
-  particles: Particles,
-  scores: Particles,
-  kernel: Kernel,
-  regularization: Array | None,
-  *,
-  row_normalized: bool,
-  block_size: int | None,
-  axis_name: str | None,
-  ring: bool,
-  precision: Precision,
+def call(
+  direction: Any, particles: Particles, scores: Particles, axis_name: str | None
 ) -> Particles:
-  dtypes = jax.tree.map(jnp.result_type, particles)
-  particles, scores = pairwise.widened((particles, scores))
-  n = checks.num_particles(particles) * axes.size(axis_name)
-  met = None if ring else axis_name  # over which all particles are met at once
-  sources, source_scores = axes.gather((particles, scores), met)
-  if regularization is not None:
-    kernel = kernel.resolve(particles, block_size=block_size, axis_name=axis_name)
-    direction = _regularized(sources, source_scores, kernel, regularization)
-    direction = axes.own(direction, checks.num_particles(particles), axis_name)
-  else:
-    sums, mass = kernel.stein_sums(
-      particles,
-      sources,
-      source_scores,
-      block_size=block_size,
-      axis_name=axis_name,
-      ring=ring,
-      precision=precision,
+  """φ at the particles, of the shape that every direction must have.
+
+  Raises:
+    ValueError: a function of the caller's own that returns another shape.
+  """
+  options = {} if axis_name is None else {"axis_name": axis_name}
+  phi = direction(particles, scores, **options)
+  checks.same_shapes(particles, phi, ("particles", "the direction"))
+  return phi
+
+
+def check_kernel(kernel: DirectionLike) -> None:
+  """Raises TypeError unless a rule can be built with this.
+
+  `fn(params)` is only called by the rule, which then checks what it returns.
+  """
+  is_function = callable(kernel) and not isinstance(kernel, (Kernel, Direction))
+  if not is_function:
+    as_direction(kernel)
+
+
+def _num_arguments(fn: Callable) -> int:
+  """How many arguments a function must be given by position; 2 if it does not tell."""
+  try:
+    parameters = inspect.signature(fn).parameters.values()
+  except (TypeError, ValueError):
+    return 2
+  kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+  return sum(p.kind in kinds and p.default is p.empty for p in parameters)
+
+
+def as_kernel_direction(kernel: "Kernel | Direction | None") -> Direction:
+  """A kernel as a Direction with the default options; a Direction as it is.
+
+  Raises:
+    TypeError: anything else.
+  """
+  if isinstance(kernel, Direction):
+    _checked_kernel(kernel.kernel)
+    return kernel
+  return Direction(_checked_kernel(kernel))
+
+
+def _checked_kernel(kernel: Any) -> Kernel | None:
+  if kernel is not None and not isinstance(kernel, Kernel):
+    raise TypeError(
+      f"kernel must be a kernel such as kernels.rbf(), or None, got {kernel!r}."
     )
-    divisor = mass if row_normalized else jnp.full_like(mass, n)
-    direction = jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, divisor), sums)
-  return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), direction, dtypes)
-
-
-def _regularized(
-  particles: Particles, scores: Particles, kernel: Kernel, regularization: Array
-) -> Particles:
-  """(K + ηI)⁻¹ (K S + V), its right-hand sides mixed before they are made."""
-  matrix = kernel.matrix(particles, particles)
-  repulsion, pull_back = kernel.repulsion(particles)
-  regularization = jnp.asarray(regularization, matrix.dtype)
-  identity = jnp.eye(len(matrix), dtype=matrix.dtype)
-  # One Cholesky factor serves all right-hand sides. Its inverse is small; triangular
-  # solves with the particles' many columns would be several times slower.
-  factor = jnp.linalg.cholesky(matrix + regularization * identity)
-  root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-  inverse = pairwise.matmul(root.T, root)
-  weights = pairwise.matmul(inverse, matrix)
-  s, unravel = pairwise.as_matrix(scores)
-  attraction = unravel(pairwise.matmul(weights, s))
-  return jax.tree.map(
-    jnp.add, attraction, pull_back(pairwise.matmul(inverse, repulsion))
-  )
+  return kernel
 
 
 def repulsion_share(
   particles: Particles,
   scores: Particles,
   direction: Particles,
-  kernel: Kernel,
+  kernel: "Kernel | Direction | None",
   *,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
 ) -> Array:
   """How much of the SVGD direction is repulsion: ‖V‖ / (‖A‖ + ‖V‖), from 0 to 1.
 
-  φ* = A + V, with the attraction A = K S/n and the repulsion V. Near 0, k between
-  different particles is as good as nothing, and the kernel might as well be off.
+  φ* = A + V with the attraction A = K S/n and the repulsion V. If the share is near 0,
+  k is negligible between different particles, and the kernel has no effect.
 
   Args:
     particles: `[n, ...]`.
     scores: ∇ log p at the particles.
-    direction: φ* there, as `svgd_direction` has it.
-    kernel: the kernel it was made with.
-    axis_name: the axis over which the particles are spread.
-    exchange: as in `svgd_direction`.
+    direction: φ* there, as `svgd_direction` returns it.
+    kernel: the kernel or Direction that it was computed with. None: the share is 0.
+    axis_name: the axis over which the particles are sharded.
+
+  Raises:
+    TypeError: anything else as the kernel.
+    ValueError: shapes that differ, or a regularised direction, which is no such sum.
   """
-  particles, scores, direction = pairwise.widened((particles, scores, direction))
-  ring = kernel.may_go_round and tiles.goes_round(particles, exchange, axis_name)
-  kernel = kernel.resolve(particles, axis_name=axis_name, ring=ring)
-  met = None if ring else axis_name  # over which all particles are met at once
-  sources, source_scores = axes.gather((particles, scores), met)
-  s, _ = pairwise.as_matrix(source_scores)
-  phi, _ = pairwise.as_matrix(direction)
-  attraction = pairwise.matmul(kernel.matrix(particles, sources), s)
-
-  def meet(carry: Array, visitor: tuple[Particles, Array], *_: Any) -> Any:
-    y, s_y = visitor
-    table = kernel.matrix(particles, y)
-    return carry + pairwise.matmul(table, s_y), pairwise.matmul(table.T, s)
-
-  if ring:
-    nothing = jnp.zeros_like(attraction)
-    attraction, owed = half_way(meet, attraction, (sources, s), nothing, axis_name)
-    attraction = attraction + owed
-  attraction = attraction / (len(phi) * axes.size(axis_name))
+  checks.num_particles(particles)
+  checks.same_shapes(particles, scores, ("particles", "scores"))
+  checks.same_shapes(particles, direction, ("particles", "direction"))
+  kernel = as_kernel_direction(kernel)
+  kernel.check_axis(axis_name)
+  if kernel.regularization is not None:
+    raise ValueError("repulsion_share is not defined for a regularised direction.")
+  particles, scores, direction = widened((particles, scores, direction))
+  if kernel.kernel is None:
+    return jnp.zeros((), jax.tree.leaves(particles)[0].dtype)
+  streaming = kernel.streaming(particles, axis_name)
+  sources = None
+  if axis_name is not None and not streaming.ring:
+    sources, scores = axes.gather((particles, scores), axis_name)
+  one = jnp.ones((num_rows(scores), 1), jax.tree.leaves(scores)[0].dtype)
+  sums, mass = kernel.kernel.apply(
+    particles,
+    sources,
+    (scores, one),
+    streaming=streaming,
+    leave_one_out=kernel.leave_one_out,
+  )
+  attraction, _ = as_matrix(kernel._divided(sums, mass[:, 0], axis_name))
+  phi, _ = as_matrix(direction)
   norms = [
     jnp.sqrt(axes.total(jnp.square(part).sum(), axis_name))
     for part in (attraction, phi - attraction)

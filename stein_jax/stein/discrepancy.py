@@ -1,26 +1,42 @@
 """The kernelised Stein discrepancy: how far particles are from a density."""
 
-from functools import partial
-
-import jax
-
-from stein_jax import checks, kernels
+from stein_jax import checks
+from stein_jax.compiled import compiled
 from stein_jax.kernels import Kernel
-from stein_jax.pairs import points as pairwise
-from stein_jax.pairs import tiles
+from stein_jax.pairs.points import num_rows, widened
 from stein_jax.parallel import axes
-from stein_jax.types import Array, Exchange, Particles
+from stein_jax.stein.direction import Direction, as_kernel_direction
+from stein_jax.types import Array, Particles
 
 
+def _check(
+  particles: Particles,
+  scores: Particles,
+  kernel: Kernel | Direction,
+  statistic: str,
+  axis_name: str | None,
+) -> dict[str, Direction]:
+  checks.num_particles(particles)
+  checks.same_shapes(particles, scores, ("particles", "scores"))
+  checks.one_of("statistic", statistic, ("V", "U"))
+  direction = as_kernel_direction(kernel)
+  if direction.kernel is None:
+    raise ValueError("ksd_squared needs a kernel, such as kernels.rbf(), got None.")
+  for name in ("regularization", "row_normalized"):
+    if getattr(direction, name):
+      raise ValueError(f"ksd_squared has no meaning for a direction with {name}.")
+  direction.check_axis(axis_name, all_pairs=True)
+  return {"kernel": direction}
+
+
+@compiled(_check, static=("statistic", "axis_name"))
 def ksd_squared(
   particles: Particles,
   scores: Particles,
-  kernel: Kernel,
+  kernel: Kernel | Direction,
   *,
   statistic: str = "V",
-  block_size: int | None = None,
   axis_name: str | None = None,
-  exchange: Exchange | None = None,
 ) -> Array:
   """The squared kernelised Stein discrepancy between particles and p.
 
@@ -28,70 +44,39 @@ def ksd_squared(
   u_p(x, y) = sₓᵀs_y k + sₓᵀ∇_y k + s_yᵀ∇ₓ k + tr ∇ₓ∇_y k,
 
   zero when q = p. The V-statistic averages over all n² pairs, is at least 0, and is
-  the D² whose half Stein score matching (15) descends; the U-statistic leaves out the
-  n pairs of a particle with itself, is unbiased, and may be negative.
+  the D² whose half Stein score matching (15) descends. The U-statistic leaves out the
+  n pairs of a particle with itself, is unbiased, and may be negative; its half is what
+  Stein score matching descends with `leave_one_out`.
 
   Args:
     particles: draws from q, `[n, ...]`, or a pytree of such.
     scores: ∇ log p at the particles, shaped like them.
-    kernel: out of `kernels`.
+    kernel: from `kernels`, or a Direction, whose options of the sums (block_size,
+      exchange) apply. The statistic alone decides which pairs count.
     statistic: "V" or "U".
-    block_size: as in `svgd_direction`.
-    axis_name: the axis over which the particles are spread.
-    exchange: as in `svgd_direction`; of nearest neighbours, too, pairs are summed.
+    axis_name: the axis over which the particles are sharded.
 
   Returns:
     A scalar, the same on every device.
 
   Raises:
-    ValueError: particles and scores that differ in shape, no kernel, an unknown
-      statistic, or fewer than two particles for "U" or a median bandwidth.
+    TypeError, ValueError: particles and scores that differ in shape, no kernel, an
+      unknown statistic, a regularised or row-normalised Direction, or fewer than two
+      particles for "U" or a median bandwidth.
 
   Source: Liu & Wang (2017), equations 3 and 14; Liu, Lee & Jordan (2016).
   """
-  checks.num_particles(particles)
-  checks.same_shapes(particles, scores, ("particles", "scores"))
-  checks.one_of("statistic", statistic, ("V", "U"))
-  if block_size is not None:
-    checks.at_least_one("block_size", block_size)
-  if kernels.checked(kernel) is None:
-    raise ValueError("ksd_squared needs a kernel, such as kernels.rbf(), got None.")
-  return _ksd_squared(
-    particles,
-    scores,
-    kernel,
-    statistic=statistic,
-    block_size=block_size,
-    axis_name=axis_name,
-    ring=tiles.goes_round(particles, exchange, axis_name),
-  )
-
-
-@partial(jax.jit, static_argnames=("statistic", "block_size", "axis_name", "ring"))
-def _ksd_squared(
-  particles: Particles,
-  scores: Particles,
-  kernel: Kernel,
-  *,
-  statistic: str,
-  block_size: int | None,
-  axis_name: str | None,
-  ring: bool,
-) -> Array:
-  particles, scores = pairwise.widened((particles, scores))
-  n = checks.num_particles(particles) * axes.size(axis_name)
-  met = None if ring else axis_name  # over which all particles are met at once
-  sources, source_scores = axes.gather((particles, scores), met)
+  particles, scores = widened((particles, scores))
+  n = num_rows(particles) * axes.size(axis_name)
   if statistic == "U" and n < 2:
     raise ValueError(f"the U-statistic needs at least 2 particles, got {n}.")
-  sums = kernel.stein_kernel_sums(
-    particles,
-    scores,
-    sources,
-    source_scores,
-    block_size=block_size,
-    axis_name=axis_name,
-    ring=ring,
+  direction = as_kernel_direction(kernel)
+  streaming = direction.streaming(particles, axis_name, all_pairs=True)
+  sources = source_scores = None
+  if axis_name is not None and not streaming.ring:
+    sources, source_scores = axes.gather((particles, scores), axis_name)
+  sums = direction.kernel.stein_kernel_sums(
+    particles, scores, sources, source_scores, streaming=streaming
   )
   of_pairs, of_itself = axes.total(sums, axis_name)
   if statistic == "U":

@@ -1,0 +1,153 @@
+"""Squared distances of a table of pairs, tile by tile, right for near points too.
+
+‖x − y‖² = ‖x‖² + ‖y‖² − 2 xᵀy is one matrix product for all pairs, and wrong by some
+ulps of ‖x‖². Between points of clusters that are far apart this error can be larger
+than the distance itself. There, sums of squared differences take its place: they are
+right, and many times slower.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from stein_jax.pairs import tiles as geometry
+from stein_jax.pairs.points import matmul
+from stein_jax.pairs.tiles import Tile, Tiles
+from stein_jax.parallel import axes
+from stein_jax.types import Array
+
+T = TypeVar("T")
+
+
+@partial(
+  register_dataclass,
+  data_fields=["tiles", "table", "coarse"],
+  meta_fields=["by_differences"],
+)
+@dataclasses.dataclass(frozen=True)
+class Distances:
+  """‖xᵢ − yⱼ‖² of all pairs.
+
+  Attributes:
+    tiles: the points.
+    table: all tiles, `[T, a, b]`; None: each tile is computed when it is needed.
+    coarse: whether matrix products are too coarse for what is computed from the
+      distances, which is only known at run time. None: they are not.
+    by_differences: whether tiles are computed by differences.
+  """
+
+  tiles: Tiles
+  table: Array | None = None
+  coarse: Array | None = None
+  by_differences: bool = False
+
+  def at(self, tile: Tile) -> Array:
+    """The squared distances of one tile, `[a, b]`."""
+    if self.table is not None:
+      return self.table[tile.position]
+    rows, columns = self.tiles.rows, self.tiles.columns
+    x, y = rows.points[tile.row], columns.points[tile.column]
+    if self.by_differences:
+      return squared_differences(x, y)
+    norms = rows.norms[tile.row][:, None] + columns.norms[tile.column][None]
+    return jnp.maximum(norms - 2 * matmul(x, y.T), 0)
+
+  @property
+  def may_be_held(self) -> bool:
+    """Whether the whole table is small enough to be held."""
+    return self.tiles.rows.count * self.tiles.columns.count <= geometry.HELD_PAIRS
+
+  def held(self) -> "Distances":
+    """The same, with all tiles in memory."""
+    return dataclasses.replace(self, table=self._all_tiles())
+
+  def exact(self) -> "Distances":
+    """The same by differences."""
+    return dataclasses.replace(self, table=None, coarse=None, by_differences=True)
+
+  def resolving(self, scale: Array) -> "Distances":
+    """The same, right to within a small part of `scale`.
+
+    Args:
+      scale: a squared distance, such as a bandwidth.
+    """
+    rows, columns = self.tiles.rows, self.tiles.columns
+    # Two points can only be near if both are equally far from the mean.
+    norm = jnp.minimum(rows.norms.max(), columns.norms.max())
+    coarse = in_any_lane(jnp.finfo(norm.dtype).eps * norm > 1e-4 * scale)
+    if self.table is None and not self.tiles.is_single:
+      return dataclasses.replace(self, coarse=coarse)
+    # Only the table: XLA copies the operands of a branch at every training step.
+    table = self.held().table
+    table = jax.lax.cond(coarse, lambda: self.exact()._all_tiles(), lambda: table)
+    return dataclasses.replace(self, table=table)
+
+  def either(self, fn: Callable[["Distances"], T]) -> T:
+    """fn of these distances, or of exact ones where `coarse` is true at run time."""
+    if self.coarse is None:
+      return fn(self)
+    # All tiles, since the sums of transposed tiles would need memory of their own.
+    tiles = dataclasses.replace(self.tiles, symmetric=False)
+    exact = dataclasses.replace(self.exact(), tiles=tiles)
+    plain = dataclasses.replace(self, coarse=None)
+    return jax.lax.cond(self.coarse, lambda: fn(exact), lambda: fn(plain))
+
+  def _all_tiles(self) -> Array:
+    if self.table is not None:
+      return self.table
+    if self.tiles.is_single:
+      return self.at(Tile(0, 0, 0))[None]
+    tiles = (np.concatenate(t) for t in zip(self.tiles.diagonal(), self.tiles.above()))
+    return jax.lax.map(self.at, Tile(*tiles))
+
+
+@jax.custom_jvp
+def squared_differences(x: Array, y: Array) -> Array:
+  """‖xᵢ − yⱼ‖² of two sets of points, `[a, d]` and `[b, d]`, coordinate by coordinate.
+
+  Exact where points coincide. Differentiated as ‖x‖² + ‖y‖² − 2 xᵀy, which needs no
+  memory beyond the result.
+  """
+  x, y = x.T, y.T
+
+  def add(k: Array, total: Array) -> Array:
+    return total + jnp.square(x[k][:, None] - y[k][None])
+
+  start = axes.varying_as((x, y), jnp.zeros((x.shape[1], y.shape[1]), x.dtype))
+  return jax.lax.fori_loop(0, len(x), add, start)
+
+
+@squared_differences.defjvp
+def _squared_differences_jvp(
+  primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  (x, y), (dx, dy) = primals, tangents
+  own = (x * dx).sum(axis=1)[:, None] + (y * dy).sum(axis=1)[None]
+  return squared_differences(x, y), 2 * (own - matmul(dx, y.T) - matmul(x, dy.T))
+
+
+def in_any_lane(truth: Array) -> Array:
+  """A condition shared by all lanes of a vmap: true where it is true for one of them.
+
+  With a condition for every lane, `cond` would compute both branches for all of them.
+  """
+  return _any(jax.lax.stop_gradient(truth))
+
+
+@jax.custom_batching.custom_vmap
+def _any(truth: Array) -> Array:
+  return truth
+
+
+@_any.def_vmap
+def _any_of_batch(
+  axis_size: int, is_batched: list[bool], truth: Array
+) -> tuple[Array, bool]:
+  del axis_size, is_batched
+  return _any(truth.any()), False
