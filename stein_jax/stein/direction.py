@@ -35,11 +35,12 @@ def _check_call(
 ) -> None:
   checks.num_particles(particles)
   checks.same_shapes(particles, scores, ("particles", "scores"))
-  if not (self.kernel is None or isinstance(self.kernel, Kernel)):
+  if callable(self.kernel) and not isinstance(self.kernel, Kernel):
     raise TypeError(
       "the kernel of this Direction is a function of params: give the Direction to a "
       "rule, or call direction.at(params) first."
     )
+  _checked_kernel(self.kernel)
   self.check_axis(axis_name)
   n = jax.tree.leaves(particles)[0].shape[0]
   if self.leave_one_out and axis_name is None and n < 2:
@@ -315,15 +316,11 @@ def as_direction(kernel: DirectionLike, params: Params = None) -> DirectionFn:
   Raises:
     TypeError: anything else.
   """
+  check_kernel(kernel)
   if isinstance(kernel, Direction):
     return kernel.at(params)
   if kernel is None or isinstance(kernel, Kernel):
     return Direction(kernel)
-  if not callable(kernel):
-    raise TypeError(
-      "kernel must be a kernel such as kernels.rbf(), a Direction, None, fn(params) "
-      f"that returns one, or a function (particles, scores) -> φ; got {kernel!r}."
-    )
   if _num_arguments(kernel) == 1:
     return as_direction(kernel(jax.lax.stop_gradient(params)), params)
   return kernel if isinstance(kernel, Partial) else Partial(kernel)
@@ -348,9 +345,16 @@ def check_kernel(kernel: DirectionLike) -> None:
 
   `fn(params)` is only called by the rule, which then checks what it returns.
   """
-  is_function = callable(kernel) and not isinstance(kernel, (Kernel, Direction))
-  if not is_function:
-    as_direction(kernel)
+  in_direction = isinstance(kernel, Direction)
+  fn: Any = kernel.kernel if isinstance(kernel, Direction) else kernel
+  if fn is None or isinstance(fn, Kernel):
+    return
+  num_arguments = _num_arguments(fn) if callable(fn) else 0
+  if num_arguments == 0 or (in_direction and num_arguments != 1):
+    raise TypeError(
+      "kernel must be a kernel such as kernels.rbf(), a Direction, None, fn(params) "
+      f"that returns one, or a function (particles, scores) -> φ; got {kernel!r}."
+    )
 
 
 def _num_arguments(fn: Callable) -> int:
@@ -358,6 +362,8 @@ def _num_arguments(fn: Callable) -> int:
   try:
     parameters = inspect.signature(fn).parameters.values()
   except (TypeError, ValueError):
+    return 2
+  if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
     return 2
   kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
   return sum(p.kind in kinds and p.default is p.empty for p in parameters)
