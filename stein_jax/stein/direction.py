@@ -2,14 +2,12 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import Partial, register_dataclass
+from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys_class
 
 from stein_jax import checks
 from stein_jax.compiled import compiled
@@ -26,8 +24,8 @@ DirectionLike: TypeAlias = "Kernel | Direction | Callable[..., Any] | None"
 """What a learning rule takes: a kernel, a `Direction`, None ("kernel off"),
 `fn(params) -> one of these`, or any function `(particles, scores) -> φ`."""
 
-
-_NUMBERS = (bool, int, float, complex, str, np.ndarray, np.generic, Array)
+_LEAVES = ("kernel", "regularization")
+"""The attributes of a `Direction` that hold arrays; the others are static."""
 
 
 def _check_call(
@@ -41,23 +39,15 @@ def _check_call(
       "rule, or call direction.at(params) first."
     )
   _checked_kernel(self.kernel)
+  if self.regularization is not None:
+    checks.positive("regularization", self.regularization)
   self.check_axis(axis_name)
   n = jax.tree.leaves(particles)[0].shape[0]
   if self.leave_one_out and axis_name is None and n < 2:
     raise ValueError(f"leave_one_out needs at least 2 particles, got {n}.")
 
 
-@partial(
-  register_dataclass,
-  data_fields=["kernel", "regularization"],
-  meta_fields=[
-    "leave_one_out",
-    "row_normalized",
-    "block_size",
-    "exchange",
-    "precision",
-  ],
-)
+@register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Direction:
   """How a Stein direction is computed: a kernel, and the options of its sums.
@@ -132,14 +122,26 @@ class Direction:
       checks.one_of("exchange", self.exchange, get_args(Exchange))
     if self.regularization is None:
       return
-    # JAX rebuilds pytrees with other things than numbers and kernels as their leaves.
-    if isinstance(self.regularization, _NUMBERS):
-      checks.positive("regularization", self.regularization)
-      if self.kernel is None:
-        raise ValueError("regularization needs a kernel, got kernel=None.")
+    checks.positive("regularization", self.regularization)
+    if self.kernel is None:
+      raise ValueError("regularization needs a kernel, got kernel=None.")
     for name in ("row_normalized", "leave_one_out"):
       if getattr(self, name):
         raise ValueError(f"regularization and {name} exclude each other.")
+
+  def tree_flatten_with_keys(self) -> tuple[list[tuple[GetAttrKey, Any]], tuple]:
+    """The leaves, and the static options by name."""
+    leaves = [(GetAttrKey(name), getattr(self, name)) for name in _LEAVES]
+    names = [f.name for f in dataclasses.fields(self) if f.name not in _LEAVES]
+    return leaves, tuple((name, getattr(self, name)) for name in names)
+
+  @classmethod
+  def tree_unflatten(cls, options: tuple, leaves: Iterable[Any]) -> "Direction":
+    """Rebuilds it without a check: JAX's leaves may be derivatives or placeholders."""
+    direction = object.__new__(cls)
+    for name, value in (*zip(_LEAVES, leaves), *options):
+      object.__setattr__(direction, name, value)
+    return direction
 
   def at(self, params: Params) -> "Direction":
     """The same, with the kernel that `kernel_fn(params)` returns."""
