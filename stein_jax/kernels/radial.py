@@ -167,7 +167,7 @@ class Radial(Kernel):
     policy = self.bandwidth
     if not isinstance(policy, MedianBandwidth):
       h = self._number(x.dtype)
-      return distances.resolving(h), h
+      return distances.resolving(h, ring=streaming.ring), h
     if y is not None and streaming.axis_name is None:
       self._number()  # raises: the policy needs all particles, these are some queries
     n = distances.tiles.columns.count
@@ -181,7 +181,7 @@ class Radial(Kernel):
       distances=jax.lax.stop_gradient(distances),
       streaming=streaming,
     )
-    return distances.resolving(h), h
+    return distances.resolving(h, ring=streaming.ring), h
 
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
     """As in `Kernel`: V = (2/h) (P − diag(P 1)) x with Pᵢⱼ = ρ'ᵢⱼ, so that r = n."""

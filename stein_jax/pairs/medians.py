@@ -229,6 +229,9 @@ def _first_pivots(
   ends = quantile * _SAMPLE + jnp.array([-1, 1]) * deviation
   ends = jnp.clip(ends, 0, _SAMPLE - 1)
 
+  guess = selection.ordered_bits(jnp.asarray([0.5, 1.0, 2.0, 4.0], points.dtype))
+  guess = axes.varying_as(sample, guess)
+
   def at_rank(rank: Array) -> Array:
     wanted = selection.as_count(rank)
     return selection.neighbours(
@@ -238,7 +241,7 @@ def _first_pivots(
       lambda pivot: selection.two_least(sample, pivot, beyond),
       (wanted, wanted),
       selection.as_count(_SAMPLE),
-      selection.ordered_bits(jnp.asarray([0.5, 1.0, 2.0, 4.0], points.dtype)),
+      guess,
       points.dtype,
     )[0]
 
