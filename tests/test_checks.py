@@ -1,4 +1,6 @@
-"""Questions at the door: every refusal names what came and what was expected."""
+"""Argument validation: every error names what was given and what was expected."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,14 @@ import optax
 import pytest
 
 import stein_jax
-from stein_jax import checks, kernels, ksd_squared, samplers, svgd_direction
+from stein_jax import (
+  Direction,
+  checks,
+  kernels,
+  ksd_squared,
+  samplers,
+  svgd_direction,
+)
 
 F32 = np.float32
 X = np.arange(6, dtype=F32).reshape(3, 2)
@@ -49,7 +58,7 @@ def test_particles_that_are_not_floats(fn, dtype):
     fn(X.astype(dtype), X, RBF)
 
 
-def test_shapes_are_asked_for_with_the_kernel_off_too():
+def test_shapes_are_checked_with_the_kernel_off_too():
   with pytest.raises(ValueError, match=r"\(3, 2\) and \(3, 1\)"):
     svgd_direction(X, X[:, :1], None)
 
@@ -59,7 +68,7 @@ def test_positives_and_negatives_of_different_shapes():
     stein_jax.contrastive_loss(1.0, quadratic, X, X[:, :1])
 
 
-def test_chains_that_left_the_batch_behind():
+def test_chains_of_another_number_than_the_batch():
   algorithm = stein_jax.contrastive_divergence(
     quadratic, optax.sgd(0.1), num_steps=1, step_size=0.1, persistent=True
   )
@@ -139,16 +148,16 @@ def test_counts_that_are_not_counts(value):
     )
 
 
-@pytest.mark.parametrize("fn", [svgd_direction, ksd_squared])
 @pytest.mark.parametrize("value", [0, -3, 2.0])
-def test_block_sizes_that_are_not_counts(fn, value):
-  with pytest.raises(ValueError, match=f"block_size must be an integer.*got {value}"):
-    fn(X, X, RBF, block_size=value)
-
-
-def test_block_sizes_of_a_median_that_are_not_counts():
-  with pytest.raises(ValueError, match=r"block_size must be an integer.*got 0"):
-    kernels.median_bandwidth(X, block_size=0)
+def test_block_sizes_that_are_not_counts(value):
+  for call in (
+    lambda: svgd_direction(X, X, RBF, block_size=value),
+    lambda: svgd_direction(X, X, kernels.rbf(), block_size=value),
+    lambda: ksd_squared(X, X, Direction(RBF, block_size=value)),
+    lambda: dataclasses.replace(Direction(RBF), block_size=value),
+  ):
+    with pytest.raises(ValueError, match=f"block_size must be an integer.*got {value}"):
+      call()
 
 
 @pytest.mark.parametrize("value", [1, 0, 2.5])
@@ -190,27 +199,85 @@ def test_names_that_are_not_known():
 
 # ------------------------------------------------------------------------- kernels
 
-NOT_A_KERNEL = ["rbf", 1.0, kernels.rbf, lambda params: RBF, jnp.ones(3)]
+# `kernels.rbf` without its parentheses is the mistake that is made most often.
+NOT_A_KERNEL = ["rbf", 1.0, kernels.rbf, jnp.ones(3)]
 
 
-@pytest.mark.parametrize("kernel", NOT_A_KERNEL)
+@pytest.mark.parametrize("kernel", [*NOT_A_KERNEL, lambda params: RBF])
 def test_what_is_not_a_kernel(kernel):
   for call in (
     lambda: svgd_direction(X, X, kernel),
     lambda: ksd_squared(X, X, kernel),
-    lambda: stein_jax.stein_cd_gradient(1.0, quadratic, X, kernel, step_size=0.1),
-    lambda: stein_jax.stein_score_matching_gradient(1.0, quadratic, X, kernel),
+    lambda: stein_jax.repulsion_share(X, X, X, kernel),
   ):
     with pytest.raises(TypeError, match=r"kernel such as kernels\.rbf\(\).*got"):
       call()
 
 
-@pytest.mark.parametrize("kernel", ["rbf", 1.0, lambda params: "rbf"])
-def test_what_is_neither_a_kernel_nor_a_function_that_makes_one(kernel):
-  algorithm = stein_jax.stein_cd(quadratic, kernel, optax.sgd(0.1), step_size=0.1)
-  state = algorithm.init(None, 1.0, X)
-  with pytest.raises(TypeError, match=r"kernel must be a kernel.*got"):
-    algorithm.update(None, state, X)
+def gradients(kernel):
+  """Calls of all gradient functions with a kernel."""
+  return [
+    lambda: stein_jax.stein_cd_gradient(1.0, quadratic, X, kernel, step_size=0.1),
+    lambda: stein_jax.stein_moves(1.0, quadratic, X, kernel, step_size=0.1),
+    lambda: stein_jax.stein_score_matching_gradient(1.0, quadratic, X, kernel),
+    lambda: stein_jax.amortized_svgd_gradient(
+      1.0, lambda eta, *_: (eta * X, ()), X, jnp.negative, kernel
+    ),
+  ]
+
+
+def rules(kernel):
+  """Functions that build all rules with a kernel."""
+  sgd = optax.sgd(0.1)
+  return [
+    lambda: stein_jax.stein_cd(quadratic, kernel, sgd, step_size=0.1),
+    lambda: stein_jax.stein_score_matching(quadratic, kernel, sgd),
+    lambda: stein_jax.svgd(jnp.negative, kernel, sgd),
+    lambda: stein_jax.stein_gan(
+      quadratic, lambda eta, *_: (eta * X, ()), lambda key, m: X, kernel, sgd, sgd
+    ),
+  ]
+
+
+@pytest.mark.parametrize("kernel", NOT_A_KERNEL)
+def test_what_is_neither_a_kernel_nor_a_direction_nor_a_function(kernel):
+  for given in (kernel, Direction(kernel)):
+    for call in gradients(given) + rules(given):
+      with pytest.raises(TypeError, match=r"kernel such as kernels\.rbf\(\).*got"):
+        call()
+
+
+@pytest.mark.parametrize("returned", ["rbf", 1.0, kernels.rbf])
+def test_functions_of_params_that_return_no_kernel(returned):
+  def kernel_fn(params):
+    return returned
+
+  for kernel in (kernel_fn, Direction(kernel_fn)):
+    for call in gradients(kernel):
+      with pytest.raises(TypeError, match=r"kernel must be a kernel.*got"):
+        call()
+    for build in rules(kernel):  # a rule calls it at the first update, not before
+      build()
+    algorithm = rules(kernel)[0]()
+    state = algorithm.init(None, 1.0, X)
+    with pytest.raises(TypeError, match=r"kernel must be a kernel.*got"):
+      algorithm.update(None, state, X)
+
+
+def test_the_direction_of_a_kernel_function_needs_the_params():
+  for wrong in ("rbf", 1.0):
+    with pytest.raises(TypeError, match=f"kernel must be a kernel.*got {wrong!r}"):
+      Direction(wrong)(X, X)
+  direction = Direction(lambda params: RBF)
+  with pytest.raises(TypeError, match=r"function of params.*direction\.at\(params\)"):
+    direction(X, X)
+  for call in (
+    lambda: svgd_direction(X, X, direction),
+    lambda: ksd_squared(X, X, direction),
+    lambda: stein_jax.repulsion_share(X, X, X, direction),
+  ):
+    with pytest.raises(TypeError, match=r"kernel such as kernels\.rbf\(\).*got"):
+      call()
 
 
 def test_a_discrepancy_needs_a_kernel():

@@ -2,14 +2,12 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import Partial, register_dataclass
+from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys_class
 
 from stein_jax import checks
 from stein_jax.compiled import compiled
@@ -26,8 +24,8 @@ DirectionLike: TypeAlias = "Kernel | Direction | Callable[..., Any] | None"
 """What a learning rule takes: a kernel, a `Direction`, None ("kernel off"),
 `fn(params) -> one of these`, or any function `(particles, scores) -> φ`."""
 
-
-_NUMBERS = (bool, int, float, complex, str, np.ndarray, np.generic, Array)
+_LEAVES = ("kernel", "regularization")
+"""The attributes of a `Direction` that hold arrays; the others are static."""
 
 
 def _check_call(
@@ -35,28 +33,21 @@ def _check_call(
 ) -> None:
   checks.num_particles(particles)
   checks.same_shapes(particles, scores, ("particles", "scores"))
-  if not (self.kernel is None or isinstance(self.kernel, Kernel)):
+  if callable(self.kernel) and not isinstance(self.kernel, Kernel):
     raise TypeError(
       "the kernel of this Direction is a function of params: give the Direction to a "
       "rule, or call direction.at(params) first."
     )
+  _checked_kernel(self.kernel)
+  if self.regularization is not None:
+    checks.positive("regularization", self.regularization)
   self.check_axis(axis_name)
   n = jax.tree.leaves(particles)[0].shape[0]
   if self.leave_one_out and axis_name is None and n < 2:
     raise ValueError(f"leave_one_out needs at least 2 particles, got {n}.")
 
 
-@partial(
-  register_dataclass,
-  data_fields=["kernel", "regularization"],
-  meta_fields=[
-    "leave_one_out",
-    "row_normalized",
-    "block_size",
-    "exchange",
-    "precision",
-  ],
-)
+@register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Direction:
   """How a Stein direction is computed: a kernel, and the options of its sums.
@@ -131,14 +122,26 @@ class Direction:
       checks.one_of("exchange", self.exchange, get_args(Exchange))
     if self.regularization is None:
       return
-    # JAX rebuilds pytrees with other things than numbers and kernels as their leaves.
-    if isinstance(self.regularization, _NUMBERS):
-      checks.positive("regularization", self.regularization)
-      if self.kernel is None:
-        raise ValueError("regularization needs a kernel, got kernel=None.")
+    checks.positive("regularization", self.regularization)
+    if self.kernel is None:
+      raise ValueError("regularization needs a kernel, got kernel=None.")
     for name in ("row_normalized", "leave_one_out"):
       if getattr(self, name):
         raise ValueError(f"regularization and {name} exclude each other.")
+
+  def tree_flatten_with_keys(self) -> tuple[list[tuple[GetAttrKey, Any]], tuple]:
+    """The leaves, and the static options by name."""
+    leaves = [(GetAttrKey(name), getattr(self, name)) for name in _LEAVES]
+    names = [f.name for f in dataclasses.fields(self) if f.name not in _LEAVES]
+    return leaves, tuple((name, getattr(self, name)) for name in names)
+
+  @classmethod
+  def tree_unflatten(cls, options: tuple, leaves: Iterable[Any]) -> "Direction":
+    """Rebuilds it without a check: JAX's leaves may be derivatives or placeholders."""
+    direction = object.__new__(cls)
+    for name, value in (*zip(_LEAVES, leaves), *options):
+      object.__setattr__(direction, name, value)
+    return direction
 
   def at(self, params: Params) -> "Direction":
     """The same, with the kernel that `kernel_fn(params)` returns."""
@@ -315,15 +318,11 @@ def as_direction(kernel: DirectionLike, params: Params = None) -> DirectionFn:
   Raises:
     TypeError: anything else.
   """
+  check_kernel(kernel)
   if isinstance(kernel, Direction):
     return kernel.at(params)
   if kernel is None or isinstance(kernel, Kernel):
     return Direction(kernel)
-  if not callable(kernel):
-    raise TypeError(
-      "kernel must be a kernel such as kernels.rbf(), a Direction, None, fn(params) "
-      f"that returns one, or a function (particles, scores) -> φ; got {kernel!r}."
-    )
   if _num_arguments(kernel) == 1:
     return as_direction(kernel(jax.lax.stop_gradient(params)), params)
   return kernel if isinstance(kernel, Partial) else Partial(kernel)
@@ -348,9 +347,16 @@ def check_kernel(kernel: DirectionLike) -> None:
 
   `fn(params)` is only called by the rule, which then checks what it returns.
   """
-  is_function = callable(kernel) and not isinstance(kernel, (Kernel, Direction))
-  if not is_function:
-    as_direction(kernel)
+  in_direction = isinstance(kernel, Direction)
+  fn: Any = kernel.kernel if isinstance(kernel, Direction) else kernel
+  if fn is None or isinstance(fn, Kernel):
+    return
+  num_arguments = _num_arguments(fn) if callable(fn) else 0
+  if num_arguments == 0 or (in_direction and num_arguments != 1):
+    raise TypeError(
+      "kernel must be a kernel such as kernels.rbf(), a Direction, None, fn(params) "
+      f"that returns one, or a function (particles, scores) -> φ; got {kernel!r}."
+    )
 
 
 def _num_arguments(fn: Callable) -> int:
@@ -358,6 +364,8 @@ def _num_arguments(fn: Callable) -> int:
   try:
     parameters = inspect.signature(fn).parameters.values()
   except (TypeError, ValueError):
+    return 2
+  if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
     return 2
   kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
   return sum(p.kind in kinds and p.default is p.empty for p in parameters)

@@ -67,7 +67,7 @@ def test_the_exact_repulsion_equals_that_of_the_composed_kernel(num_features):
   )
 
 
-def test_few_features_take_as_many_pull_backs():
+def test_few_features_need_one_pull_back_each():
   x, s = points(6)
 
   def loops(num_features):
@@ -112,7 +112,7 @@ def test_all_neighbors_are_the_exact_direction():
 def test_neighbors_are_checked():
   with pytest.raises(ValueError, match="num_neighbors must be an integer of at least"):
     kernels.on_features(kernels.rbf(), jnp.sin, num_neighbors=0)
-  with pytest.raises(ValueError, match="leave num_neighbors out"):
+  with pytest.raises(ValueError, match="omit num_neighbors"):
     kernels.on_features(kernels.rbf(), jnp.sin, affine=True, num_neighbors=1)
 
 

@@ -1,4 +1,4 @@
-"""The middle of all distances against NumPy's sort and scipy's distances."""
+"""Order statistics of distances against NumPy's sort of scipy's distances."""
 
 import functools
 
@@ -12,17 +12,22 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
 from stein_jax import kernels
+from stein_jax.kernels.bandwidths import MedianBandwidth, of_particles
 from stein_jax.pairs import medians, tiles
 
 
 def unjitted(x, ranks, block_size=None):
-  x = jnp.asarray(x)
-  table = tiles.of_points(x, x, block_size=block_size)
-  table = table.hold() if table.may_be_held() else table
-  return medians.middle_squared_distances(x, ranks, table)
+  streaming = tiles.Streaming(block_size)
+  return medians.middle_squared_distances(jnp.asarray(x), ranks, streaming=streaming)
 
 
-# ranks are compared, never indexed, so one compilation serves them all
+@functools.partial(jax.jit, static_argnames="block_size")
+def bandwidth(x, block_size):
+  streaming = tiles.streamed(x, block_size=block_size)
+  return of_particles(x, MedianBandwidth(), streaming)
+
+
+# Ranks are compared, never used as an index: one compilation serves them all.
 middle = jax.jit(unjitted, static_argnames="block_size")
 
 
@@ -53,8 +58,8 @@ def test_ranks_among_ties():
     np.testing.assert_allclose([low, high], want, rtol=1e-12, atol=1e-14)
 
 
-def test_distances_of_many_magnitudes_keep_their_own_digits():
-  # Far points must not cost near ones their digits: 1e-18 to 1e18, mixed.
+def test_distances_of_many_magnitudes_are_all_accurate():
+  # Coordinates from 1e-18 to 1e18: far points must not blur the near ones.
   rng = np.random.default_rng(0)
   scale = 10.0 ** rng.uniform(-18, 18, size=(12, 1))
   x = (rng.normal(size=(12, 3)) * scale).astype(np.float32)
@@ -75,8 +80,8 @@ def test_coinciding_points_are_at_distance_zero_exactly(d):
 
 
 @pytest.mark.parametrize("n", [11, 40, 65])
-def test_a_table_that_is_not_held_is_searched_from_a_sample(n, monkeypatch):
-  monkeypatch.setattr(tiles, "_HELD_PAIRS", 20)
+def test_the_search_in_a_table_that_is_not_held_starts_from_a_sample(n, monkeypatch):
+  monkeypatch.setattr(tiles, "HELD_PAIRS", 20)
   monkeypatch.setattr(medians, "_SAMPLE", 500)
   x = normal(n, 2).astype(np.float32)
   ordered = np.sort(pdist(x.astype(np.float64), "sqeuclidean"))
@@ -86,16 +91,16 @@ def test_a_table_that_is_not_held_is_searched_from_a_sample(n, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e30])
-def test_points_that_are_no_numbers_do_not_stop_the_search_from_ending(wrong):
+def test_the_search_ends_if_points_are_not_finite(wrong):
   x = normal(9, 2).astype(np.float32)
   x[3, 1] = wrong
   for block_size in (None, 2):
-    assert kernels.median_bandwidth(x, block_size=block_size).shape == ()
+    assert bandwidth(x, block_size).shape == ()
   x[:] = wrong
   assert kernels.median_bandwidth(x).shape == ()
 
 
-def test_too_many_points_are_refused():
+def test_too_many_points_are_an_error():
   points = jax.ShapeDtypeStruct((2**20 + 1, 1), jnp.float32)
   with pytest.raises(ValueError, match=r"1048576 particles, got 1048577.*subsample"):
     jax.eval_shape(lambda x: kernels.median_bandwidth(x), points)
@@ -104,7 +109,7 @@ def test_too_many_points_are_refused():
 def test_nothing_is_sorted():
   x = normal(600, 3).astype(np.float32)
   for block_size in (None, 64):
-    median = functools.partial(kernels.median_bandwidth, block_size=block_size)
+    median = functools.partial(bandwidth, block_size=block_size)
     assert "sort" not in jax.jit(median).lower(x).as_text()
 
 
@@ -123,6 +128,6 @@ def test_any_rank_of_any_points(shape, data, fraction):
   rank = int(fraction * (len(ordered) - 1))
   ranks = (rank, min(rank + 1, len(ordered) - 1))
   low, high = middle(x, ranks)
-  # the rounding of one subtraction of numbers up to 1e3
+  # The rounding error of one subtraction of numbers up to 1e3.
   atol = 4 * np.finfo(np.float32).eps * float(np.abs(x).max()) ** 2 + 1e-30
   np.testing.assert_allclose([low, high], ordered[list(ranks)], rtol=1e-4, atol=atol)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stein_jax.pairs import selection
 
-LOOKS = []
+PASSES = []
 
 
 @jax.jit
@@ -18,7 +18,7 @@ def select(values, rank, first):
   bits = selection.ordered_bits(values)
 
   def counts_below(pivots):
-    jax.debug.callback(lambda: LOOKS.append(1))
+    jax.debug.callback(lambda: PASSES.append(1))
     return selection.summed((bits[:, None] < pivots[None]).astype(jnp.int32))
 
   found = selection.neighbours(
@@ -32,13 +32,13 @@ def select(values, rank, first):
   return tuple(selection.of_bits(b, values.dtype) for b in found)
 
 
-def looks_at(values, rank, first=(0.5, 1.0, 2.0)):
-  LOOKS.clear()
+def num_passes(values, rank, first=(0.5, 1.0, 2.0)):
+  PASSES.clear()
   got = select(values, rank, np.asarray(first, values.dtype))
   jax.effects_barrier()
   want = np.sort(values)[rank : rank + 2]
   assert [float(v) for v in got] == [float(v) for v in want]
-  return len(LOOKS)
+  return len(PASSES)
 
 
 RNG = np.random.default_rng(0)
@@ -56,19 +56,19 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_any_distribution_is_searched_in_few_looks(name):
+def test_any_distribution_is_searched_in_few_passes(name):
   values = SETS[name].astype(np.float32)
   for rank in (0, N // 2 - 1, N - 2):
-    assert looks_at(values, rank) <= 16  # log₅ of all floats, and some
+    assert num_passes(values, rank) <= 16  # log₅ of the number of floats is 14
 
 
-def test_a_good_guess_saves_looks_and_a_wrong_one_costs_few():
+def test_good_first_pivots_save_passes_and_bad_ones_cost_few():
   values = SETS["narrow"].astype(np.float32)
   middle = np.median(values)
   near = np.linspace(0.99, 1.01, 8) * middle
-  assert looks_at(values, N // 2, near) <= 6
-  assert looks_at(values, N // 2, near + 1000) <= 12
-  assert looks_at(values, N // 2, near - middle * 0.9) <= 12
+  assert num_passes(values, N // 2, near) <= 6
+  assert num_passes(values, N // 2, near + 1000) <= 12
+  assert num_passes(values, N // 2, near - middle * 0.9) <= 12
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -79,12 +79,12 @@ def test_a_good_guess_saves_looks_and_a_wrong_one_costs_few():
   rank=st.integers(0, 7),
 )
 def test_any_values(values, rank):
-  looks_at(values, rank)
+  num_passes(values, rank)
 
 
 def test_float64_and_16_bits(x64):
-  looks_at(np.exp(300 * RNG.normal(size=50)), 24)
-  looks_at(np.asarray(RNG.random(50), jnp.bfloat16), 24)
+  num_passes(np.exp(300 * RNG.normal(size=50)), 24)
+  num_passes(np.asarray(RNG.random(50), jnp.bfloat16), 24)
 
 
 def test_counts_beyond_int32():

@@ -1,87 +1,65 @@
-"""Tables of pairs in tiles against the whole table in NumPy and float64."""
+"""Points in blocks, and the tiles of their pairs, against indices in NumPy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.spatial.distance import cdist
 
-from stein_jax.pairs import tiles
+from stein_jax.pairs.tiles import Streaming, Tile, of_points
 
 RNG = np.random.default_rng(0)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(
-  n=st.integers(1, 9), edge=st.integers(1, 10), same=st.booleans(), held=st.booleans()
-)
-def test_products_and_sums_are_those_of_the_whole_table(n, edge, same, held):
-  with jax.enable_x64(True):
-    y = jnp.asarray(RNG.normal(size=(n, 3))) + 5
-    x = y if same else jnp.asarray(RNG.normal(size=(4, 3)))
-    table = tiles.of_points(x, y, block_size=edge)
-    assert table.symmetric == same
-    table = table.hold() if held else table
-    squared = cdist(x, y, "sqeuclidean")
-    a, b = RNG.normal(size=(n, 2)), RNG.normal(size=(n, 1))
-    got = jax.jit(
-      lambda table, a, b: tiles.products(
-        table, lambda t: (jnp.exp(-t), jnp.sqrt(1 + t)), (a, b)
-      )
-    )(table, a, b)
-    np.testing.assert_allclose(got[0], np.exp(-squared) @ a, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(got[1], np.sqrt(1 + squared) @ b, rtol=1e-9, atol=1e-12)
-
-    def values(table, of_columns, place, squared):
-      return jnp.exp(-squared)
-
-    apart = np.exp(-squared) - (np.diag(np.ones(n)) if same else 0)
-    if same:  # of other queries the place would tell which point is itself
-      total = tiles.sum_over_pairs(table, values)
-      np.testing.assert_allclose(total, apart.sum(), rtol=1e-9, atol=1e-12)
-
-
-def test_few_queries_meet_many_points_in_few_tiles():
-  table = tiles.of_points(jnp.zeros((2, 3)), jnp.zeros((1000, 3)))
-  assert len(table.places()[0][0]) == 2
+def test_few_queries_and_many_points_make_few_tiles():
+  tiles = of_points(jnp.zeros((2, 3)), jnp.zeros((1000, 3)))
+  assert len(tiles.diagonal().row) == 2
+  assert len(tiles.above().row) == 0
 
 
 @pytest.mark.parametrize("n", [1, 5, 512, 513, 1000, 1537])
-def test_tiles_are_of_one_size_with_little_filling(n):
-  points = jnp.zeros((n, 2))
-  table = tiles.of_points(points, points)
-  assert table.width <= 512
-  filled = len(table.rows) * table.width
-  assert n <= filled < n + len(table.rows)
+def test_tiles_are_of_one_size_with_little_padding(n):
+  tiles = of_points(jnp.zeros((n, 2)))
+  assert tiles.symmetric
+  assert tiles.rows.edge <= 512
+  padded = len(tiles.rows.points) * tiles.rows.edge
+  assert n <= padded < n + len(tiles.rows.points)
 
 
-def test_gradients_go_through_the_tiles(x64):
-  x = jnp.asarray(RNG.normal(size=(7, 2)))
-  c = jnp.asarray(RNG.normal(size=(7, 1)))
+@pytest.mark.parametrize("edge", [1, 3, 7, 100])
+@pytest.mark.parametrize("same", [True, False])
+def test_every_pair_is_in_one_tile(same, edge):
+  """A tile above the diagonal of a symmetric table stands for two."""
+  m, n = (7, 7) if same else (7, 5)
+  tiles = of_points(
+    jnp.zeros((m, 2)), None if same else jnp.zeros((n, 2)), Streaming(edge)
+  )
+  counts = np.zeros((m, n), int)
+  positions = []
+  for is_diagonal, group in ((True, tiles.diagonal()), (False, tiles.above())):
+    for tile in zip(*group):
+      positions.append(int(tile[0]))
+      row, column, inside = map(np.asarray, tiles.indices(Tile(*map(int, tile))))
+      row, column = np.broadcast_arrays(row, column)
+      np.add.at(counts, (row[inside], column[inside]), 1)
+      if not is_diagonal:
+        np.add.at(counts.T, (row[inside], column[inside]), 1)
+  np.testing.assert_array_equal(counts, 1)
+  assert positions == list(range(len(positions)))
 
-  def by_tiles(x, edge):
-    table = tiles.of_points(x, x, block_size=edge)
-    return jnp.square(tiles.products(table, lambda t: (jnp.exp(-t),), (c,))[0]).sum()
 
-  def whole(x):
-    t = jnp.square(x[:, None] - x[None]).sum(axis=2)
-    return jnp.square(jnp.exp(-t) @ c).sum()
+def test_rows_are_split_as_the_points_are_and_joined_again():
+  x, values = RNG.normal(size=(7, 3)), RNG.normal(size=(7, 2))
+  blocks = of_points(jnp.asarray(x), None, Streaming(3)).rows
+  np.testing.assert_allclose(
+    blocks.joined(blocks.points), x - x.mean(axis=0, keepdims=True), atol=1e-6
+  )
+  split = blocks.split(jnp.asarray(values))
+  assert split.shape == (3, 3, 2)
+  np.testing.assert_allclose(blocks.joined(split), values, rtol=1e-6)
+  norms = np.square(np.asarray(blocks.points)).sum(axis=2)
+  np.testing.assert_allclose(blocks.norms, norms, rtol=1e-6)
 
-  want = jax.jit(jax.grad(whole))(x)
-  for edge in (3, 7):
-    got = jax.jit(jax.grad(lambda x, edge=edge: by_tiles(x, edge)))(x)
-    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
-
-def test_memory_is_linear_in_the_points():
-  n, d = 20_000, 5
-
-  def direction(x):
-    table = tiles.of_points(x, x)
-    return tiles.products(table, lambda t: (jnp.exp(-t),), (x,))[0]
-
-  compiled = jax.jit(direction).lower(jax.ShapeDtypeStruct((n, d), jnp.float32))
-  used = compiled.compile().memory_analysis().temp_size_in_bytes
-  assert used < 20 * n * d * 4 + 8 * 512**2 * 4
+def test_points_may_stay_where_they_are():
+  x = RNG.normal(size=(5, 2)).astype(np.float32)
+  tiles = of_points(jnp.asarray(x), centered=False)
+  np.testing.assert_array_equal(tiles.rows.joined(tiles.rows.points), x)
