@@ -21,6 +21,7 @@ PAIRS = BASE | {"parallel.ring", "pairs"}
 MAY_IMPORT = {
   "types": set(),
   "checks": {"types"},
+  "compiled": set(),
   "parallel.axes": {"types"},
   "parallel.ring": {"types", "parallel.axes"},
   "parallel.mesh": {"types"},
