@@ -30,7 +30,7 @@ MAY_IMPORT = {
   "pairs": BASE | {"parallel.ring"},
   "kernels": PAIRS,
   "stein": PAIRS | {"kernels"},
-  "samplers": BASE,
+  "samplers": BASE | {"compiled"},
   "algorithms": BASE | {"pairs", "kernels", "stein", "samplers"},
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},

@@ -88,9 +88,9 @@ def test_antithetic_chains_are_mirror_images_without_a_score_that_parts_them():
   pairs = langevin(KEY, start, score, antithetic=True, **options)
   assert pairs.shape == (10, 3)
   one = langevin(KEY, start, score, **options)
-  np.testing.assert_allclose(pairs[:5], one, rtol=1e-6)
+  np.testing.assert_allclose(pairs[::2], one, rtol=1e-6)
   np.testing.assert_allclose(
-    (pairs[:5] + pairs[5:]) / 2, shift + 0.9**3 * (start - shift), atol=1e-5
+    (pairs[::2] + pairs[1::2]) / 2, shift + 0.9**3 * (start - shift), atol=1e-5
   )
 
 
