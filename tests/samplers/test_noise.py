@@ -22,7 +22,7 @@ def draws():
 
 
 @pytest.mark.parametrize("event", [(), (1,), (5,), (3, 2, 2)])
-def test_noise_is_numpy_s_box_muller_of_the_same_threefry_words(event):
+def test_noise_equals_a_numpy_box_muller_of_the_same_threefry_words(event):
   got = noise.normal_like(KEY, jnp.zeros((4, *event)))
   expected = oracles.langevin_noise(KEY, 4, event)
   np.testing.assert_allclose(got, expected, rtol=2e-6, atol=3e-6)
