@@ -4,7 +4,7 @@ import numpy as np
 
 
 def assert_moments(values, mean, variance, fourth=3.0, num_errors=5):
-  """Asserts this mean and variance, to within num_errors standard errors of the draws."""
+  """Asserts this mean and variance of draws, within some standard errors."""
   values = np.asarray(values, np.float64).ravel()
   mean_error = np.sqrt(variance / values.size)
   assert abs(values.mean() - mean) < num_errors * mean_error
