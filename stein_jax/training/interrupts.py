@@ -74,7 +74,9 @@ class Interrupts:
 def wait(arrays: PyTree) -> None:
   """Returns when the arrays are computed; Ctrl-C interrupts it.
 
-  `jax.block_until_ready` blocks in C++, where Python handles no signals.
+  `jax.block_until_ready` blocks in C++, where Python handles no signals. So does the
+  call that starts a program, in two cases on a CPU: programs with host callbacks, and
+  programs of less than about 1000 operations, run within the call.
   """
   pause = 2e-5  # seconds; then about 1 % of the time waited so far
   try:

@@ -1,5 +1,6 @@
 """`fit` against a hand-written NumPy loop, and against itself, killed and resumed."""
 
+import errno
 import json
 import os
 import signal
@@ -500,6 +501,23 @@ def test_resume_false_starts_anew(tmp_path):
   assert same_bits(other.state, alone.state)
   assert [row["step"] for row in rows_in(tmp_path)] == [5, 10]
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "notes.txt"]
+
+
+def test_a_resume_that_cannot_rewrite_the_rows_loses_none(tmp_path, monkeypatch):
+  run(workdir=tmp_path)
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 1')  # half a line
+  before = (tmp_path / "metrics.jsonl").read_text()
+  names = set(os.listdir(tmp_path))
+
+  def fail(*args):
+    raise OSError(errno.ENOSPC, "the disk is full")
+
+  monkeypatch.setattr(os, "fsync", fail)
+  with pytest.raises(OSError, match=r"cannot write .*metrics\.jsonl.* disk is full"):
+    run(workdir=tmp_path, num_steps=25)
+  assert (tmp_path / "metrics.jsonl").read_text() == before
+  assert set(os.listdir(tmp_path)) == names
 
 
 def test_rows_without_a_checkpoint_are_dropped(tmp_path):
