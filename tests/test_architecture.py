@@ -35,7 +35,7 @@ MAY_IMPORT = {
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},
   "evaluation": {"types", "networks"},
-  "training": {"types", "parallel"},
+  "training": {"types", "checks", "parallel"},
 }
 
 # Where the name that is imported is not the name that is installed.
