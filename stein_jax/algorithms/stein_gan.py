@@ -38,6 +38,7 @@ from stein_jax.types import (
   Key,
   Metrics,
   NoiseFn,
+  Numeric,
   Params,
   Particles,
   PyTree,
@@ -120,7 +121,7 @@ def amortized_svgd_loss(
   noise: PyTree,
   targets: Particles,
   *,
-  step_size: float | Array,
+  step_size: Numeric,
   generator_stats: PyTree = (),
   context: PyTree = None,
 ) -> tuple[Array, PyTree]:
