@@ -74,7 +74,7 @@ class Algorithm(NamedTuple):
   `init(key, params, batch) -> state` and `update(key, state, batch) -> (state,
   metrics)` have one signature for all algorithms, so one training loop serves them
   all. A state is a NamedTuple of arrays with a field `params` or `particles`; a field
-  called `particles` is the one that is spread over devices.
+  called `particles` is the one that is sharded over devices.
   """
 
   init: InitFn

@@ -1,4 +1,4 @@
-"""Bandwidths h of kernels: numbers, and policies that look at the particles."""
+"""Bandwidths h of kernels: numbers, and policies that compute them from particles."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ _LOGARITHMS = {
 @register_static
 @dataclasses.dataclass(frozen=True)
 class MedianBandwidth:
-  """h = multiple · med² / log m, a policy that looks at the particles.
+  """h = multiple · med² / log m, a policy that computes h from the particles.
 
   med is the median distance between particles, m their number.
 
@@ -50,7 +50,7 @@ class MedianBandwidth:
   def __post_init__(self) -> None:
     checks.one_of("log", self.log, tuple(_LOGARITHMS))
     checks.positive("multiple", self.multiple)
-    object.__setattr__(self, "multiple", float(self.multiple))  # hashable, as jit asks
+    object.__setattr__(self, "multiple", float(self.multiple))  # jit needs it hashable
     if self.subsample is not None and not (
       isinstance(self.subsample, (int, np.integer)) and self.subsample >= 2
     ):
@@ -70,9 +70,9 @@ BANDWIDTHS = {
 }
 """Bandwidth policies by name; "median" is the paper's, "authors" is their code's.
 
-So are "features", (0.5 med/log m)², and "features_authors" for the kernel on an
-encoder's features (section 5.2); with the former k between typical neighbours of 100
-is 1e-37, with the latter 1e-8, and nothing repels.
+"features", (0.5 med/log m)², and "features_authors" are the paper's and the code's for
+the kernel on an encoder's features (section 5.2). With them k between typical
+neighbours of 100 points is 1e-37 and 1e-8: there is no repulsion at all.
 """
 
 Bandwidth: TypeAlias = "float | Array | str | MedianBandwidth"
@@ -112,7 +112,7 @@ def _check_median(
 ) -> dict[str, Any]:
   checks.num_particles(particles)
   policy = MedianBandwidth(log, diagonal, multiple, subsample)
-  return {"multiple": policy.multiple}  # a Python float, hashable as jit asks
+  return {"multiple": policy.multiple}  # a Python float: jit needs it hashable
 
 
 @compiled(

@@ -37,7 +37,7 @@ def middle_squared_distances(
     ranks: two ranks, counted from 0, equal or successive.
     sources: all devices' points, if they are gathered.
     distances: those of the points, if they are known already.
-    scale: what matters beside the result itself, as a part of it: see below.
+    scale: a factor on the result, for the accuracy of the returned distances.
     streaming: how the points are sharded.
 
   Returns:
@@ -206,7 +206,7 @@ def _total_over_devices(counts: Array, axis_name: str | None) -> Array:
 def _first_pivots(
   distances: Distances, rank: Array, total: Array, n: int, streaming: Streaming
 ) -> Array:
-  """Where the search begins: around the mean, or in the bracket of a sample.
+  """Where the search starts: around the mean, or in the bracket of a sample.
 
   Without a table in memory, every pass computes all distances again. Then a sample of
   pairs saves several passes.
