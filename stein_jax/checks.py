@@ -1,4 +1,4 @@
-"""Questions asked at the door, before any work is done."""
+"""Argument validation, before any work is done."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from stein_jax.types import Batch, EnergyFn, Params, Particles
 def positive(name: str, value: Any) -> None:
   """Raises ValueError unless `value` is a finite number above zero.
 
-  A traced value is not known yet and passes: the check belongs to eager calls and to
+  A traced value is not known yet and passes: the check is for eager calls, and for
   numbers that are fixed when an algorithm is built.
   """
   if isinstance(value, jax.core.Tracer):
@@ -35,7 +35,7 @@ def decay(name: str, value: Any) -> None:
 
 
 def networks(params: Any, names: tuple[str, str]) -> None:
-  """Raises ValueError unless `params` are a dict of two networks' of these names."""
+  """Raises ValueError unless `params` is a dict of two networks' parameters."""
   if not (isinstance(params, dict) and set(params) == set(names)):
     wanted = ", ".join(f'"{name}": ...' for name in names)
     raise ValueError(
@@ -79,7 +79,7 @@ def num_particles(particles: Particles, name: str = "particles") -> int:
 def same_shapes(a: Any, b: Any, names: tuple[str, str]) -> None:
   """Raises ValueError unless two pytrees agree in structure and in every shape.
 
-  Without it a `[n]` beside a `[n, 1]` would broadcast in silence.
+  Otherwise a `[n]` and a `[n, 1]` would silently broadcast.
   """
   structure_a: Any = jax.tree.structure(a)
   structure_b: Any = jax.tree.structure(b)

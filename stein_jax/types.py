@@ -1,14 +1,17 @@
-"""Aliases, and the pair of pure functions that every algorithm is."""
+"""Type aliases, and the pair of pure functions that every algorithm is."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+import chex
 import jax
 
 Array = jax.Array
-Key = jax.Array
-"""A JAX PRNG key."""
+Key: TypeAlias = chex.PRNGKey
+Numeric: TypeAlias = chex.Numeric
+"""A number: Python's, NumPy's or a scalar array."""
 
+# A chex.ArrayTree, but mypy would not let a union be indexed like a dict.
 PyTree = Any
 Params = PyTree
 """The parameters θ (or η) of a model: any pytree of arrays."""
@@ -17,7 +20,7 @@ Particles = PyTree
 """Points `[n, ...]`: an array, or a pytree of arrays that share their leading axis."""
 
 Batch = PyTree
-"""`[m, ...]`, or a dict `{"x": [m, ...], "context": [m, ...]}` where labels matter."""
+"""`[m, ...]`, or a dict `{"x": [m, ...], "context": [m, ...]}` if there are labels."""
 
 Metrics = dict[str, Array]
 """Named scalars that describe one update."""
@@ -26,12 +29,7 @@ Precision = str | None
 """Of products on accelerators: "highest", "high", "default", or None for JAX's own."""
 
 Exchange = Literal["all_gather", "ring"]
-"""How devices meet each other's particles.
-
-"all_gather": each holds all of them. "ring": blocks travel half way round, and each
-holds one of another's at a time. Radial kernels then reckon each pair once, and not on
-both devices.
-"""
+"""How devices get each other's particles; see `Direction`."""
 
 EnergyFn = Callable[..., Array]
 """`energy_fn(params, x)` or `energy_fn(params, x, context)` -> E(x) of one point."""
@@ -76,7 +74,7 @@ class Algorithm(NamedTuple):
   `init(key, params, batch) -> state` and `update(key, state, batch) -> (state,
   metrics)` have one signature for all algorithms, so one training loop serves them
   all. A state is a NamedTuple of arrays with a field `params` or `particles`; a field
-  called `particles` is the one that is spread over devices.
+  called `particles` is the one that is sharded over devices.
   """
 
   init: InitFn

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # place -> the places of stein_jax that it may import. A package is one place, but for
 # `parallel`, whose files stand at different heights. One that is not listed fails.
 BASE = {"types", "checks", "parallel.axes"}
-PAIRS = BASE | {"parallel.ring", "pairs"}
+PUBLIC = BASE | {"compiled"}
 MAY_IMPORT = {
   "types": set(),
   "checks": {"types"},
@@ -27,15 +27,15 @@ MAY_IMPORT = {
   "parallel.mesh": {"types"},
   "parallel.processes": set(),
   "parallel": {"parallel.mesh", "parallel.processes"},
-  "pairs": BASE | {"parallel.ring"},
-  "kernels": PAIRS,
-  "stein": PAIRS | {"kernels"},
-  "samplers": BASE | {"compiled"},
-  "algorithms": BASE | {"pairs", "kernels", "stein", "samplers"},
+  "pairs": {"types", "parallel.axes", "parallel.ring"},
+  "kernels": PUBLIC | {"parallel.ring", "pairs"},
+  "stein": PUBLIC | {"pairs", "kernels"},
+  "samplers": PUBLIC,
+  "algorithms": PUBLIC | {"stein", "samplers"},
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},
   "evaluation": {"types", "networks"},
-  "training": {"types", "parallel"},
+  "training": {"types", "checks", "parallel"},
 }
 
 # Where the name that is imported is not the name that is installed.

@@ -21,6 +21,7 @@ from stein_jax.algorithms.energy import (
   split_batch,
   with_points,
 )
+from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
 from stein_jax.types import (
   Algorithm,
@@ -30,19 +31,27 @@ from stein_jax.types import (
   Key,
   LogPartitionFn,
   Metrics,
+  Numeric,
   Params,
   Particles,
   PyTree,
 )
 
 
+def _check_loss(positives: Batch, negatives: Batch) -> None:
+  checks.same_event(
+    split_batch(positives)[0], split_batch(negatives)[0], ("positives", "negatives")
+  )
+
+
+@compiled(_check_loss)
 def contrastive_loss(
   params: Params,
   energy_fn: EnergyFn,
   positives: Batch,
   negatives: Batch,
   *,
-  discount: float | Array = 0.0,
+  discount: Numeric = 0.0,
 ) -> Array:
   """mean E(positives) − (1 − γ) · mean E(negatives).
 
@@ -65,27 +74,21 @@ def contrastive_loss(
 
   Source: Liu & Wang (2017), equations 8, 11, 13, 17 and 23.
   """
-  checks.same_event(
-    split_batch(positives)[0], split_batch(negatives)[0], ("positives", "negatives")
-  )
-  return _contrastive_loss(params, energy_fn, positives, negatives, discount)
-
-
-@partial(jax.jit, static_argnames=("energy_fn",))
-def _contrastive_loss(
-  params: Params,
-  energy_fn: EnergyFn,
-  positives: Batch,
-  negatives: Batch,
-  discount: Array,
-) -> Array:
   negatives = jax.lax.stop_gradient(negatives)
   positive = energies(params, energy_fn, positives).mean()
   negative = energies(params, energy_fn, negatives).mean()
   return positive - (1 - discount) * negative
 
 
-@partial(jax.jit, static_argnames=("energy_fn", "log_partition_fn"))
+def _check_no_context(data: Batch) -> None:
+  if split_batch(data)[1]:
+    raise ValueError(
+      "exact maximum likelihood has one log Z and one set of samples for all points; "
+      "the batch has a context, got {'x', 'context'}."
+    )
+
+
+@compiled(_check_no_context)
 def negative_log_likelihood(
   params: Params,
   energy_fn: EnergyFn,
@@ -105,7 +108,6 @@ def negative_log_likelihood(
 
   Source: Liu & Wang (2017), equation 7.
   """
-  _refuse_context(data)
   return energies(params, energy_fn, data).mean() + log_partition_fn(params)
 
 
@@ -118,7 +120,15 @@ def maximum_likelihood(
 ) -> Algorithm:
   """Exact maximum likelihood (8), for energies whose log Z is known.
 
-  The gradient of log Z is −E_p[∇E]: it is the negative phase without a sample.
+  The gradient of log Z is −E_p[∇E], the expectation that negatives estimate elsewhere.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    log_partition_fn: θ -> log Z(θ).
+    optimizer: an optax optimizer.
+    axis_name: the axis over which the batch is sharded.
+
+  Source: Liu & Wang (2017), equation 8.
   """
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
@@ -145,21 +155,21 @@ def learn_from_negatives(
   persistent: bool = False,
   axis_name: str | None = None,
 ) -> Algorithm:
-  """Descends the contrastive loss, wherever its negatives come from.
+  """Descends the contrastive loss with negatives from any function.
 
-  CD-k, persistent CD and maximum likelihood by samples are this rule; so is any
-  transition of your own, such as an RBM's Gibbs sampler.
+  CD-k, persistent CD and maximum likelihood by samples are this rule. So is a rule with
+  a transition of your own, such as an RBM's Gibbs sampler.
 
   Args:
     energy_fn: E(x; θ) of one point.
     negatives_fn: `(key, params, start)` -> negatives and metrics. `start` is the batch
-      or, with `persistent`, the negatives of the step before, whose shapes it keeps.
+      or, with `persistent`, the negatives of the previous step, whose shapes they keep.
       Over several devices the key is the same on each: draw each point's noise by its
-      place among all points, and return metrics that the devices agree on.
+      index among all points, and return metrics that are equal on all devices.
     optimizer: an optax optimizer.
-    persistent: let the negatives live on from step to step (Tieleman, 2008). They
-      begin at the first batch.
-    axis_name: the axis over which the batch is spread.
+    persistent: continue from the negatives of the previous step (Tieleman, 2008). They
+      start as the first batch.
+    axis_name: the axis over which the batch is sharded.
 
   Source: Liu & Wang (2017), equations 8, 10 and 11.
   """
@@ -204,9 +214,9 @@ def learn_from_negatives(
 
 
 class PersistentState(NamedTuple):
-  """As `DescentState`, with the chains that live on from step to step.
+  """As `DescentState`, with the chains that continue from step to step.
 
-  A chain of a conditional energy keeps the context that it began with.
+  A chain of a conditional energy keeps the context that it started with.
   """
 
   params: Params
@@ -228,12 +238,12 @@ def sampled_maximum_likelihood(
     sample_fn: `(key, params, n)` -> n exact samples, each with as many numbers as a
       point of the batch.
     optimizer: an optax optimizer.
-    axis_name: the axis over which the batch is spread; every device draws all
+    axis_name: the axis over which the batch is sharded. Every device draws all
       samples and keeps its own.
   """
 
   def negatives_fn(key: Key, params: Params, batch: Batch) -> tuple[Batch, Metrics]:
-    _refuse_context(batch)
+    _check_no_context(batch)
     m = checks.num_particles(batch)
     n = m * axes.size(axis_name)
     samples = sample_fn(key, params, n)
@@ -266,24 +276,27 @@ def contrastive_divergence(
     optimizer: an optax optimizer.
     num_steps: k.
     step_size: ε of the Langevin steps, in units of squared distance.
-    persistent: let the chains go on from where the last step left them, in place of
-      starting at the data (Tieleman, 2008). They begin at the first batch.
+    persistent: continue the chains of the previous step instead of starting at the
+      data (Tieleman, 2008). They start as the first batch.
     metropolis: use MALA, whose steps leave the model invariant exactly.
-    antithetic: two chains from every point, one with the noise z and one with −z, so
-      that what is odd in the noise cancels: twice as many negatives as positives.
-    axis_name: the axis over which the batch is spread.
+    antithetic: start two chains at every point, one with the noise z and one with −z.
+      Terms that are odd in the noise cancel. There are twice as many negatives as
+      positives.
+    axis_name: the axis over which the batch is sharded.
 
   Raises:
     ValueError: num_steps below 1, a step size that is not above 0, or antithetic with
-      persistent or metropolis, where the pairs would part.
+      persistent or metropolis, which would separate the pairs.
 
   Source: Liu & Wang (2017), equations 10 and 11; Hinton (2002).
   """
   checks.at_least_one("num_steps", num_steps)
   checks.positive("step_size", step_size)
   if antithetic and (persistent or metropolis):
-    raise ValueError("antithetic excludes persistent and metropolis: pairs would part.")
-  # Made once: a chain under a fresh function would be compiled anew at every update.
+    raise ValueError(
+      "antithetic excludes persistent and metropolis, which would separate its pairs."
+    )
+  # Made once: with a new function in each update the chain would be compiled each time.
   score_fn = partial(score_of, energy_fn)
   log_density_fn = partial(_log_density, energy_fn)
 
@@ -302,21 +315,13 @@ def contrastive_divergence(
     moved = samplers.langevin(
       key, x, Partial(score_fn, params), antithetic=antithetic, **options
     )
-    if antithetic:
-      start = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), start)
+    if antithetic:  # both chains of a point have its context
+      start = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), start)
     return with_points(start, moved), {}
 
   return learn_from_negatives(
     energy_fn, negatives_fn, optimizer, persistent=persistent, axis_name=axis_name
   )
-
-
-def _refuse_context(batch: Batch) -> None:
-  if split_batch(batch)[1]:
-    raise ValueError(
-      "exact maximum likelihood knows one log Z and one set of samples for all points; "
-      "the batch has a context, got {'x', 'context'}."
-    )
 
 
 def _log_density(

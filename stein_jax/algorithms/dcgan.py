@@ -27,9 +27,9 @@ from stein_jax.types import (
 DiscriminateFn = Callable[[Params, PyTree, Particles, PyTree], tuple[Array, PyTree]]
 """`discriminate_fn(params, stats, x, context) -> (logits [m], stats)`.
 
-All points of a batch at once; a logit is above 0 where a point looks like data. `stats`
-are the running statistics of batch norm; a discriminator without them passes an empty
-tree through.
+All points of a batch at once. A logit above 0 classifies a point as data. `stats` are
+the running statistics of batch norm; a discriminator without them passes an empty tree
+through.
 """
 
 
@@ -37,8 +37,8 @@ tree through.
 def discriminator_loss(logits_real: Array, logits_generated: Array) -> Array:
   """mean softplus(−D(x)) + mean softplus(D(G(ξ))), in nats.
 
-  The cross-entropy of telling data, σ(D), from samples. It is least where D is
-  log p_data − log p_G, and there log 4 − 2 JSD(p_data ‖ p_G).
+  The cross-entropy of classifying data against samples, with σ(D) the probability of
+  data. Its minimum, log 4 − 2 JSD(p_data ‖ p_G), is at D = log p_data − log p_G.
 
   Args:
     logits_real: D of data, `[m]`.
@@ -57,7 +57,7 @@ def discriminator_loss(logits_real: Array, logits_generated: Array) -> Array:
 def generator_loss(logits_generated: Array) -> Array:
   """mean softplus(−D(G(ξ))) = −mean log σ(D(G(ξ))), in nats.
 
-  The non-saturating loss: its gradient is strong where the discriminator is sure.
+  The non-saturating loss: its gradient is large where the discriminator is confident.
 
   Args:
     logits_generated: D of samples, `[m]`.
@@ -78,7 +78,7 @@ class DCGANState(NamedTuple):
   discriminator_stats: PyTree
   discriminator_opt_state: optax.OptState
   generator_opt_state: optax.OptState
-  generator_average: Params  # the moving average of η; an empty tuple without
+  generator_average: Params  # the moving average of η; an empty tuple if there is none
 
 
 def dcgan(
@@ -93,18 +93,18 @@ def dcgan(
   average: float | None = None,
   axis_name: str | None = None,
 ) -> Algorithm:
-  """DCGAN: a discriminator learns to tell samples from data, a generator to deceive it.
+  """DCGAN: a discriminator learns to classify data against a generator's samples.
 
   Every step draws samples G(η; ξ) once. The discriminator descends
-  `discriminator_loss` of batch and samples; then the generator descends
-  `generator_loss` of the same samples, judged by the discriminator that has just moved.
+  `discriminator_loss` of batch and samples. Then the generator descends
+  `generator_loss` of the same samples under the updated discriminator.
 
-  Batch norm: the discriminator sees batch and samples apart, by their own statistics.
-  The running statistics that are kept are the generator's after it made the samples,
-  and the discriminator's after the batch; what it sees of samples leaves no trace.
+  Batch norm: the discriminator normalises the batch and the samples separately, each by
+  its own statistics. The running statistics that are kept are the generator's after the
+  samples and the discriminator's after the batch. Samples do not change the latter.
 
   `params` of `init` is `{"discriminator": θ, "generator": η}`. A batch is `[m, ...]` or
-  `{"x", "context"}`; then sample i is made and judged under the context of point i.
+  `{"x", "context"}`; sample i then has the context of point i.
 
   Args:
     discriminate_fn: D, such as `discriminators.discriminate_fn(module)`.
@@ -116,15 +116,15 @@ def dcgan(
     generator_stats: the statistics that the generator starts with.
     average: the decay a of a moving average of the generator's parameters,
       `generator_average` ← a · `generator_average` + (1 − a) · η, which starts at the
-      first η; None keeps none. It is of parameters alone: `generator_stats` are η's.
-    axis_name: the axis over which the batch is spread; every device draws all noise
-      and keeps its own. Networks with batch norm need the same axis_name.
+      first η. None: there is no average. `generator_stats` are not averaged.
+    axis_name: the axis over which the batch is sharded. Every device draws all noise
+      and keeps its own part. Networks with batch norm need the same axis_name.
 
   Returns:
-    An Algorithm. Its metrics describe the networks before their steps: "loss", the
-    discriminator's; "generator_loss", before the discriminator that has moved; the mean
-    logits "logit_data" and "logit_generated"; "gradient_norm", the discriminator's;
-    and "generator_gradient_norm".
+    An Algorithm with the metrics "loss" (the discriminator's, before its step),
+    "generator_loss" (before its step, under the updated discriminator), the mean logits
+    "logit_data" and "logit_generated", "gradient_norm" (the discriminator's) and
+    "generator_gradient_norm".
 
   Raises:
     ValueError: an average outside (0, 1); at the first step, samples or logits of
@@ -145,7 +145,7 @@ def dcgan(
       discriminator_stats,
       discriminator_optimizer.init(theta),
       generator_optimizer.init(eta),
-      # A copy: state may be donated, and no buffer can be given away twice.
+      # A copy: a state may be donated, and each buffer only once.
       () if average is None else jax.tree.map(jnp.array, eta),
     )
 

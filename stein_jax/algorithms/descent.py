@@ -1,6 +1,7 @@
 """From a gradient to an Algorithm: what most learning rules share."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, Protocol, cast
 
@@ -33,6 +34,8 @@ def gradient_only(
   def gradient(*args: P.args, **kwargs: P.kwargs) -> Params:
     return loss_and_gradient(*args, **kwargs)[1]
 
+  signature = inspect.signature(loss_and_gradient).replace(return_annotation=Params)
+  gradient.__signature__ = signature  # type: ignore[attr-defined]
   gradient.with_loss = loss_and_gradient  # type: ignore[attr-defined]
   return cast(GradientWithLoss[P], gradient)
 
@@ -47,7 +50,7 @@ class DescentState(NamedTuple):
 def descend(
   gradient_fn: GradientFn, optimizer: optax.GradientTransformation
 ) -> Algorithm:
-  """The Algorithm that hands a gradient to an optax optimizer.
+  """The Algorithm that gives a gradient to an optax optimizer.
 
   Args:
     gradient_fn: `(key, params, batch) -> (gradient, metrics)`, where the gradient is

@@ -1,4 +1,4 @@
-"""What an energy function says about points: their energies and their scores."""
+"""Energies and scores of one point or of a batch."""
 
 import jax
 
@@ -7,10 +7,10 @@ from stein_jax.types import Array, Batch, EnergyFn, Params, Particles, PyTree
 
 
 def split_batch(batch: Batch) -> tuple[Particles, tuple[PyTree, ...]]:
-  """Returns the points and, of `{"x": ..., "context": ...}`, the context beside them.
+  """Returns the points, and the context of a batch `{"x": ..., "context": ...}`.
 
-  Only the points are moved, differentiated and seen by a kernel; the context is a
-  tuple of zero or one pytrees, to be handed on as `energy_fn(params, x, *context)`.
+  Only the points are moved, differentiated and seen by a kernel. The context is a tuple
+  of zero or one pytrees, passed on as `energy_fn(params, x, *context)`.
   """
   if isinstance(batch, dict) and set(batch) == {"x", "context"}:
     return batch["x"], (batch["context"],)
@@ -18,7 +18,7 @@ def split_batch(batch: Batch) -> tuple[Particles, tuple[PyTree, ...]]:
 
 
 def with_points(batch: Batch, particles: Particles) -> Batch:
-  """The same batch with other points in place of its own."""
+  """The same batch with other points."""
   _, context = split_batch(batch)
   return {"x": particles, "context": context[0]} if context else particles
 
@@ -39,7 +39,7 @@ def score_of(
 ) -> PyTree:
   """`score` with the function first: `Partial(partial(score_of, energy_fn), params)`.
 
-  That is a score function of one point whose parameters are leaves of a pytree, so that
+  This is a score function of one point whose parameters are leaves of a pytree, so that
   new values need no new compilation.
   """
   return score(params, energy_fn, x, *context)

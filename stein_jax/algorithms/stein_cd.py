@@ -26,13 +26,14 @@ from stein_jax.types import (
   EnergyFn,
   Key,
   Metrics,
+  Numeric,
   Params,
   Particles,
 )
 
 
 def _check_moves(
-  params: Params, kernel: DirectionLike, step_size: float | Array, num_steps: int
+  params: Params, kernel: DirectionLike, step_size: Numeric, num_steps: int
 ) -> dict[str, DirectionFn]:
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
@@ -42,7 +43,7 @@ def _check_moves(
 def _check_gradient(
   params: Params,
   kernel: DirectionLike,
-  step_size: float | Array,
+  step_size: Numeric,
   symmetric: bool,
   num_steps: int,
 ) -> dict[str, DirectionFn]:
@@ -65,7 +66,7 @@ def stein_cd_gradient(
   data: Batch,
   kernel: DirectionLike,
   *,
-  step_size: float | Array,
+  step_size: Numeric,
   symmetric: bool = False,
   num_steps: int = 1,
   axis_name: str | None = None,
@@ -144,7 +145,7 @@ def _direction(
   return call(direction, x, scores(params, energy_fn, batch), axis_name)
 
 
-def _moved(batch: Batch, direction: Particles, epsilon: float | Array) -> Batch:
+def _moved(batch: Batch, direction: Particles, epsilon: Numeric) -> Batch:
   """x + ε φ as constants, with the context of the batch."""
   x, _ = split_batch(batch)
   points = jax.tree.map(
@@ -160,7 +161,7 @@ def stein_moves(
   start: Batch,
   kernel: DirectionLike,
   *,
-  step_size: float | Array,
+  step_size: Numeric,
   num_steps: int = 1,
   axis_name: str | None = None,
 ) -> Batch:

@@ -38,6 +38,7 @@ from stein_jax.types import (
   Key,
   Metrics,
   NoiseFn,
+  Numeric,
   Params,
   Particles,
   PyTree,
@@ -120,11 +121,11 @@ def amortized_svgd_loss(
   noise: PyTree,
   targets: Particles,
   *,
-  step_size: float | Array,
+  step_size: Numeric,
   generator_stats: PyTree = (),
   context: PyTree = None,
 ) -> tuple[Array, PyTree]:
-  """How far the generator's samples are from where SVGD would have them.
+  """The squared distance of the generator's samples to their SVGD targets.
 
   1/(2εm) Σᵢ ‖G(η; ξᵢ) − targetᵢ‖²,  targetᵢ = xᵢ + ε φ(xᵢ), a constant
 
@@ -154,20 +155,20 @@ def amortized_svgd_loss(
   difference = jax.tree.map(
     lambda x, target: x - jax.lax.stop_gradient(target), samples, targets
   )
-  return optax.tree.norm(difference, squared=True) / (
-    2 * step_size * m
-  ), generator_stats
+  loss = optax.tree.norm(difference, squared=True) / (2 * step_size * m)
+  return loss, generator_stats
 
 
 class AlignmentController(NamedTuple):
   """γ of section 5.2, "Stabilization": `low`, or `high` while real energy is higher.
 
-  γ is raised while the real batch's mean energy exceeds that of the simulated one: the
-  energy then listens less to the generator.
+  γ is `high` while the mean energy of the real batch exceeds that of the simulated one,
+  so that generated negatives count less for the energy.
 
-  The authors' code does the opposite: it has `AUTHORS_ALIGNMENT`, γ = 0.7 while real
-  energy is higher and 0.9 otherwise, so that an energy that lags behind listens more.
-  (It also raises the energy's learning rate fivefold then, which is left out here.)
+  The authors' code does the opposite, here `AUTHORS_ALIGNMENT`: γ = 0.7 while the real
+  energy is higher, and 0.9 otherwise, so that generated negatives count more while the
+  energy is wrong. (It also multiplies the energy's learning rate by 5 then, which is
+  not done here.)
   """
 
   low: float = 0.7
@@ -184,7 +185,7 @@ class SteinGANState(NamedTuple):
   generator_stats: PyTree
   energy_opt_state: optax.OptState
   generator_opt_state: optax.OptState
-  generator_average: Params = ()  # of the steps' η, where asked for
+  generator_average: Params = ()  # the moving average of η; () if there is none
 
 
 def stein_gan(
@@ -212,15 +213,15 @@ def stein_gan(
   With probability `mix` (one coin a step) the energy descends instead
   `mix_scale` · `stein_cd_gradient` of the data. mix = 1 is SteinCD's trajectory of θ.
 
-  The two gradients of θ are of different size, and one optimizer serves both. SteinCD's
-  is a rate, divided by ε; SteinGAN's a difference between distributions, and much
-  larger where the generator is bad. `mix_scale` weighs them where they are mixed.
+  The two gradients of θ differ in size, and one optimizer gets both. SteinCD's is a
+  rate, divided by ε. SteinGAN's is a difference between distributions, and much larger
+  while the generator is bad. `mix_scale` balances them.
 
   `params` of `init` is `{"energy": θ, "generator": η}`.
 
   Args:
     energy_fn: E(x; θ) of one point.
-    generate_fn: the generator; a context of the batch is handed on to it.
+    generate_fn: the generator; it gets the context of the batch.
     noise_fn: draws ξ for a number of samples.
     kernel: from `kernels`, None ("kernel off"), a `Direction`, or `fn(θ)` that returns
       one of these.
@@ -228,15 +229,15 @@ def stein_gan(
     generator_optimizer: an optax optimizer for η.
     generator_stats: the statistics that the generator starts with.
     mix: α, from 0 (plain SteinGAN) to 1.
-    mix_scale: a factor on SteinCD's gradient; of no effect where mix is 0 or 1.
-    step_size: ε of SteinCD, and of the regression where num_inner_steps is above 1.
-    discount: γ, a number in [0, 1) or an `AlignmentController`; it acts on generated
+    mix_scale: a factor on SteinCD's gradient; without effect if mix is 0 or 1.
+    step_size: ε of SteinCD, and of the regression if num_inner_steps is above 1.
+    discount: γ, a number in [0, 1) or an `AlignmentController`. It applies to generated
       negatives only.
     num_inner_steps: how many optimizer steps η takes towards the same targets
       x + εφ(x), by `amortized_svgd_loss` (20); one step is (21).
     average: the decay, in (0, 1), of an exponential moving average of the generator's
-      parameters, kept in the state's `generator_average`, which starts at the first η;
-      None keeps none. It is of parameters alone: `generator_stats` are those of η.
+      parameters, the state's `generator_average`, which starts at the first η. None:
+      there is no average. `generator_stats` are not averaged.
     report_repulsion: add `repulsion_share` of φ to the metrics, which costs another sum
       over all pairs of samples.
     axis_name: the axis over which the batch is sharded. Every device draws all noise

@@ -1,4 +1,4 @@
-"""Bandwidths h of kernels: numbers, and policies that look at the particles."""
+"""Bandwidths h of kernels: numbers, and policies that compute them from particles."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.pairs.distances import Distances
 from stein_jax.pairs.medians import middle_squared_distances
-from stein_jax.pairs.points import as_matrix, mean_point, widened
+from stein_jax.pairs.points import as_matrix, widened
 from stein_jax.pairs.tiles import DEFAULTS, Streaming, streamed
 from stein_jax.parallel import axes
 from stein_jax.types import Array, Particles
@@ -29,7 +29,7 @@ _LOGARITHMS = {
 @register_static
 @dataclasses.dataclass(frozen=True)
 class MedianBandwidth:
-  """h = multiple · med² / log m, a policy that looks at the particles.
+  """h = multiple · med² / log m, a policy that computes h from the particles.
 
   med is the median distance between particles, m their number.
 
@@ -50,7 +50,7 @@ class MedianBandwidth:
   def __post_init__(self) -> None:
     checks.one_of("log", self.log, tuple(_LOGARITHMS))
     checks.positive("multiple", self.multiple)
-    object.__setattr__(self, "multiple", float(self.multiple))  # hashable, as jit asks
+    object.__setattr__(self, "multiple", float(self.multiple))  # jit needs it hashable
     if self.subsample is not None and not (
       isinstance(self.subsample, (int, np.integer)) and self.subsample >= 2
     ):
@@ -70,9 +70,9 @@ BANDWIDTHS = {
 }
 """Bandwidth policies by name; "median" is the paper's, "authors" is their code's.
 
-So are "features", (0.5 med/log m)², and "features_authors" for the kernel on an
-encoder's features (section 5.2); with the former k between typical neighbours of 100
-is 1e-37, with the latter 1e-8, and nothing repels.
+"features", (0.5 med/log m)², and "features_authors" are the paper's and the code's for
+the kernel on an encoder's features (section 5.2). With them k between typical
+neighbours of 100 points is 1e-37 and 1e-8: there is no repulsion at all.
 """
 
 Bandwidth: TypeAlias = "float | Array | str | MedianBandwidth"
@@ -112,7 +112,7 @@ def _check_median(
 ) -> dict[str, Any]:
   checks.num_particles(particles)
   policy = MedianBandwidth(log, diagonal, multiple, subsample)
-  return {"multiple": policy.multiple}  # a Python float, hashable as jit asks
+  return {"multiple": policy.multiple}  # a Python float: jit needs it hashable
 
 
 @compiled(
@@ -161,7 +161,7 @@ def of_particles(
 ) -> Array:
   """h by a policy, as in `median_bandwidth`."""
   points, _ = as_matrix(widened(jax.lax.stop_gradient(particles)))
-  return of_points(points, policy, streaming=streaming)
+  return of_points(points, policy, streaming=streaming)[0]
 
 
 def of_points(
@@ -171,8 +171,8 @@ def of_points(
   *,
   distances: Distances | None = None,
   streaming: Streaming = DEFAULTS,
-) -> Array:
-  """h by a policy.
+) -> tuple[Array, Distances | None]:
+  """h by a policy, and the distances if they are right to within a small part of h.
 
   Args:
     points: `[n, d]`, this device's.
@@ -192,8 +192,8 @@ def of_points(
     indices = np.arange(policy.subsample, dtype=np.int64) * m // policy.subsample
     points = axes.gather_at(points, indices, axis_name)
     alone = dataclasses.replace(streaming, axis_name=None, ring=False)
-    h = _of_all(points, policy, m, None, None, alone)
-    return axes.minimum(h, axis_name)  # equal already, which JAX does not know
+    h, _ = _of_all(points, policy, m, None, None, alone)
+    return axes.minimum(h, axis_name), None  # equal already, which JAX does not know
   if sources is None and axis_name is not None and not streaming.ring:
     sources = axes.gather(points, axis_name)
   return _of_all(points, policy, m, sources, distances, streaming)
@@ -206,7 +206,7 @@ def _of_all(
   sources: Array | None,
   distances: Distances | None,
   streaming: Streaming,
-) -> Array:
+) -> tuple[Array, Distances | None]:
   n = len(points) * axes.size(streaming.axis_name)
   if policy.diagonal:
     # Of all n² distances the n zeros come first, then every pair twice.
@@ -216,8 +216,14 @@ def _of_all(
     num_pairs = n * (n - 1) // 2
     full_ranks = (n * n, n * n)
     ranks = ((num_pairs - 1) // 2, num_pairs // 2)
-  squared = middle_squared_distances(
-    points, ranks, sources, distances=distances, streaming=streaming
+  divisor = _LOGARITHMS[policy.log](m)
+  *squared, distances = middle_squared_distances(
+    points,
+    ranks,
+    sources,
+    distances=distances,
+    scale=policy.multiple / divisor,
+    streaming=streaming,
   )
   low, high = (
     jnp.zeros_like(d) if policy.diagonal and full < n else jnp.sqrt(d)
@@ -225,13 +231,13 @@ def _of_all(
   )
   med_squared = jnp.square((low + high) / 2)
 
-  centred = points - mean_point(points, streaming.axis_name)
-  squares = axes.total(jnp.square(centred).sum(), streaming.axis_name)
+  # Σ‖xᵢ − x̄‖², from which the mean squared distance follows.
+  squares = axes.total(distances.tiles.rows.norms.sum(), streaming.axis_name)
   mean_squared = 2 * squares / (n - 1)
   fallback = jnp.where(mean_squared == 0, 1.0, mean_squared)
   med_squared = jnp.where(med_squared == 0, fallback, med_squared)
 
-  divisor = _LOGARITHMS[policy.log](m)
   h = (policy.multiple * med_squared / divisor).astype(points.dtype)
   h = jnp.maximum(h, jnp.finfo(h.dtype).tiny)  # a denormal number counts as 0
-  return jnp.where(jnp.isnan(squares), squares, h)
+  h = jnp.where(jnp.isnan(squares), squares, h)
+  return h, None if distances.table is None else distances

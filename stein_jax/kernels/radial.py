@@ -174,14 +174,16 @@ class Radial(Kernel):
     of_all = policy.subsample is None or policy.subsample >= n
     if of_all and distances.may_be_held and not streaming.ring:
       distances = distances.held()
-    h = bandwidths.of_points(
+    h, resolved = bandwidths.of_points(
       jax.lax.stop_gradient(x),
       policy,
       jax.lax.stop_gradient(y),
       distances=jax.lax.stop_gradient(distances),
       streaming=streaming,
     )
-    return distances.resolving(h, ring=streaming.ring), h
+    if resolved is None:
+      return distances.resolving(h, ring=streaming.ring), h
+    return distances.with_values_of(resolved), h
 
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:
     """As in `Kernel`: V = (2/h) (P − diag(P 1)) x with Pᵢⱼ = ρ'ᵢⱼ, so that r = n."""

@@ -19,10 +19,12 @@ from jax.tree_util import register_dataclass
 from stein_jax.pairs import tiles as geometry
 from stein_jax.pairs.points import matmul
 from stein_jax.pairs.tiles import Tile, Tiles
-from stein_jax.parallel import axes
 from stein_jax.types import Array
 
 T = TypeVar("T")
+
+_FEW_COORDINATES = 8
+"""Up to this dimension, a sum of one term for each coordinate is 20 times as fast."""
 
 
 @partial(
@@ -81,7 +83,7 @@ class Distances:
     rows, columns = self.tiles.rows, self.tiles.columns
     # Two points can only be near if both are equally far from the mean.
     norm = jnp.minimum(rows.norms.max(), columns.norms.max())
-    coarse = in_any_lane(jnp.finfo(norm.dtype).eps * norm > 1e-4 * scale)
+    coarse = in_any_lane(resolution(norm.dtype) * norm > scale)
     if ring or (self.table is None and not self.tiles.is_single):
       return dataclasses.replace(self, coarse=coarse)
     # Only the table: XLA copies the operands of a branch at every training step.
@@ -99,6 +101,11 @@ class Distances:
     plain = dataclasses.replace(self, coarse=None)
     return jax.lax.cond(self.coarse, lambda: fn(exact), lambda: fn(plain))
 
+  def with_values_of(self, other: "Distances") -> "Distances":
+    """The table of the other distances, with the derivatives of these."""
+    table = _with_tangent_of(other.table, self.table)
+    return dataclasses.replace(self, table=table)
+
   def _all_tiles(self) -> Array:
     if self.table is not None:
       return self.table
@@ -108,20 +115,24 @@ class Distances:
     return jax.lax.map(self.at, Tile(*tiles))
 
 
+def resolution(dtype: jnp.dtype) -> float:
+  """The least part of ‖x‖² that matrix products resolve with an error of 1e-4 of it."""
+  return 1e4 * float(jnp.finfo(dtype).eps)
+
+
 @jax.custom_jvp
 def squared_differences(x: Array, y: Array) -> Array:
-  """‖xᵢ − yⱼ‖² of two sets of points, `[a, d]` and `[b, d]`, coordinate by coordinate.
+  """‖xᵢ − yⱼ‖² of two sets of points, `[a, d]` and `[b, d]`, by differences.
 
   Exact where points coincide. Differentiated as ‖x‖² + ‖y‖² − 2 xᵀy, which needs no
   memory beyond the result.
   """
-  x, y = x.T, y.T
-
-  def add(k: Array, total: Array) -> Array:
-    return total + jnp.square(x[k][:, None] - y[k][None])
-
-  start = axes.varying_as((x, y), jnp.zeros((x.shape[1], y.shape[1]), x.dtype))
-  return jax.lax.fori_loop(0, len(x), add, start)
+  if x.shape[1] > _FEW_COORDINATES:  # XLA sums without holding [a, b, d]
+    return jnp.square(x[:, None] - y[None]).sum(axis=2)
+  return sum(
+    (jnp.square(xk[:, None] - yk[None]) for xk, yk in zip(x.T, y.T)),
+    start=jnp.zeros((), x.dtype),
+  )
 
 
 @squared_differences.defjvp
@@ -131,6 +142,19 @@ def _squared_differences_jvp(
   (x, y), (dx, dy) = primals, tangents
   own = (x * dx).sum(axis=1)[:, None] + (y * dy).sum(axis=1)[None]
   return squared_differences(x, y), 2 * (own - matmul(dx, y.T) - matmul(x, dy.T))
+
+
+@jax.custom_jvp
+def _with_tangent_of(value: Array, other: Array) -> Array:
+  del other
+  return value
+
+
+@_with_tangent_of.defjvp
+def _with_tangent_of_jvp(
+  primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  return primals[0], tangents[1]
 
 
 def in_any_lane(truth: Array) -> Array:

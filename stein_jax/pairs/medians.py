@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from stein_jax.pairs import selection
-from stein_jax.pairs.distances import Distances, in_any_lane
-from stein_jax.pairs.selection import Count
+from stein_jax.pairs.distances import Distances, in_any_lane, resolution
+from stein_jax.pairs.selection import TwoLeast
 from stein_jax.pairs.sums import over_tables, over_tiles
 from stein_jax.pairs.tiles import DEFAULTS, Streaming, Tile, Tiles, of_points
 from stein_jax.parallel import axes
@@ -27,8 +27,9 @@ def middle_squared_distances(
   sources: Array | None = None,
   *,
   distances: Distances | None = None,
+  scale: float = 1.0,
   streaming: Streaming = DEFAULTS,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Distances]:
   """Two neighbouring order statistics of ‖xᵢ − xⱼ‖² over the pairs i < j, exactly.
 
   Args:
@@ -36,10 +37,12 @@ def middle_squared_distances(
     ranks: two ranks, counted from 0, equal or successive.
     sources: all devices' points, if they are gathered.
     distances: those of the points, if they are known already.
+    scale: a factor on the result, for the accuracy of the returned distances.
     streaming: how the points are sharded.
 
   Returns:
-    The two values, of the points' dtype.
+    The two values, of the points' dtype, and the distances. If these are held in
+    memory, they are now right to within a small part of `scale` times the result.
 
   Raises:
     ValueError: more than 2²⁰ points.
@@ -54,13 +57,15 @@ def middle_squared_distances(
     distances = Distances(of_points(points, sources, streaming))
     if distances.may_be_held and not streaming.ring:
       distances = distances.held()
-  counts = (selection.as_count(ranks[0]), selection.as_count(ranks[1]))
-  total = selection.as_count(n * (n - 1) // 2)
+  num_pairs = n * (n - 1) // 2
+  limbs = selection.limbs_for(num_pairs)
+  counts = (selection.as_count(ranks[0], limbs), selection.as_count(ranks[1], limbs))
+  total = selection.as_count(num_pairs, limbs)
   first = _first_pivots(distances, counts[0], total, n, streaming)
 
   def select(distances: Distances) -> tuple[Array, Array]:
     bits = selection.neighbours(
-      *_counters(distances, streaming), counts, total, first, points.dtype
+      *_counters(distances, limbs, streaming), counts, total, first, points.dtype
     )
     low, high = (selection.of_bits(b, points.dtype) for b in bits)
     return low, high
@@ -73,13 +78,15 @@ def middle_squared_distances(
   exact = Distances(
     of_points(points, sources, streaming, centered=False), by_differences=True
   )
+  smallest = max(1e-2, resolution(points.dtype) / scale)
 
   def is_coarse(low: Array) -> Array:
-    return in_any_lane(low < 1e-2 * largest_norm)
+    return in_any_lane(low < smallest * largest_norm)
 
   if distances.table is None:
     low, high = select(distances)
-    return jax.lax.cond(is_coarse(low), lambda: select(exact), lambda: (low, high))
+    low, high = jax.lax.cond(is_coarse(low), lambda: select(exact), lambda: (low, high))
+    return low, high, distances
 
   # With a table in memory a loop repeats the selection: its program is compiled once.
   def again(state: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
@@ -92,13 +99,15 @@ def middle_squared_distances(
     _, (low, _), attempt = state
     return (attempt == 0) | ((attempt == 1) & is_coarse(low))
 
-  nothing = jnp.zeros((2,), points.dtype)
-  nothing = axes.varying_as(largest_norm, nothing)
+  nothing = axes.varying_as(largest_norm, jnp.zeros((2,), points.dtype))
   start = (distances.table, tuple(nothing), jnp.zeros((), int))
-  return jax.lax.while_loop(is_open, again, start)[1]
+  table, (low, high), _ = jax.lax.while_loop(is_open, again, start)
+  return low, high, dataclasses.replace(distances, table=table)
 
 
-def _counters(distances: Distances, streaming: Streaming) -> tuple[Callable, Callable]:
+def _counters(
+  distances: Distances, limbs: int, streaming: Streaming
+) -> tuple[Callable, Callable]:
   """How many distances are below a pivot, and the two least from a pivot on."""
   points = distances.tiles.rows.points
   beyond = selection.beyond(points.dtype)
@@ -130,28 +139,28 @@ def _counters(distances: Distances, streaming: Streaming) -> tuple[Callable, Cal
     start = axes.varying_as(points, start)
     return over_tables(distances, over_table, start, streaming=streaming)
 
-  def counts_below(pivots: Array) -> Count:
-    def add(counts: Count, bits: Array) -> Count:
-      found = axes.varying_as(bits, jnp.zeros((len(pivots), edge), jnp.int32))
-      found = _over_rows(
+  # The carry has a lane for every column of a tile, and is reduced once at the end. A
+  # lane counts up to n²/edge pairs, which int32 can hold for 2²⁰ points.
+  def counts_below(pivots: Array) -> Array:
+    def add(found: Array, bits: Array) -> Array:
+      return _over_rows(
         lambda found, row: found + (row[None] < pivots[:, None]), found, bits
       )
-      return selection.plus(counts, selection.summed(found.T))
 
-    nothing = selection.as_count(jnp.zeros(pivots.shape, jnp.int32))
-    return _total_over_devices(over_all(add, nothing), streaming.axis_name)
+    lanes = over_all(add, jnp.zeros((len(pivots), edge), jnp.int32))
+    counts = selection.summed(lanes.T, limbs)
+    return _total_over_devices(counts, streaming.axis_name)
 
-  def two_least_from(pivot: Array) -> tuple[Array, Array]:
-    def lower(least: tuple[Array, Array], bits: Array) -> tuple[Array, Array]:
-      def merge(least: tuple[Array, Array], row: Array) -> tuple[Array, Array]:
+  def two_least_from(pivot: Array) -> TwoLeast:
+    def lower(least: TwoLeast, bits: Array) -> TwoLeast:
+      def merge(least: TwoLeast, row: Array) -> TwoLeast:
         row = jnp.where(row < pivot, beyond, row)
         return selection.merge_two_least(least, (row, beyond))
 
       return _over_rows(merge, least, bits)
 
     lanes = jnp.full(edge, beyond)
-    least = over_all(lower, (lanes, lanes))
-    least = selection.two_least(jnp.stack(least), pivot, beyond)
+    least = selection.two_least(over_all(lower, (lanes, lanes)))
     return _least_over_devices(least, streaming.axis_name)
 
   return counts_below, two_least_from
@@ -181,25 +190,23 @@ def _over_rows(step: Callable[[Any, Array], Any], start: Any, table: Array) -> A
   return jax.lax.fori_loop(0, len(groups), steps, start)
 
 
-def _least_over_devices(
-  least: tuple[Array, Array], axis_name: str | None
-) -> tuple[Array, Array]:
+def _least_over_devices(least: TwoLeast, axis_name: str | None) -> TwoLeast:
   if axis_name is None:
     return least
-  of_all = axes.gather(jnp.stack(least), axis_name)
-  found = selection.two_least(of_all, of_all.min(), of_all.max())
+  of_all = tuple(axes.gather(number[None], axis_name) for number in least)
+  found = selection.two_least(of_all)
   return axes.minimum(found[0], axis_name), axes.minimum(found[1], axis_name)
 
 
-def _total_over_devices(counts: Count, axis_name: str | None) -> Count:
-  high, low = axes.total(tuple(counts), axis_name)
-  return selection.plus(Count(high, jnp.zeros_like(low)), selection.as_count(low))
+def _total_over_devices(counts: Array, axis_name: str | None) -> Array:
+  total = axes.total(counts, axis_name)
+  return selection.plus(total, jnp.zeros_like(total))  # carries what a limb cannot hold
 
 
 def _first_pivots(
-  distances: Distances, rank: Count, total: Count, n: int, streaming: Streaming
+  distances: Distances, rank: Array, total: Array, n: int, streaming: Streaming
 ) -> Array:
-  """Where the search begins: around the mean, or in the bracket of a sample.
+  """Where the search starts: around the mean, or in the bracket of a sample.
 
   Without a table in memory, every pass computes all distances again. Then a sample of
   pairs saves several passes.
@@ -223,8 +230,8 @@ def _first_pivots(
     )
   )
   beyond = selection.beyond(points.dtype)
-  zero = selection.as_count(0)
-  quantile = (rank - zero) / (total - zero)
+  nothing = jnp.zeros_like(total)
+  quantile = selection.minus(rank, nothing) / selection.minus(total, nothing)
   deviation = 1.5 * _SAMPLE**0.5  # three times that of the rank of a median
   ends = quantile * _SAMPLE + jnp.array([-1, 1]) * deviation
   ends = jnp.clip(ends, 0, _SAMPLE - 1)
@@ -233,14 +240,14 @@ def _first_pivots(
   guess = axes.varying_as(sample, guess)
 
   def at_rank(rank: Array) -> Array:
-    wanted = selection.as_count(rank)
+    wanted = selection.as_count(rank, 1)
     return selection.neighbours(
       lambda pivots: selection.summed(
-        (sample[:, None] < pivots[None]).astype(jnp.int32)
+        (sample[:, None] < pivots[None]).astype(jnp.int32), 1
       ),
-      lambda pivot: selection.two_least(sample, pivot, beyond),
+      lambda pivot: selection.two_least_from(sample, pivot, beyond),
       (wanted, wanted),
-      selection.as_count(_SAMPLE),
+      selection.as_count(_SAMPLE, 1),
       guess,
       points.dtype,
     )[0]

@@ -1,7 +1,10 @@
-"""Order statistics by counting: which number has a rank, without sorting any."""
+"""Order statistics by counting: which number has a rank, without sorting the numbers.
+
+A count is an int32 array whose last axis are its limbs. One limb counts to 2³¹. The
+pairs of a million points need two, high · 2²⁰ + low.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +13,63 @@ from stein_jax.parallel import axes
 from stein_jax.types import Array
 
 NUM_PIVOTS = 8
-"""How many values are counted against at once."""
+"""How many pivots are counted in one pass."""
 
 _LIMB_BITS = 20
 _LIMB = 2**_LIMB_BITS
 
 
-class Count(NamedTuple):
-  """A count, high · 2²⁰ + low: the pairs of a million points are beyond int32."""
-
-  high: Array
-  low: Array
-
-  def __sub__(self, other: "Count") -> Array:
-    """The difference as a float, exact up to the float's digits."""
-    return (self.high - other.high).astype(float) * _LIMB + (self.low - other.low)
+def limbs_for(total: int) -> int:
+  """How many limbs a count up to `total` needs."""
+  return 1 if total < 2**31 else 2
 
 
-def plus(a: Count, b: Count) -> Count:
+def as_count(number: Array | int, limbs: int = 2) -> Array:
+  """An integer, which may be traced, as a count: `[...]` -> `[..., limbs]`."""
+  if limbs == 1:
+    return jnp.asarray(number, jnp.int32)[..., None]
+  parts = (number >> _LIMB_BITS, number & (_LIMB - 1))
+  return jnp.stack([jnp.asarray(part, jnp.int32) for part in parts], axis=-1)
+
+
+def plus(a: Array, b: Array) -> Array:
   """a + b."""
-  low = a.low + b.low
-  return Count(a.high + b.high + (low >> _LIMB_BITS), low & (_LIMB - 1))
+  total = a + b
+  if total.shape[-1] == 1:
+    return total
+  high, low = total[..., 0], total[..., 1]
+  return jnp.stack([high + (low >> _LIMB_BITS), low & (_LIMB - 1)], axis=-1)
 
 
-def summed(numbers: Array) -> Count:
-  """The sum of up to 2²⁰ numbers, each up to 2²⁰, along the first axis."""
+def minus(a: Array, b: Array) -> Array:
+  """a − b as a float, exact up to the float's digits."""
+  difference = (a - b).astype(float)
+  if difference.shape[-1] == 1:
+    return difference[..., 0]
+  return difference[..., 0] * _LIMB + difference[..., 1]
+
+
+def summed(numbers: Array, limbs: int = 2) -> Array:
+  """The sum of up to 2²⁰ nonnegative int32 along the first axis, as a count."""
+  if limbs == 1:
+    return numbers.sum(axis=0, dtype=jnp.int32)[..., None]
   half = _LIMB_BITS // 2
-  low = (numbers & (2**half - 1)).sum(axis=0, dtype=jnp.int32)
-  high = (numbers >> half).sum(axis=0, dtype=jnp.int32) + (low >> half)
-  low = low & (2**half - 1)
-  return Count(high >> half, ((high & (2**half - 1)) << half) + low)
+  low, middle = (
+    (part & (2**half - 1)).sum(axis=0, dtype=jnp.int32)
+    for part in (numbers, numbers >> half)
+  )
+  middle = middle + (low >> half)
+  high = (numbers >> _LIMB_BITS).sum(axis=0, dtype=jnp.int32) + (middle >> half)
+  low = ((middle & (2**half - 1)) << half) + (low & (2**half - 1))
+  return jnp.stack([high, low], axis=-1)
 
 
-def as_count(number: Array | int) -> Count:
-  """An integer, which may be traced, as a count."""
-  limbs = (number >> _LIMB_BITS, number & (_LIMB - 1))
-  return Count(*(jnp.asarray(limb, jnp.int32) for limb in limbs))
-
-
-def at_most(a: Count, b: Count) -> Array:
+def at_most(a: Array, b: Array) -> Array:
   """a ≤ b."""
-  return (a.high < b.high) | ((a.high == b.high) & (a.low <= b.low))
+  is_at_most = a[..., -1] <= b[..., -1]
+  if a.shape[-1] == 1:
+    return is_at_most
+  return (a[..., 0] < b[..., 0]) | ((a[..., 0] == b[..., 0]) & is_at_most)
 
 
 def ordered_bits(values: Array) -> Array:
@@ -68,37 +87,36 @@ def beyond(dtype: jnp.dtype) -> Array:
   return ordered_bits(jnp.asarray(jnp.inf, dtype)) + 1
 
 
-def two_least(bits: Array, pivot: Array, beyond: Array) -> tuple[Array, Array]:
-  """The two least numbers from the pivot on; `beyond` where there is none."""
-  bits = jnp.where(bits < pivot, beyond, bits)
-  least = bits.min()
-  is_least = bits == least
-  second = jnp.where(is_least, beyond, bits).min()
-  return least, jnp.where(is_least.sum() > 1, least, second)
+TwoLeast = tuple[Array, Array]
+"""The least number of a set, and the next one, which may equal it."""
 
 
-def merge_two_least(
-  a: tuple[Array, Array], b: tuple[Array, Array]
-) -> tuple[Array, Array]:
+def merge_two_least(a: TwoLeast, b: TwoLeast) -> TwoLeast:
   """The two least of the union of two sets, given the two least of each."""
   least = jnp.minimum(a[0], b[0])
   return least, jnp.minimum(jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1]))
 
 
-class _Bracket(NamedTuple):
-  """#{values < low} ≤ rank < #{values < high}, with values as bits."""
+def two_least(pairs: TwoLeast) -> TwoLeast:
+  """The two least of many sets, given the two least of each, `[s]` and `[s]`."""
+  nothing = jnp.iinfo(pairs[0].dtype).max
+  # One reduction of both together: as two sums over a mask it compiles much slower.
+  return jax.lax.reduce(
+    pairs, (pairs[0].dtype.type(nothing),) * 2, merge_two_least, (0,)
+  )
 
-  low: Array
-  high: Array
-  below_low: Count
-  below_high: Count
+
+def two_least_from(bits: Array, pivot: Array, beyond: Array) -> TwoLeast:
+  """The two least of some numbers `[s]` that are not below a pivot, or `beyond`."""
+  bits = jnp.where(bits < pivot, beyond, bits)
+  return two_least((bits, jnp.full_like(bits, beyond)))
 
 
 def neighbours(
-  counts_below: Callable[[Array], Count],
+  counts_below: Callable[[Array], Array],
   two_least_from: Callable[[Array], tuple[Array, Array]],
-  ranks: tuple[Count, Count],
-  total: Count,
+  ranks: tuple[Array, Array],
+  total: Array,
   first: Array,
   dtype: jnp.dtype,
 ) -> tuple[Array, Array]:
@@ -111,36 +129,45 @@ def neighbours(
   more.
 
   Args:
-    counts_below: bits `[p]` -> how many values are below each, `Count` of `[p]`.
+    counts_below: bits `[p]` -> how many values are below each, a count `[p, limbs]`.
     two_least_from: bits -> the bits of the two least values that are not below them.
-    ranks: two ranks, counted from 0, equal or successive.
-    total: the number of values.
+    ranks: two ranks, counted from 0, equal or successive, as counts.
+    total: the number of values, as a count.
     first: the bits of the first pivots, at most NUM_PIVOTS: a guess, maybe wrong.
     dtype: of the floats.
 
   Returns:
     The two values' bits.
   """
-  outer = _Bracket(jnp.zeros((), first.dtype), beyond(dtype), as_count(0), total)
-  outer = axes.varying_as(first, outer)
+  # The bracket: bits of two floats, low < high, and how many values are below each,
+  # with #{values < low} ≤ rank < #{values < high}.
+  ends = jnp.stack([jnp.zeros((), first.dtype), beyond(dtype)])
+  below = jnp.stack([jnp.zeros_like(total), total])
+  start = axes.varying_as(first, (ends, below))
 
-  def is_next(bracket: _Bracket) -> Array:
+  def is_next(below: Array) -> Array:
     """Whether the rank's value is the least in the bracket."""
-    return at_most(ranks[0], bracket.below_low)
+    return at_most(ranks[0], below[0])
 
-  def narrow(state: tuple[_Bracket, Array]) -> tuple[_Bracket, Array]:
-    bracket, pivots = state
-    bracket = _narrowed(bracket, pivots, counts_below, ranks[0])
-    return bracket, _pivots(bracket, ranks[0])
+  def is_open(state: tuple[Array, Array, Array]) -> Array:
+    (low, high), below, _ = state
+    return (high - low > 1) & ~is_next(below)
 
-  bracket, _ = jax.lax.while_loop(
-    lambda state: (state[0].high - state[0].low > 1) & ~is_next(state[0]),
-    narrow,
-    (outer, jnp.resize(first, (NUM_PIVOTS,))),
-  )
-  low, high = bracket.low, bracket.high
-  found = is_next(bracket)
-  more = found | at_most(bracket.below_high, ranks[1])
+  def narrow(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    ends, below, pivots = state
+    bits = jnp.concatenate([ends, pivots])
+    counts = jnp.concatenate([below, counts_below(pivots)])
+    reached = at_most(counts, ranks[0])
+    low = jnp.argmax(jnp.where(reached, bits, -1))
+    high = jnp.argmin(jnp.where(reached, jnp.iinfo(bits.dtype).max, bits))
+    chosen = jnp.stack([low, high])
+    ends, below = bits[chosen], counts[chosen]
+    return ends, below, _pivots(ends, below, ranks[0])
+
+  state = (*start, jnp.resize(first, (NUM_PIVOTS,)))
+  (low, high), below, _ = jax.lax.while_loop(is_open, narrow, state)
+  found = is_next(below)
+  more = found | at_most(below[1], ranks[1])
   least, second = jax.lax.cond(
     more, two_least_from, lambda _: (low, low), jnp.where(found, low, high)
   )
@@ -149,41 +176,17 @@ def neighbours(
   return value, jnp.where(at_most(ranks[1], ranks[0]), value, successor)
 
 
-def _pivots(bracket: _Bracket, rank: Count) -> Array:
-  low, high, below_low, below_high = bracket
+def _pivots(ends: Array, below: Array, rank: Array) -> Array:
+  low, high = ends
   width = (high - low).astype(float)
-  inside = below_high - below_low
-  position = ((rank - below_low) + 0.5) / inside
+  inside = minus(below[1], below[0])
+  position = (minus(rank, below[0]) + 0.5) / inside
   # Evenly spread values would be off by their binomial deviation.
   deviation = jnp.maximum(jnp.sqrt(position * (1 - position) / inside), 1 / 256)
   around = position + deviation * jnp.array([-3.0, -1.0, 1.0, 3.0])
   even = jnp.array([1, 2, 3, 4]) / 5
   offsets = jnp.clip(jnp.concatenate([around, even]), 0.0, 0.999) * width
   return low + jnp.clip(jnp.round(offsets).astype(low.dtype), 1, high - low - 1)
-
-
-def _narrowed(
-  bracket: _Bracket,
-  pivots: Array,
-  counts_below: Callable[[Array], Count],
-  rank: Count,
-) -> _Bracket:
-  counts = counts_below(pivots)
-  bits = jnp.concatenate([bracket.low[None], bracket.high[None], pivots])
-  below = jax.tree.map(
-    lambda a, b, c: jnp.concatenate([a[None], b[None], c]),
-    bracket.below_low,
-    bracket.below_high,
-    counts,
-  )
-  reached = at_most(below, rank)
-  low = jnp.argmax(jnp.where(reached, bits, -1))
-  high = jnp.argmin(jnp.where(reached, jnp.iinfo(bits.dtype).max, bits))
-  return _Bracket(
-    bits[low],
-    bits[high],
-    *(jax.tree.map(lambda count, i=i: count[i], below) for i in (low, high)),
-  )
 
 
 def _integer(dtype: jnp.dtype) -> str:

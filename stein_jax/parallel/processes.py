@@ -1,4 +1,8 @@
-"""What several processes do together: waiting, and agreeing on numbers."""
+"""What several processes do together: waiting for each other, and comparing numbers.
+
+With one process all of it returns at once. What only several processes need is imported
+inside the functions, to keep `import stein_jax` fast.
+"""
 
 import contextlib
 import itertools
@@ -6,8 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jax._src import distributed  # its barriers, which Orbax uses, have no other door
-from jax.experimental import multihost_utils
+
+_DAY = 24 * 3600 * 1000
+"""In milliseconds; the longest that a process waits for another."""
+
+_numbers = itertools.count()  # a barrier's name must not occur twice
 
 
 def is_first_process() -> bool:
@@ -16,23 +23,26 @@ def is_first_process() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-  """Returns when every process has come here; alone, at once.
+  """Returns when every process has called it.
 
-  However long one of them takes, unlike a collective, which Gloo gives half a minute.
+  A process may take up to a day to arrive. (A collective operation would end after
+  half a minute with Gloo, JAX's default between CPUs.)
+
+  Args:
+    name: the same in all processes. It occurs in the error of a process that waits
+      for one that has ended.
   """
-  client = distributed.global_state.client
-  if client is not None and jax.process_count() > 1:
-    client.wait_at_barrier(f"{name} {next(_barriers)}", 1000 * 24 * 3600)
+  if jax.process_count() > 1:
+    from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-
-_barriers = itertools.count()
+    get_barrier_sync_fn()(key=f"{name} {next(_numbers)}", timeout_ms=_DAY)
 
 
 @contextlib.contextmanager
 def first_process_first(name: str) -> Iterator[None]:
-  """A block that the first process does before the others begin it.
+  """A block that the first process finishes before the others begin it.
 
-  Where it fills a cache on a disk that all see, the others find it filled.
+  Where the block fills a cache on a shared disk, the others find it filled.
   """
   if not is_first_process():
     wait_for_all(name)
@@ -42,8 +52,13 @@ def first_process_first(name: str) -> Iterator[None]:
 
 
 def check_alike(what: str, numbers: Sequence[int]) -> None:
-  """Raises ValueError unless all processes have the same numbers: all call it."""
+  """Raises ValueError unless all processes have the same numbers.
+
+  Every process must call it.
+  """
   if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
     of_all = multihost_utils.process_allgather(np.asarray(numbers, np.int32))
     if (of_all != of_all[:1]).any():
       raise ValueError(

@@ -1,14 +1,8 @@
-"""The training loop: compiled chunks of steps, metrics, checkpoints and guards."""
+"""The training loop: compiled chunks of steps, metrics, checkpoints and data feeds."""
 
-from stein_jax.training.loop import (
-  EvaluateFn,
-  Fit,
-  ObserveFn,
-  Stream,
-  TrainingDiverged,
-  fit,
-  unit_interval,
-)
+from stein_jax.training.chunks import TrainingDiverged
+from stein_jax.training.feeds import Stream, unit_interval
+from stein_jax.training.loop import EvaluateFn, Fit, ObserveFn, fit
 from stein_jax.training.records import AnotherRun
 
 __all__ = [

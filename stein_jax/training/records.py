@@ -1,10 +1,8 @@
-"""The rows and checkpoints of a training run, and how they survive interruption."""
+"""The rows and checkpoints of a run, from which it continues after an interruption."""
 
 import contextlib
 import json
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,52 +10,53 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from stein_jax import parallel
-from stein_jax.types import Metrics
+from stein_jax.training.files import write_atomically
+from stein_jax.training.interrupts import Interrupts
+from stein_jax.types import Metrics, PyTree
 
 Row = dict[str, Any]
 """A line of the history: `{"step": ..., "<metric>": ...}`."""
-
-
-def is_array_of(x: Any, kind: Any) -> bool:
-  """Whether x is an array whose dtype is of a kind, such as `jnp.inexact`."""
-  return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, kind)
 
 
 class AnotherRun(ValueError):
   """A workdir holds the checkpoints of a run with another key, data or state."""
 
 
-@contextlib.contextmanager
-def interrupts_delayed() -> Iterator[None]:
-  """Puts Ctrl-C off to the end of the block, where state and step agree again."""
-  if threading.current_thread() is not threading.main_thread():
-    yield  # only the main thread hears signals
-    return
-  heard: list[int] = []
-  handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGINT, handler)
-  if heard:
-    signal.raise_signal(signal.SIGINT)
+def describe(name: str, tree: PyTree) -> dict[str, str]:
+  """Names each leaf with its type and shape: {"state.params['w']": "float32[3]"}."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    name + jax.tree_util.keystr(path): jax.typeof(x).str_short() for path, x in leaves
+  }
 
 
 class Record(contextlib.AbstractContextManager):
-  """The rows and checkpoints of a run: in memory, and in workdir where there is one."""
+  """The rows and checkpoints of a run: in memory, and in a workdir if there is one.
+
+  Args:
+    workdir: the folder, or None.
+    fingerprint: what identifies the run. A checkpoint with another one is rejected.
+    interrupts: the run's own. A row or a checkpoint is written whole.
+  """
 
   def __init__(
-    self, workdir: str | os.PathLike[str] | None, fingerprint: dict[str, str]
+    self,
+    workdir: str | os.PathLike[str] | None,
+    fingerprint: dict[str, str],
+    interrupts: Interrupts,
   ):
     self.history: list[Row] = []
-    # Sums since the last row. They join the checkpoint, so that no step is lost.
+    # Sums since the last row. A checkpoint holds them too, so that no step is lost.
     self._window: dict[str, Any] = {}
     self._fingerprint = fingerprint
-    self._checkpointer = None
+    self._interrupts = interrupts
+    self._checkpointer: Any = None
     if workdir is not None:
+      # Imported here because it takes longer than all the rest of the package.
+      from orbax.checkpoint import v1 as ocp
+
       folder = Path(workdir).resolve()
       folder.mkdir(parents=True, exist_ok=True)
       self._metrics = folder / "metrics.jsonl"
@@ -79,7 +78,7 @@ class Record(contextlib.AbstractContextManager):
     return None if latest is None else str(latest.path)
 
   def has(self, step: int) -> bool:
-    """Whether the row of this step, the newest there can be, is written."""
+    """Whether the newest row is of this step."""
     return bool(self.history) and self.history[-1]["step"] == step
 
   def add(self, metrics: Metrics, length: int, seconds: float | None) -> None:
@@ -95,33 +94,42 @@ class Record(contextlib.AbstractContextManager):
 
   def _means(self) -> Row:
     window, self._window = self._window, {}
-    if not window:  # somebody deleted the rows and left the checkpoints
+    if not window:  # the rows were deleted, and the checkpoints were not
       return {}
     timed = window["timed_steps"]
     means = {name: total / window["steps"] for name, total in window["sums"].items()}
     return means | {"ms_per_step": 1e3 * window["seconds"] / timed if timed else None}
 
-  @interrupts_delayed()
   def write(self, step: int, results: Row, logged: bool) -> None:
     """Writes a row; `logged`: with the means since the last row that had them."""
-    row = {"step": step} | (self._means() if logged else {}) | results
-    self.history.append(row)
-    if self._checkpointer is not None and self._writes:
-      with self._metrics.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    with self._interrupts.delayed("writing a row"):
+      row = {"step": step} | (self._means() if logged else {}) | results
+      self.history.append(row)
+      if self._checkpointer is not None and self._writes:
+        with self._metrics.open("a") as file:
+          file.write(_lines([row]))
 
-  @interrupts_delayed()
   def save(self, step: int, state: Any) -> None:
     """Saves a checkpoint, unless the newest is of this very step."""
     if self._checkpointer is None:
       return
-    latest = self._checkpointer.latest
-    if latest is None or latest.step != step:
-      extra = {"run": self._fingerprint, "window": self._window}
-      self._checkpointer.save(step, state, force=True, custom_metadata=extra)
+    with self._interrupts.delayed("saving a checkpoint"):
+      latest = self._checkpointer.latest
+      if latest is None or latest.step != step:
+        extra = {"run": self._fingerprint, "window": self._window}
+        self._checkpointer.save(step, state, force=True, custom_metadata=extra)
 
   def restore(self, first_state: Any, resume: bool) -> tuple[int, Any]:
-    """Returns (step, state) to start from, and forgets the rows after it."""
+    """Returns (step, state) to start from, and drops the rows after it.
+
+    Args:
+      first_state: the state of step 0, of which a restored one has the types, shapes
+        and shardings.
+      resume: False deletes the checkpoints and rows instead.
+
+    Raises:
+      AnotherRun: the newest checkpoint has another fingerprint.
+    """
     if self._checkpointer is None:
       return 0, first_state
     latest = self._checkpointer.latest
@@ -129,7 +137,7 @@ class Record(contextlib.AbstractContextManager):
       for checkpoint in list(self._checkpointer.checkpoints):
         self._checkpointer.delete(checkpoint.step)
       if self._writes:
-        self._metrics.write_text("")
+        write_atomically(self._metrics, "")
       return 0, first_state
 
     extra = self._checkpointer.metadata(latest).custom_metadata
@@ -147,15 +155,14 @@ class Record(contextlib.AbstractContextManager):
     self._window = extra["window"]
     self.history = [row for row in self._read() if row["step"] <= latest.step]
     if self._writes:
-      kept = self._metrics.with_suffix(".tmp")
-      kept.write_text("".join(json.dumps(row) + "\n" for row in self.history))
-      kept.replace(self._metrics)
+      write_atomically(self._metrics, _lines(self.history))
 
-    # Orbax loads in threads that `jax.enable_x64` does not reach, where only NumPy's
-    # arrays keep their 64 bits; and of several processes each needs the whole state.
+    # Orbax loads in threads, which `jax.enable_x64` does not reach and where only
+    # NumPy arrays keep their 64 bits. With several processes each loads the whole.
     def template(x: Any) -> Any:
-      wide = is_array_of(x, np.number) and (x.itemsize > 4 or jax.process_count() > 1)
-      return np.empty(x.shape, x.dtype) if wide else x
+      is_number = jnp.issubdtype(x.dtype, np.number)
+      on_host = is_number and (x.itemsize > 4 or jax.process_count() > 1)
+      return np.empty(x.shape, x.dtype) if on_host else x
 
     state = self._checkpointer.load(latest, jax.tree.map(template, first_state))
     shardings = jax.tree.map(lambda x: x.sharding, first_state)
@@ -164,6 +171,10 @@ class Record(contextlib.AbstractContextManager):
   def _read(self) -> Iterator[Row]:
     lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
     for line in lines:
-      # A killed process may leave half a line; it is later than any checkpoint.
+      # A killed process may leave half a line, which is later than any checkpoint.
       with contextlib.suppress(json.JSONDecodeError):
         yield json.loads(line)
+
+
+def _lines(rows: list[Row]) -> str:
+  return "".join(json.dumps(row) + "\n" for row in rows)

@@ -18,7 +18,9 @@ from stein_jax.pairs import medians, tiles
 
 def unjitted(x, ranks, block_size=None):
   streaming = tiles.Streaming(block_size)
-  return medians.middle_squared_distances(jnp.asarray(x), ranks, streaming=streaming)
+  x = jnp.asarray(x)
+  low, high, _ = medians.middle_squared_distances(x, ranks, streaming=streaming)
+  return low, high
 
 
 @functools.partial(jax.jit, static_argnames="block_size")
@@ -110,7 +112,7 @@ def test_nothing_is_sorted():
   x = normal(600, 3).astype(np.float32)
   for block_size in (None, 64):
     median = functools.partial(bandwidth, block_size=block_size)
-    assert "sort" not in jax.jit(median).lower(x).as_text()
+    assert "stablehlo.sort" not in jax.jit(median).lower(x).as_text()
 
 
 values = st.floats(-1e3, 1e3, width=32) | st.sampled_from([0.0, 1.0, 1.0, -2.0])

@@ -23,7 +23,7 @@ def select(values, rank, first):
 
   found = selection.neighbours(
     counts_below,
-    lambda pivot: selection.two_least(bits, pivot, selection.beyond(values.dtype)),
+    lambda pivot: selection.two_least_from(bits, pivot, selection.beyond(values.dtype)),
     (selection.as_count(rank), selection.as_count(rank + 1)),
     selection.as_count(len(values)),
     selection.ordered_bits(first),
@@ -95,13 +95,27 @@ def test_counts_beyond_int32():
   assert (want > 2**34).all()
 
   def number(counts):
-    return np.asarray(counts.high, np.int64) * 2**20 + np.asarray(counts.low)
+    high, low = np.moveaxis(np.asarray(counts, np.int64), -1, 0)
+    return high * 2**20 + low
 
   np.testing.assert_array_equal(number(got), want)
-  assert (np.asarray(got.low) < 2**20).all()
+  assert (np.asarray(got[:, 1]) < 2**20).all()
   twice = selection.plus(got, got)
   np.testing.assert_array_equal(number(twice), 2 * want)
-  assert float((twice - got)[0]) == pytest.approx(want[0], rel=1e-6)
+  assert float(selection.minus(twice, got)[0]) == pytest.approx(want[0], rel=1e-6)
+  large = rng.integers(0, 2**31, size=(2**10, 3))  # each beyond one limb of 2²⁰
+  counts = selection.summed(jnp.asarray(large, jnp.int32))
+  np.testing.assert_array_equal(number(counts), large.sum(axis=0))
   for a, b in ((5, 6), (6, 5), (2**20, 2**20 - 1), (2**35, 2**35), (2**35, 2**35 + 1)):
     got = selection.at_most(selection.as_count(a), selection.as_count(b))
     assert bool(got) == (a <= b)
+
+
+def test_one_limb_is_a_plain_integer():
+  numbers = jnp.asarray([[3, 0], [4, 2**30]], jnp.int32)
+  got = selection.summed(numbers, selection.limbs_for(2**31 - 1))
+  np.testing.assert_array_equal(got, [[7], [2**30]])
+  assert selection.limbs_for(2**31) == 2
+  np.testing.assert_array_equal(selection.plus(got, got[:1]), [[14], [2**30 + 7]])
+  np.testing.assert_array_equal(selection.at_most(got, got[:1]), [True, False])
+  assert float(selection.minus(got[1], got[0])) == np.float32(2**30 - 7)

@@ -1,5 +1,6 @@
 """`fit` against a hand-written NumPy loop, and against itself, killed and resumed."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from stein_jax.training import TrainingDiverged, fit, loop, unit_interval
+from stein_jax.training import TrainingDiverged, chunks, feeds, fit, unit_interval
 from stein_jax.types import Algorithm
 
 KEY = jax.random.key(3)
@@ -191,13 +192,15 @@ def test_an_epoch_visits_each_example_once_and_epochs_differ():
 )
 def test_chunks_of_any_length_follow_the_documented_schedule(n, batch_size, lengths):
   _, data_key, _ = jax.random.split(KEY, 3)
-  carry = loop._own((), 0, n)
+  _, step, epoch, order = chunks.first_carry((), 0, n)
   seen = []
   for length in lengths:
-    rows, epoch, order = loop._rows(carry, data_key, batch_size, length)
+    rows, epoch, order = feeds.chunk_rows(
+      step, epoch, order, data_key, batch_size, length
+    )
     assert rows.shape == (length, batch_size)
     seen.append(rows)
-    carry = loop._Carry((), carry.step + length, epoch, order)
+    step += length
   want = list(batches_of(n, batch_size, sum(lengths)))
   np.testing.assert_array_equal(np.concatenate(seen), want)
 
@@ -331,7 +334,7 @@ def test_nothing_compiles_after_the_first_chunk(compilations, tmp_path, resumed)
 
 
 def test_no_transfer_inside_a_chunk(monkeypatch):
-  run_chunk = loop._run_chunk
+  run_chunk = chunks.run_chunk
   calls = []
 
   def guarded(*args, **kwargs):
@@ -340,15 +343,15 @@ def test_no_transfer_inside_a_chunk(monkeypatch):
       return run_chunk(*args, **kwargs)
 
   guarded.eval_shape = run_chunk.eval_shape
-  monkeypatch.setattr(loop, "_run_chunk", guarded)
+  monkeypatch.setattr(chunks, "run_chunk", guarded)
   run_noisy(num_steps=12)
   assert calls == [5, 5, 2]
 
 
 def test_the_state_is_donated():
   algorithm = Counter().algorithm
-  carry = loop._own(State(jnp.zeros(3), 0), 0, 30)
-  loop._run_chunk(
+  carry = chunks.first_carry(State(jnp.zeros(3), 0), 0, 30)
+  chunks.run_chunk(
     carry,
     data=jnp.asarray(normals()),
     data_key=KEY,
@@ -500,6 +503,23 @@ def test_resume_false_starts_anew(tmp_path):
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "notes.txt"]
 
 
+def test_a_resume_that_cannot_rewrite_the_rows_loses_none(tmp_path, monkeypatch):
+  run(workdir=tmp_path)
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 1')  # half a line
+  before = (tmp_path / "metrics.jsonl").read_text()
+  names = set(os.listdir(tmp_path))
+
+  def fail(*args):
+    raise OSError(errno.ENOSPC, "the disk is full")
+
+  monkeypatch.setattr(os, "fsync", fail)
+  with pytest.raises(OSError, match=r"cannot write .*metrics\.jsonl.* disk is full"):
+    run(workdir=tmp_path, num_steps=25)
+  assert (tmp_path / "metrics.jsonl").read_text() == before
+  assert set(os.listdir(tmp_path)) == names
+
+
 def test_rows_without_a_checkpoint_are_dropped(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n')
   run(workdir=tmp_path)
@@ -625,7 +645,7 @@ def constant(metrics):
 @pytest.mark.parametrize(
   ("options", "error", "message"),
   [
-    ({"num_steps": 0}, ValueError, "num_steps must be a whole number of at least 1"),
+    ({"num_steps": 0}, ValueError, "num_steps must be an integer of at least 1"),
     ({"log_every": 0}, ValueError, "log_every must be .* got 0"),
     ({"eval_every": -1}, ValueError, "eval_every must be .* got -1"),
     ({"checkpoint_every": 2.5}, ValueError, "checkpoint_every must be .* got 2.5"),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stein_jax.training import Stream, TrainingDiverged, fit, loop, unit_interval
+from stein_jax.training import Stream, TrainingDiverged, feeds, fit, unit_interval
 from stein_jax.types import Algorithm
 
 KEY = jax.random.key(3)
@@ -142,7 +142,7 @@ def test_equals_a_loop_by_hand():
 def test_a_stream_in_the_order_of_arrays_is_the_same_run():
   _, data_key, _ = jax.random.split(KEY, 3)
 
-  def rows(step):  # the schedule that training.py documents for arrays
+  def rows(step):  # the schedule that loop.py documents for arrays
     epoch, i = divmod(step, N // M)
     draws = jax.random.bits(jax.random.fold_in(data_key, epoch), (N,), jnp.uint32)
     return np.argsort(np.asarray(draws), kind="stable")[i * M : (i + 1) * M]
@@ -233,12 +233,12 @@ def test_the_next_chunk_is_fetched_while_this_one_runs():
   ],
 )
 def test_chunks_are_the_longest_that_fit_and_divide(length, bytes_per_step, want):
-  assert loop._shorter(length, bytes_per_step) == want
+  assert feeds.longest_chunk(length, bytes_per_step) == want
 
 
 def test_shorter_chunks_do_not_change_the_run(monkeypatch):
   whole = run(log_every=20)
-  monkeypatch.setattr(loop, "_STREAM_BYTES", 6 * M * (4 + 4))  # six steps
+  monkeypatch.setattr(feeds, "_STREAM_BYTES", 6 * M * (4 + 4))  # six steps
   stream = Shuffled()
   pieces = run(stream, log_every=20)
   assert [call[1:] for call in stream.calls[1:]] == [(s, 5) for s in range(0, 20, 5)]

@@ -1,0 +1,211 @@
+"""The compiled part of the training loop: a chunk of steps, and checks of its results.
+
+A chunk consumes its carry: the buffers of the old state become those of the new one.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from stein_jax import parallel
+from stein_jax.training.feeds import chunk_rows, take_rows
+from stein_jax.types import Algorithm, Array, Batch, Key, Metrics
+
+RESERVED = ("step", "ms_per_step")
+"""Entries of a row that are the loop's own, and no names of metrics."""
+
+
+class TrainingDiverged(FloatingPointError):
+  """A metric or a parameter is no longer finite.
+
+  Attributes:
+    step: the update after which this was seen, counted from 1 as in the history.
+    metric: the name of the metric. "params", "particles" or "generator_stats" where
+      these are not finite although all metrics are.
+    value: its value.
+    checkpoint: the folder of the last good checkpoint, or None.
+  """
+
+  def __init__(self, step: int, metric: str, value: float, checkpoint: str | None):
+    self.step, self.metric = step, metric
+    self.value, self.checkpoint = value, checkpoint
+    saved = f"is {checkpoint}" if checkpoint else "does not exist"
+    super().__init__(
+      f"{metric} is {value} at step {step}. The last good checkpoint {saved}. "
+      "Try a lower learning rate or a smaller step_size."
+    )
+
+
+class Carry(NamedTuple):
+  """What one chunk passes to the next."""
+
+  state: Any
+  step: Array  # updates done
+  epoch: Array  # of `order`; −1: there is no order yet
+  order: Array | None  # [N]; None: a stream has its own order
+
+
+@functools.partial(jax.jit, static_argnames="num_examples")
+def first_carry(state: Any, step: Array | int, num_examples: int | None) -> Carry:
+  """The carry before the first chunk, which shares no buffer with the caller's arrays.
+
+  One compiled function makes all its arrays, so that all have strong types and are
+  placed alike. Otherwise the second chunk would be compiled again.
+
+  Args:
+    state: the algorithm's state.
+    step: updates done.
+    num_examples: N, or None where a stream has its own order.
+  """
+
+  def copy(x: Array) -> Array:
+    x = jnp.copy(x)
+    return jax.lax.convert_element_type(x, x.dtype) if _is(x, jnp.number) else x
+
+  state = jax.tree.map(copy, state)
+  order = None if num_examples is None else jnp.zeros(num_examples, jnp.int32)
+  return Carry(state, jnp.asarray(step, jnp.int32), jnp.int32(-1), order)
+
+
+def places(carry: Carry, mesh: Mesh) -> tuple[NamedSharding, ...]:
+  """The shardings of a carry's arrays: particles by rows, the rest on every device."""
+  tree = jax.tree.map(lambda _: parallel.same(mesh), carry)
+  tree = tree._replace(state=parallel.shardings(carry.state, mesh))
+  return tuple(jax.tree.leaves(tree))
+
+
+def sharded(carry: Carry, places: tuple[NamedSharding, ...] | None) -> Carry:
+  """The same carry at its `places`; unchanged where there are none."""
+  if places is None:
+    return carry
+  return parallel.spread(carry, _like(carry, places))
+
+
+def _like(carry: Carry, places: tuple[NamedSharding, ...]) -> Carry:
+  return jax.tree.unflatten(jax.tree.structure(carry), places)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("algorithm", "transform", "batch_size", "length", "mesh", "places"),
+  donate_argnames="carry",
+)
+def run_chunk(
+  carry: Carry,
+  *,
+  data: Batch,
+  data_key: Key,
+  step_key: Key,
+  algorithm: Algorithm,
+  transform: Callable[[Batch], Batch],
+  batch_size: int,
+  length: int,
+  mesh: Mesh | None = None,
+  places: tuple[NamedSharding, ...] | None = None,
+) -> tuple[Carry, Metrics, dict[str, Array]]:
+  """Runs `length` steps.
+
+  Args:
+    carry: consumed.
+    data: all examples [N, ...]; where the carry has no order, the batches of these
+      steps, [length, m, ...].
+    data_key: the key of the orders of the epochs.
+    step_key: the key of the steps' keys.
+    algorithm: with `mesh`, as from `parallel.distribute`.
+    transform: batch -> batch.
+    batch_size: m.
+    length: the number of steps.
+    mesh: the devices over which data and carry are sharded.
+    places: with `mesh`, the shardings of the carry's arrays.
+
+  Returns:
+    The next carry, the metrics [length] of the steps, and whether the last state is
+    finite: a flag for each field that is learned.
+  """
+  steps = carry.step + jnp.arange(length, dtype=jnp.int32)
+  if carry.order is None:
+    batches, epoch, order = data, carry.epoch, None
+  else:
+    batches, epoch, order = chunk_rows(
+      carry.step, carry.epoch, carry.order, data_key, batch_size, length
+    )
+
+  def one_step(state: Any, step_and_batch: tuple[Array, Any]) -> tuple[Any, Metrics]:
+    step, batch = step_and_batch
+    if order is not None:  # here a batch is a list of row numbers
+      rows = batch
+      batch = take_rows(data, rows) if mesh is None else parallel.take(data, rows, mesh)
+    key = jax.random.fold_in(step_key, step)
+    return algorithm.update(key, state, transform(batch))
+
+  state, metrics = jax.lax.scan(one_step, carry.state, (steps, batches))
+  carry = Carry(state, carry.step + length, epoch, order)
+  results = (metrics, _finite(state))
+  if mesh is not None:  # sharded as before, so that the next chunk is the same program
+    assert places is not None
+    carry = jax.lax.with_sharding_constraint(carry, _like(carry, places))
+    results = jax.lax.with_sharding_constraint(results, parallel.same(mesh))
+  return carry, *results
+
+
+def _finite(state: Any) -> dict[str, Array]:
+  """Whether what is learned is finite. Other fields may hold an infinity on purpose."""
+
+  def is_finite(tree: Any) -> Array:
+    leaves = jax.tree.leaves(tree)
+    flags = [jnp.isfinite(x).all() for x in leaves if _is(x, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, flags, jnp.array(True))
+
+  learned = ("params", "particles", "generator_stats")
+  return {n: is_finite(getattr(state, n)) for n in learned if hasattr(state, n)}
+
+
+def _is(x: Array, kind: Any) -> bool:
+  return jnp.issubdtype(x.dtype, kind)
+
+
+def check_finite(
+  step: int, metrics: Metrics, finite: Metrics, length: int, checkpoint: str | None
+) -> None:
+  """Raises TrainingDiverged at the first step of a chunk that is not finite.
+
+  Args:
+    step: updates done before the chunk.
+    metrics: of the chunk, [length] each, as NumPy arrays.
+    finite: whether each field that is learned is finite after the chunk.
+    length: the number of steps.
+    checkpoint: the last good checkpoint's folder, or None.
+  """
+  bad = {name: ~np.isfinite(values) for name, values in metrics.items()}
+  firsts = [(int(where.argmax()), name) for name, where in bad.items() if where.any()]
+  if firsts:
+    index, name = min(firsts)
+    value = float(metrics[name][index])
+    raise TrainingDiverged(step + index + 1, name, value, checkpoint)
+  for name, is_finite in finite.items():
+    if not is_finite:
+      raise TrainingDiverged(step + length, name, math.nan, checkpoint)
+
+
+def check_metrics(metrics: Any) -> None:
+  """Checks the metrics of a chunk, [length] each, before any step is run.
+
+  Raises:
+    TypeError: no dict.
+    ValueError: a metric that is no scalar, or has a reserved name.
+  """
+  if not isinstance(metrics, dict):
+    raise TypeError(f"metrics must be a dict of scalars, got {type(metrics).__name__}")
+  for name, value in metrics.items():
+    shape = getattr(value, "shape", None)
+    if shape is None or len(shape) != 1:
+      got = type(value).__name__ if shape is None else f"shape {shape[1:]}"
+      raise ValueError(f"the metric {name} must be a scalar, got {got}")
+    if name in RESERVED:
+      raise ValueError(f"the history has its own {name}: rename the metric")
