@@ -297,7 +297,7 @@ class _Normalizer(nn.Module):
 def _transposed(y: Array, kernel: Array, stride: int, extent: tuple[int, ...]) -> Array:
   """The transpose of a `convolution` that shrank pictures of this extent."""
   # Of its type alone use is made; under shard_map it varies over devices as y does.
-  picture = jnp.zeros_like(y, shape=(1, *extent, kernel.shape[2]))
+  picture = jnp.full((1, *extent, kernel.shape[2]), y.ravel()[0])
   transpose = jax.linear_transpose(
     lambda x: convolution(x, kernel, (stride, stride)), picture
   )
