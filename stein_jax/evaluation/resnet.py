@@ -21,6 +21,7 @@ class ResNet(nn.Module):
   stage begins its shortcut takes every other pixel and fills up with maps of zeros
   (option A), so it has no parameters. ResNet-20 has 0.27 million.
 
+  >>> import jax
   >>> network = ResNet(depth=20)
   >>> images = jnp.zeros((5, 32, 32, 3))
   >>> variables = network.init(jax.random.key(0), images)
