@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 from jax.sharding import Mesh
 
 from experiments.rbm import generators, problem, results
-from experiments.rbm.methods import Run, Setup
+from experiments.rbm.runs import Run, Setup
 from experiments.rbm.settings import Rules, of_curves
 from experiments.rbm.training import Training, energy_params, runs_of, train
 from experiments.shared import devices, logs, settings, workdirs

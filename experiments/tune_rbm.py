@@ -22,7 +22,7 @@ import scipy.stats.qmc
 from tqdm import tqdm
 
 from experiments.rbm import problem
-from experiments.rbm.methods import Run, Setup
+from experiments.rbm.runs import Run, Setup
 from experiments.rbm.training import Training, runs_of, train
 from experiments.shared import devices, logs, settings, summaries, tables, workdirs
 from experiments.shared.settings import setting

@@ -29,7 +29,7 @@ from stein_jax.types import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.features"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from experiments.benchmarks import timing
-from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared import plots, settings, summaries, tables, workdirs
 from experiments.shared.settings import setting
 from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.types import Params
@@ -26,7 +26,7 @@ NUM_VISIBLE, NUM_IMAGES = 784, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.likelihood"
@@ -36,7 +36,7 @@ class Settings(timing.Benchmark):
     workdirs.Run, "workdir", default="runs/benchmarks/likelihood"
   )
   num_hidden: tuple[int, ...] = setting((5, 10, 15, 20, 25, 30), "ℓ.", at_least=1)
-  repeats: int = settings.like(timing.Benchmark, "repeats", default=9)
+  repeats: int = settings.like(timing.Repeated, "repeats", default=9)
 
 
 def main(own: Settings) -> None:
@@ -118,8 +118,7 @@ def _draw(path: Any, rows: list[Mapping[str, Any]]) -> None:
   axes.set(yscale="log", xlabel="ℓ hidden units", ylabel="seconds")
   axes.grid(alpha=0.3)
   axes.legend()
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  plots.save(path, figure, dpi=110, bbox_inches=None)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import timing
-from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared import plots, settings, summaries, tables, workdirs
 from experiments.shared.settings import setting
 from stein_jax import kernels, svgd_direction
 from stein_jax.types import Array
@@ -48,7 +48,7 @@ _BLACKJAX_LIMIT, _NUMPYRO_LIMIT = 6e9, 1e9  # n² d
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.svgd"
@@ -60,7 +60,7 @@ class Settings(timing.Benchmark):
     (250, 500, 1000, 2000, 4000, 8000, 16_000), "n of the curve.", at_least=2
   )
   large: str = setting("100000x50", "A shape beyond all dense forms; empty for none.")
-  repeats: int = settings.like(timing.Benchmark, "repeats", default=11)
+  repeats: int = settings.like(timing.Repeated, "repeats", default=11)
 
 
 def main(own: Settings) -> None:
@@ -327,8 +327,7 @@ def _draw(path: Path, curve: list[Mapping[str, Any]]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="n particles, d = 50", ylabel=label)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  plots.save(path, figure, dpi=110, bbox_inches=None)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib
 import os
-import resource
 import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -27,8 +26,14 @@ _LONGEST = 10.0  # seconds in all for a function, which may mean a single repeat
 class Benchmark(summaries.FromSummary, workdirs.Run):
   """The settings of a benchmark."""
 
-  repeats: int = setting(5, "How often every function is timed.", at_least=1)
   cores: int = setting(1, "CPU cores to use; 0 for all.", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated(Benchmark):
+  """A benchmark's settings where functions are timed several times."""
+
+  repeats: int = setting(5, "How often every function is timed.", at_least=1)
 
 
 class Times(NamedTuple):
@@ -100,8 +105,3 @@ def peer(name: str) -> ModuleType | None:
     return importlib.import_module(name)
   except ImportError:
     return None
-
-
-def peak_megabytes() -> float:
-  """The most memory that this process has held so far."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

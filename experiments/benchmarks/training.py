@@ -80,7 +80,7 @@ class SmallAutoencoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.training"
@@ -88,7 +88,7 @@ class Settings(timing.Benchmark):
   workdir: str = settings.like(
     workdirs.Run, "workdir", default="runs/benchmarks/training"
   )
-  repeats: int = settings.like(timing.Benchmark, "repeats", default=15)
+  repeats: int = settings.like(timing.Repeated, "repeats", default=15)
 
 
 def main(own: Settings) -> None:

@@ -18,8 +18,10 @@ import numpy as np
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from experiments.rbm import methods, statistics
+from experiments.rbm import statistics
+from experiments.rbm.generator_methods import NOISE_FN
 from experiments.rbm.problem import Problem
+from experiments.rbm.runs import Run
 from experiments.shared import classifiers, plots, scores, summaries
 from stein_jax import evaluation, generators, kernels, ksd_squared, parallel
 from stein_jax.algorithms.stein_gan import SteinGANState
@@ -125,7 +127,7 @@ def sample(generator: nn.Module, state: SteinGANState, num_samples: int) -> np.n
 
 @functools.partial(jax.jit, static_argnames="generator")
 def _sample(generator: nn.Module, params: Any, stats: Any, key: jax.Array) -> jax.Array:
-  noise = methods.NOISE_FN(key, 500)
+  noise = NOISE_FN(key, 500)
   return generators.sample(generator, params, stats, noise)
 
 
@@ -226,7 +228,7 @@ def _load(folder: Path, step: int) -> np.ndarray:
 
 def draw_mix(
   path: Path,
-  runs: Sequence[methods.Run],
+  runs: Sequence[Run],
   summaries: Mapping[str, Any],
   *,
   title: str,

@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.rbm import generators, statistics, tables
-from experiments.rbm.methods import Run
 from experiments.rbm.problem import Problem
+from experiments.rbm.runs import Run
 from experiments.rbm.training import Training
 from experiments.shared import plots, settings, summaries
 from experiments.shared import tables as shared_tables
 from stein_jax.training.files import write_atomically
 
 FILES = (
-  "*.png",
+  "figure1a.png",
+  "figure1b.png",
+  "samples.png",
+  "training_*.png",
+  "filters_and_samples_*.png",
   "metrics.jsonl",
   "*/seed_*/metrics.jsonl",
   "*/seed_*/scores.json",

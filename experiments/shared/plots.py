@@ -60,7 +60,7 @@ def likelihood_curves(
   )
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
-  _save(figure, path)
+  save(path, figure)
 
 
 def image_rows(
@@ -90,7 +90,7 @@ def image_rows(
       low, high = limits or (image.min(), image.max())
       span = high - low if high > low else 1
       panel.imshow(np.squeeze((image - low) / span), cmap="gray", vmin=0, vmax=1)
-  _save(figure, path)
+  save(path, figure)
 
 
 def image_grids(path: Path, grids: Mapping[str, np.ndarray], *, title: str) -> None:
@@ -120,7 +120,7 @@ def image_grids(path: Path, grids: Mapping[str, np.ndarray], *, title: str) -> N
     axis.imshow(np.squeeze(grid), cmap="gray", vmin=0, vmax=1)
     axis.set_title(caption, fontsize="small")
   figure.suptitle(title, fontsize="medium")
-  _save(figure, path)
+  save(path, figure)
 
 
 def image_strips(path: Path, strips: np.ndarray, *, title: str) -> None:
@@ -137,7 +137,7 @@ def image_strips(path: Path, strips: np.ndarray, *, title: str) -> None:
   axis.imshow(np.squeeze(grid), cmap="gray", vmin=0, vmax=1)
   axis.axis("off")
   axis.set_title(title, fontsize="medium")
-  _save(figure, path)
+  save(path, figure)
 
 
 def mix_trade_off(
@@ -172,13 +172,7 @@ def mix_trade_off(
   left.set_ylim(bottom=1)
   left.set(xlabel="α, the share of SteinCD's updates", title=title)
   left.grid(alpha=0.3)
-  _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-  with open_atomically(path) as file:
-    figure.savefig(file, dpi=120, bbox_inches="tight", format="png")
-  plt.close(figure)
+  save(path, figure)
 
 
 def epsilon_errors(
@@ -210,7 +204,7 @@ def epsilon_errors(
   axes[0, 0].set_ylabel("relative error of the gradient")
   axes[0, -1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   figure.suptitle(title)
-  _save(figure, path)
+  save(path, figure)
 
 
 def gradient_cosines(
@@ -249,7 +243,7 @@ def gradient_cosines(
   axes[0, 0].set_ylabel("mean cosine to the exact gradient")
   axes[0, -1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   figure.suptitle(title)
-  _save(figure, path)
+  save(path, figure)
 
 
 def gap_curves(
@@ -284,7 +278,7 @@ def gap_curves(
   axis.set(xlabel="training steps", ylabel="KL(p* ‖ p) in nats", title=title)
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
-  _save(figure, path)
+  save(path, figure)
 
 
 def likelihood_by_seconds(
@@ -329,7 +323,7 @@ def likelihood_by_seconds(
   )
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
-  _save(figure, path)
+  save(path, figure)
 
 
 def mostly_early(kept: Sequence[_T], num_shown: int) -> list[_T]:
@@ -339,3 +333,12 @@ def mostly_early(kept: Sequence[_T], num_shown: int) -> list[_T]:
   """
   places = np.round(np.geomspace(1, len(kept), num_shown)).astype(int) - 1
   return [kept[place] for place in np.unique(places)]
+
+
+def save(
+  path: Path, figure: Any, *, dpi: int = 120, bbox_inches: Any = "tight"
+) -> None:
+  """Writes a figure as a PNG and closes it; options as of Matplotlib's `savefig`."""
+  with open_atomically(path) as file:
+    figure.savefig(file, dpi=dpi, bbox_inches=bbox_inches, format="png")
+  plt.close(figure)

@@ -311,7 +311,8 @@ def _checked(field: _Field, value: Any) -> Any:
   if not field.several:
     fault, converted = _converted(field, value)
     if fault:
-      raise ValueError(f"--{field.name} must be {fault}, got {value}.")
+      separator = ";" if field.rules.choices else ","
+      raise ValueError(f"--{field.name} must be {fault}{separator} got {value}.")
     return converted
   entries = _entries(value)
   pairs = [_converted(field, entry) for entry in entries]
@@ -343,8 +344,10 @@ def _converted(field: _Field, value: Any) -> tuple[str | None, Any]:
     number = kind(written)
   except ValueError:
     return _wanted(field), None
-  if not math.isfinite(number):
-    return _limits(rules) or "finite", None
+  if math.isinf(number):
+    return f"finite and {_limits(rules)}".removesuffix(" and "), None
+  if math.isnan(number):
+    return _limits(rules) or "a number", None
   fits = (
     (rules.above is None or number > rules.above)
     and (rules.at_least is None or number >= rules.at_least)

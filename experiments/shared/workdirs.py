@@ -141,7 +141,7 @@ def _is_own(own: Run, record: Path) -> bool:
 
 def _foreign_files(own: Run, workdir: Path) -> list[str]:
   """The files under the folder that this command does not write."""
-  patterns = (RECORD, "summary.json", "*.tmp", *own.files)
+  patterns = (RECORD, "summary.json", *own.files)
   found = (
     path.relative_to(workdir).as_posix()
     for path in sorted(workdir.rglob("*"))
@@ -151,7 +151,14 @@ def _foreign_files(own: Run, workdir: Path) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-  """As `fnmatch`; a pattern without a slash is of files at the top."""
+  """As `fnmatch`; a pattern without a slash is of files at the top.
+
+  What a writer leaves that is killed, `.<name>.<...>.tmp`, counts as the file.
+  """
+  folder, _, last = name.rpartition("/")
+  if last.startswith(".") and last.endswith(".tmp"):
+    last = last[1:].rsplit(".", 2)[0]
+    name = f"{folder}/{last}" if folder else last
   nested = "/" in name and "/" not in pattern
   return fnmatch.fnmatchcase(name, pattern) and not nested
 

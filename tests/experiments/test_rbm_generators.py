@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import mnist_rbm
-from experiments.rbm import generators, methods, tables
+from experiments.rbm import generators, methods, runs, tables
 from experiments.rbm.settings import Rules
 from experiments.shared import loading, plots
 from tests.experiments.parsing import parsed
@@ -150,23 +150,23 @@ def test_the_trade_off_is_drawn_of_the_mixes_alone(tmp_path, monkeypatch):
     "mix_trade_off",
     lambda path, alphas, **values: drawn.update(values, x=alphas),
   )
-  runs = [
-    methods.Run(f"steincd_gan_{alpha}", f"mix {alpha}", None, mix=alpha)
+  curves = [
+    runs.Run(f"steincd_gan_{alpha}", f"mix {alpha}", None, mix=alpha)
     for alpha in (1.0, 0.25)
   ]
-  runs.append(methods.Run("steingan_no_kernel", "off", None, mix=0.0))
-  runs.append(methods.Run("mle", "mle", None))
+  curves.append(runs.Run("steingan_no_kernel", "off", None, mix=0.0))
+  curves.append(runs.Run("mle", "mle", None))
   summaries = {
     run.label: {
       "samples": {"inception_score": {"values": [place]}},
       "final": {"test": {"values": [-place]}},
     }
-    for place, run in enumerate(runs)
+    for place, run in enumerate(curves)
   }
-  generators.draw_mix(tmp_path / "x.png", runs, summaries, title="")
+  generators.draw_mix(tmp_path / "x.png", curves, summaries, title="")
   assert drawn["x"] == [0.25, 1.0]
   assert drawn["inception_scores"] == [[1], [0]]
   assert drawn["log_likelihoods"] == [[-1], [0]]
   drawn.clear()
-  generators.draw_mix(tmp_path / "x.png", runs[1:], summaries, title="")
+  generators.draw_mix(tmp_path / "x.png", curves[1:], summaries, title="")
   assert not drawn

@@ -130,6 +130,8 @@ def test_files_of_somebody_else_stop_the_overwriting(tmp_path):
   assert (workdir / "cd" / "seed_0" / "metrics.jsonl").exists()
   (workdir / "thesis.md").unlink()
   (workdir / "cd" / "result").unlink()
+  for killed in (".result.0a1b.tmp", "cd/seed_0/.metrics.jsonl.0a1b.tmp"):
+    (workdir / killed).touch()  # left by a writer that was killed
   workdirs.check(again)
   workdirs.prepare(again)
   assert [path.name for path in workdir.iterdir()] == ["flags.txt"]
