@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from experiments import time_to_quality
-from experiments.rbm import torch_peer
+from experiments.rbm import timed_curves, torch_peer, torch_training
 from experiments.shared import plots
 from stein_jax import contrastive_loss
 from stein_jax.energies import GaussianBernoulliRBM
@@ -59,7 +59,7 @@ run_binary = functools.partial(binaries.run, "time_to_quality")
 
 
 def summary_of(runs):
-  return time_to_quality.with_times(time_to_quality.ours(runs))
+  return timed_curves.with_times(timed_curves.ours(runs))
 
 
 def test_seconds_by_hand():
@@ -72,7 +72,7 @@ def test_seconds_by_hand():
   assert methods["exact MLE"]["seconds_to"] == {"1.0": 0.2, "0.5": 0.4, "0.2": 0.4}
   assert methods["fast"]["seconds_to"] == {"1.0": 0.05, "0.5": 0.05, "0.2": None}
   assert methods["slow"]["seconds_to"] == {"1.0": 3.0, "0.5": 3.0, "0.2": 3.0}
-  assert time_to_quality.rows(summary) == [
+  assert timed_curves.rows(summary) == [
     ["exact MLE", "2.00", "0.20", "0.40", "0.40", "-5.00"],
     ["fast", "0.50", "0.05", "0.05", "—", "-5.40 ± 0.25"],
     ["slow", "30.00", "3.00", "3.00", "3.00", "-7.00"],
@@ -125,7 +125,7 @@ def test_the_picture_is_drawn(tmp_path):
   [
     (None, "No such file"),
     ("{", "Expecting property name"),
-    ("[]", "no summary of experiments.mnist_rbm: it has no methods, flags"),
+    ("[]", "not a summary of experiments.mnist_rbm: it has no methods, flags"),
     (json.dumps(a_run() | {"methods": {"one": {"diverged": {}}}}), "holds no curve"),
   ],
 )
@@ -134,26 +134,26 @@ def test_what_is_no_run_is_refused(text, words, tmp_path):
   if text is not None:
     path.write_text(text)
   with pytest.raises(SystemExit, match=f"--runs={path}.*{words}"):
-    time_to_quality.read_run(str(path))
+    timed_curves.read_run(str(path))
 
 
 def test_runs_that_do_not_fit_are_refused():
   def with_flags(**values):
     return a_run() | {"flags": FLAGS | values}
 
-  problem = time_to_quality.problem_of({"a": a_run()}, peers=True)
+  problem = timed_curves.problem_of({"a": a_run()}, peers=True)
   assert problem["num_hidden"] == 3
   assert problem["learning_rate"] == 3e-4
   runs = {"a": a_run(), "b": with_flags(num_hidden="4")}
   with pytest.raises(SystemExit, match="--num_hidden: 3 in a, 4 in b"):
-    time_to_quality.problem_of(runs, peers=True)
+    timed_curves.problem_of(runs, peers=True)
   centered = {"a": with_flags(center="True")}
   with pytest.raises(SystemExit, match="does not know --center=True of a"):
-    time_to_quality.problem_of(centered, peers=True)
-  time_to_quality.problem_of(centered, peers=False)
+    timed_curves.problem_of(centered, peers=True)
+  timed_curves.problem_of(centered, peers=False)
   without_mle = a_run() | {"methods": {"one": method(1.0, (-9, -8, -7))}}
   with pytest.raises(SystemExit, match="exact MLE"):
-    time_to_quality.ours({"a": without_mle})
+    timed_curves.ours({"a": without_mle})
 
 
 def test_without_torch_ours_are_shown_and_it_is_said(tmp_path):
@@ -264,10 +264,10 @@ def test_the_peer_takes_our_steps(torch, kind, k):
 def test_a_peer_is_timed_and_judged_exactly(torch, kind):
   rbm = GaussianBernoulliRBM(3)
   x = jax.random.uniform(jax.random.key(0), (40, 6))
-  split = time_to_quality.Split(rbm, x[:30], x[30:])
+  split = torch_training.Split(rbm, x[:30], x[30:])
   settings = torch_peer.Settings(1, batch_size=10)
   histories = {
-    seed: time_to_quality.train_peer(
+    seed: torch_training.train_peer(
       "CD-1", kind, seed, settings, split, num_steps=5, eval_every=2, progress=False
     )
     for seed in (0, 1)
@@ -278,7 +278,7 @@ def test_a_peer_is_timed_and_judged_exactly(torch, kind):
   assert histories[1].log_likelihood[0] == pytest.approx(float(expected), abs=1e-4)
   assert histories[1].steps == [0, 2, 4, 5]
   assert len(histories[1].ms) == 3
-  result = time_to_quality._method_of_peer(histories)
+  result = torch_training.method_of(histories)
   ms = [ms for history in histories.values() for ms in history.ms[1:]]
   assert result["ms_per_step"] == pytest.approx(np.median(ms))
   assert result["curve"]["seconds"][-1] == pytest.approx(5 * np.median(ms) / 1000)
