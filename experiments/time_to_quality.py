@@ -1,16 +1,16 @@
-"""Exact test log-likelihood against seconds of training, for ours and for PyTorch.
+"""Exact test log-likelihood against seconds of training, in JAX and in PyTorch.
 
   python -m experiments.mnist_rbm --flagfile=experiments/flags/figure1a.flags
   pip install -e '.[peers]'
   python -m experiments.time_to_quality --runs=runs/figure1a/summary.json
 
-Reads the curves and the milliseconds a step of finished runs of experiments.mnist_rbm,
-and trains their RBM in PyTorch on this machine: CD by the same Langevin dynamics, data,
-start, batch size and optimizer, by the package torchebm and by two loops of plain
-PyTorch (experiments/rbm/torch_peer.py says which). All seconds are steps times the median
-milliseconds of a step, without compilation, warm-up and evaluation, so the --runs must
-come from this machine, alone on it. --peers=false leaves PyTorch out, and so does an
-environment without it, with a message.
+It reads the curves and the milliseconds a step of finished runs of
+experiments.mnist_rbm, and trains their RBM in PyTorch on this machine: CD with the same
+Langevin dynamics, data, start, batch size and optimizer, by the package torchebm and by
+two loops of plain PyTorch (see experiments/rbm/torch_peer.py). All seconds are steps
+times the median milliseconds of a step, without compilation, warm-up and evaluation.
+The --runs must therefore come from this machine, with nothing else running on it.
+PyTorch is left out with --peers=false, and where it is not installed.
 
 A method has reached 1 nat of exact MLE at the first evaluation at which its mean over
 seeds is within 1 nat of exact MLE's last value. The steps between evaluations are the
@@ -19,7 +19,7 @@ resolution.
 Reading takes seconds. 10 000 steps of PyTorch take 15 to 40 seconds for CD-1 and 1 to 3
 minutes for CD-10 by each of the three ways, about 7 minutes in all. In --workdir it
 leaves time_to_quality.png, summary.json and flags.txt, which is a flagfile itself.
-Given again, the command starts from the beginning.
+The command does not continue an earlier run: it always starts from the beginning.
 """
 
 import dataclasses
@@ -55,10 +55,10 @@ class Settings(summaries.FromSummary, loading.Folders, workdirs.Run):
   runs: tuple[str, ...] = setting(
     (), "summary.json of finished runs of experiments.mnist_rbm."
   )
-  peers: bool = setting(True, "Train PyTorch's side too.")
+  peers: bool = setting(True, "Train in PyTorch, too.")
   peer_kinds: tuple[str, ...] = setting(
     torch_peer.KINDS,
-    f"PyTorch's sides, some of {', '.join(torch_peer.KINDS)}.",
+    f"The kinds of training in PyTorch, some of {', '.join(torch_peer.KINDS)}.",
     choices=torch_peer.KINDS,
   )
   peer_k: tuple[int, ...] = setting(
@@ -131,7 +131,7 @@ def main(own: Settings) -> None:
 def _environment(
   own: Settings, runs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[bool, dict[str, Any]]:
-  """Whether PyTorch's side is trained, and what all is computed with."""
+  """Whether PyTorch trains, and the software and hardware of all results."""
   environment = summaries.environment() | {"cores": _cores()}
   if not own.peers:
     print("PyTorch is left out: --peers=false.")
@@ -145,7 +145,7 @@ def _environment(
   torch_peer.set_threads(environment["torch_threads"])
   elsewhere = {str(run["environment"]["device"]) for run in runs.values()} - {"cpu"}
   if elsewhere:
-    print(f"Beware: PyTorch runs on the CPU, the runs on {', '.join(elsewhere)}.")
+    print(f"Warning: PyTorch runs on the CPU, the runs on {', '.join(elsewhere)}.")
   return True, environment
 
 

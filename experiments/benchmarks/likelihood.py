@@ -2,9 +2,10 @@
 
   python -m experiments.benchmarks.likelihood
 
-On one CPU core (--cores), in float32, 784 visible units. The floor of log Z is what the
-2^ℓ exponentials that define it take at the machine's own rate of exponentials; the sum
-over 2^(ℓ/2) × 2^(ℓ/2) states needs as many, but of a product's entries.
+It runs on one CPU core (--cores), in float32, with 784 visible units. The lower bound
+for log Z is the time of 2^ℓ exponentials, one for each state, at the machine's rate;
+the sum over 2^(ℓ/2) × 2^(ℓ/2) states computes the same number, of the entries of a
+matrix product.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ def _seconds_of_an_exponential() -> float:
 
 def _measure(num_hidden: int, exponential: float, own: Settings) -> dict[str, Any]:
   rbm, params = _params(num_hidden)
-  # as logged in training: all images at once
+  # all images at once, as in training
   images = jax.random.uniform(jax.random.key(1), (NUM_IMAGES, NUM_VISIBLE))
   log_z = functools.partial(rbm.log_partition, params)
   functions = {"log Z": log_z}

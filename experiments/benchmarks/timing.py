@@ -17,9 +17,11 @@ from tqdm import tqdm
 from experiments.shared import summaries, workdirs
 from experiments.shared.settings import setting
 
-_SHORTEST = 2e-3  # seconds that a clock is trusted with
-_COLD = 0.5  # seconds beyond which a call does not mind what was in the cache
-_LONGEST = 10.0  # seconds in all for a function, which may mean a single repeat
+_SHORTEST = (
+  2e-3  # seconds; shorter calls are repeated, so that the clock is precise enough
+)
+_COLD = 0.5  # seconds; for longer calls it does not matter what was in the cache
+_LONGEST = 10.0  # seconds in all for a function, perhaps for a single repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +33,13 @@ class Benchmark(summaries.FromSummary, workdirs.Run):
 
 @dataclasses.dataclass(frozen=True)
 class Repeated(Benchmark):
-  """A benchmark's settings where functions are timed several times."""
+  """The settings of a benchmark that times functions several times."""
 
   repeats: int = setting(5, "How often every function is timed.", at_least=1)
 
 
 class Times(NamedTuple):
-  """Seconds a call: the median over repeats, and the quartiles."""
+  """Seconds per call: the median over repeats, and the quartiles."""
 
   median: float
   low: float
@@ -53,8 +55,8 @@ def interleaved(
 ) -> dict[str, Times]:
   """Calls all functions in turn, `repeats` times, after a first call of each.
 
-  A call that is too short to be timed is made several times in a repeat, and one that
-  takes many seconds has fewer repeats.
+  A repeat of a very short call makes it several times; a call of many seconds has fewer
+  repeats.
   """
   calls = {}
   seconds: dict[str, list[float]] = {}
@@ -84,7 +86,7 @@ def _timed(function: Callable[[], Any], calls: int) -> float:
 
 
 def matrix_rate(repeats: int) -> float:
-  """10⁹ floating-point operations a second of a float32 product in the cache."""
+  """GFLOP/s of a float32 matrix product whose operands fit in the cache."""
   b, d = 512, 784
   x = jnp.ones((b, d))
   product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
@@ -100,7 +102,7 @@ def use_cores(number: int) -> None:
 
 
 def peer(name: str) -> ModuleType | None:
-  """A package to compare with, or None where it is not installed."""
+  """A package to compare with, or None if it is not installed."""
   try:
     return importlib.import_module(name)
   except ImportError:

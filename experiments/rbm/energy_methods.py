@@ -128,8 +128,8 @@ def _regularized_stein_cd(
 def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run]:
   """Regularised Stein moves, then Langevin steps with antithetic noise.
 
-  The moves take the particles to where the model is; collapsed within a component of
-  the mixture, they get its spread back by the noise.
+  The moves take the particles to the components of the mixture, where they collapse;
+  the noise restores the spread within each component.
   """
   del rules
 
@@ -169,7 +169,7 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run
 def _on_features(
   rbm: GaussianBernoulliRBM, kernel: kernels.Kernel
 ) -> Callable[[Params], kernels.Kernel]:
-  """The kernel on y = Bᵀx + c, what the RBM's hidden units see."""
+  """The kernel on y = Bᵀx + c, the inputs of the RBM's hidden units."""
   return lambda params: kernels.on_features(
     kernel, Partial(rbm.features, params), affine=True
   )

@@ -22,15 +22,15 @@ def _stein_gan(
   rbm: GaussianBernoulliRBM, rules: Rules, kind: str = ""
 ) -> Iterator[Run]:
   mixed = kind == "mix"
-  weighed = list(enumerate(rules.mix_scale if mixed else rules.mix_scale[:1]))
-  for alpha, (i, scale) in itertools.product(rules.mix if mixed else (0.0,), weighed):
+  scales = list(enumerate(rules.mix_scale if mixed else rules.mix_scale[:1]))
+  for alpha, (i, scale) in itertools.product(rules.mix if mixed else (0.0,), scales):
     name, label = {
       "": ("steingan", "SteinGAN"),
       "no_kernel": ("steingan_no_kernel", "SteinGAN, no kernel"),
       "mix": (f"steincd_gan_{alpha:.15g}", f"SteinCD-GAN({alpha:.15g})"),
     }[kind]
 
-    if len(weighed) > 1:
+    if len(scales) > 1:
       name, label = f"{name}_scale_{scale:.15g}", f"{label}, scale {scale:.15g}"
 
     def build(s: Setup, alpha: float = alpha, i: int = i) -> Algorithm:
@@ -43,7 +43,7 @@ def _stein_gan(
 
 
 def generator_after(rbm: GaussianBernoulliRBM, run: Run) -> Run:
-  """A generator that is trained on the finished energy of a run, which stays."""
+  """A generator that is trained on the finished energy of a run, which is fixed."""
 
   def build(s: Setup) -> Algorithm:
     return _stein_gan_of(
@@ -63,7 +63,7 @@ def _stein_gan_of(
   mix: float,
   scale: float,
 ) -> Algorithm:
-  """SteinGAN on flat pictures."""
+  """SteinGAN on flattened images."""
   rules = setup.rules
   generator = rules.generator().clone(axis_name=setup.axis_name)
   images_of = generators.generate_fn(generator)

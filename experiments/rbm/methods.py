@@ -18,7 +18,7 @@ GENERATOR_METHODS = tuple(generator_methods.METHODS)
 
 
 def runs(methods: Sequence[str], rbm: GaussianBernoulliRBM, rules: Rules) -> list[Run]:
-  """One run for every method; some have one for every number that was asked for."""
+  """The curves of the methods; a method may have one for each value of a setting."""
   known = energy_methods.METHODS | generator_methods.METHODS
   return [run for method in methods for run in known[method](rbm, rules)]
 
@@ -35,7 +35,7 @@ def algorithms(
     methods: names from `METHODS`.
     rbm: the model.
     rules: the hyper-parameters.
-    optimizer: one that takes the place of the rules' own.
+    optimizer: used instead of the one that the rules describe.
   """
   setup = Setup(rules, optimizer or rules.energy_optimizer())
   return {run.label: run.build(setup) for run in runs(methods, rbm, rules)}

@@ -28,10 +28,10 @@ class Run(NamedTuple):
   """One curve of the figure.
 
   Attributes:
-    name: which may be the name of a file.
-    label: for people.
-    build: makes the algorithm. It takes the setup, since a curve may have rules of its
-      own.
+    name: a name for files and flags.
+    label: a name for tables and figures.
+    build: builds the algorithm. Its argument is the setup, since a curve may have
+      hyper-parameters of its own.
     mix: α, where a generator is trained with the energy.
     energy_from: the name of the run whose finished energy a generator is trained on.
   """

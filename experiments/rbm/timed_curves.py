@@ -17,7 +17,7 @@ HEADER = (
   "test, final",
 )
 
-# What all curves of one plot share, and PyTorch's side is told.
+# Settings that all runs must share, and that PyTorch's training gets.
 _PROBLEM = (
   "dataset",
   "validation",
@@ -27,12 +27,12 @@ _PROBLEM = (
   "learning_rate",
   "adam_b1",
 )
-# What they share as well; PyTorch's side knows only the default values.
+# Settings that all runs must share, of which PyTorch's training has the defaults only.
 _BY_DEFAULT = ("initialization", "optimizer", "schedule", "center", "scale")
 
 
 def read_run(path: str) -> dict[str, Any]:
-  """A summary.json of experiments.mnist_rbm; a message ends the program otherwise."""
+  """A summary.json of experiments.mnist_rbm; else the program ends with a message."""
   run = summaries.read(path, flag="runs")
   wanted = ("methods", "flags", "gaussian_baseline", "environment")
   missing = [key for key in wanted if not isinstance(run, dict) or key not in run]
@@ -51,7 +51,7 @@ def problem_of(runs: Mapping[str, Mapping[str, Any]], *, peers: bool) -> dict[st
 
   Args:
     runs: path -> summary.
-    peers: whether the peers are to solve it too.
+    peers: whether PyTorch trains too.
   """
   (first, run), *others = runs.items()
   defaults = {name: settings.record(Training())[name] for name in _BY_DEFAULT}
@@ -84,7 +84,7 @@ def problem_of(runs: Mapping[str, Mapping[str, Any]], *, peers: bool) -> dict[st
 def ours(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   """label -> a method's curve over seconds, from the curves over steps of all runs.
 
-  A label that several runs hold is taken from the first.
+  If several runs have a label, the first run's curve is taken.
   """
   methods: dict[str, dict[str, Any]] = {}
   for path, run in runs.items():

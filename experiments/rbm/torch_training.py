@@ -1,4 +1,4 @@
-"""Trains the RBM in PyTorch, step by step timed, and evaluates it exactly."""
+"""Trains the RBM in PyTorch, measures the time of a step, and evaluates it exactly."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from stein_jax.energies import GaussianBernoulliRBM
 
 
 class Split(NamedTuple):
-  """The data as ours see it."""
+  """The model and the data, as our own training has them."""
 
   rbm: GaussianBernoulliRBM
   train: jax.Array  # [N, d] in [0, 1]
@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
 
 class History(NamedTuple):
-  """One seed of a peer."""
+  """The training of one seed."""
 
   steps: list[int]
   log_likelihood: list[float]  # exact, of the test set, at those steps
@@ -43,10 +43,10 @@ def train_peer(
   eval_every: int,
   progress: bool,
 ) -> History:
-  """Trains a peer from the parameters at which ours begin with this seed.
+  """Trains a peer from the same start as our own training with this seed.
 
-  Only the steps are timed; before each block the parameters are judged exactly by our
-  own `log_likelihood`.
+  Only the steps are timed. Before each block of steps the parameters are evaluated by
+  our own exact `log_likelihood`.
   """
   init_key, _ = jax.random.split(jax.random.key(seed))
   params = split.rbm.init_from_data(init_key, split.train)["params"]

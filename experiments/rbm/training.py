@@ -22,7 +22,7 @@ from stein_jax.algorithms.stein_gan import SteinGANState
 
 @dataclasses.dataclass(frozen=True)
 class Training(devices.Devices, Rules, workdirs.Run, Model):
-  """The settings of training runs that are compared: curves and seeds."""
+  """The settings of several training runs that are compared."""
 
   method: tuple[str, ...] = setting(
     ("cd", "stein_cd", "stein_score_matching", "mle"),

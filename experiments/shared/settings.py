@@ -216,12 +216,11 @@ def of_flags(
   argv: Sequence[str] = (),
   flag_values: flags.FlagValues = flags.FLAGS,
 ) -> _S:
-  """The values of the flags; a message ends the program where one is not allowed.
+  """The values of the flags; the program ends with a message if one is not allowed.
 
   Args:
     cls: the class whose flags were defined.
-    argv: the program's name, and what the command line holds apart from flags: an
-      error.
+    argv: the program's name and the arguments that are not flags, which are an error.
     flag_values: where the flags are.
   """
   if len(argv) > 1:
@@ -247,7 +246,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def record(own: Settings, of: type[Settings] | None = None) -> dict[str, str]:
-  """The recorded settings as texts of flags, without those that are None.
+  """The recorded settings as texts of flags, except those that are None.
 
   Args:
     own: the settings.
@@ -264,7 +263,7 @@ def record(own: Settings, of: type[Settings] | None = None) -> dict[str, str]:
 def differences(
   own: Settings, before: dict[str, str], *, fixed: Sequence[str] = ()
 ) -> list[str]:
-  """The settings with which a recorded run cannot be continued, as texts.
+  """What keeps a recorded run from being continued with other settings, as texts.
 
   A setting that the record does not hold had its default: it may be newer than the
   record.
@@ -272,7 +271,7 @@ def differences(
   Args:
     own: the settings now.
     before: the record of the earlier run.
-    fixed: settings that must not grow, though they may by their rules.
+    fixed: settings that must not grow, although their rules allow it.
   """
   fields = {f.name: f for f in _fields(type(own)) if f.rules.recorded}
   found = []

@@ -58,7 +58,7 @@ def test_likelihood(tmp_path):
 def test_training(tmp_path):
   shown = run("training", "--repeats=1", f"--workdir={tmp_path / 'w'}")
   summary = summary_of(tmp_path / "w")
-  assert summary["ratios"].keys() == training_benchmark.MARKS.keys()
+  assert summary["ratios"].keys() == training_benchmark.TARGETS.keys()
   assert training_benchmark.markdown(summary) in shown.stdout
 
 

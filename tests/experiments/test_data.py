@@ -440,7 +440,7 @@ def test_prepared_in_another_format(tmp_path, noted):
 @pytest.mark.parametrize(
   ("name", "says"),
   [
-    ("fashion_mnits", "near it: fashion_mnist"),
+    ("fashion_mnits", "similar names: fashion_mnist"),
     ("qqqqqqq", 'tfds has no data set "qqqqqqq". The embedded'),
     ("../mnist", "does not read like a tfds name"),
   ],
@@ -484,7 +484,10 @@ def test_prepare_gives_up_on_a_silent_host_in_seconds():
       retries = Retry(total=10, backoff_factor=0.2)  # tfds's: 200 s in all
       session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retries))
       patient = requests.Session.get
-      with preparing._impatient_requests(), pytest.raises(requests.ConnectionError):
+      with (
+        preparing._requests_with_time_limit(),
+        pytest.raises(requests.ConnectionError),
+      ):
         session.get(url)
       assert requests.Session.get is patient
   assert time.monotonic() - start < 5
@@ -509,7 +512,7 @@ def test_prepare_as_a_program(tiny):
   assert str(tiny[0] / "tiny" / "1.0.0") in there.stdout
   unknown = run("--dataset=mnits", f"--data_dir={tiny[0]}")
   assert unknown.returncode == 1
-  assert "near it: mnist" in unknown.stderr
+  assert "similar names: mnist" in unknown.stderr
   assert "Traceback" not in unknown.stderr
 
 

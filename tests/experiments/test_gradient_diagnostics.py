@@ -189,5 +189,5 @@ def test_binary_leaves_what_it_promises(tmp_path):
   command += ["--trained_by=magic", "--overwrite"]
   refused = binaries.run(*command)
   assert refused.returncode != 0
-  assert "--trained_by must name some of" in refused.stderr
+  assert "--trained_by must be one of" in refused.stderr
   assert (workdir / "summary.json").exists()
