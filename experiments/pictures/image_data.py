@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from experiments.shared import data
+from experiments.shared import caches, datasets, tfds_data
 from stein_jax import training
 
 CROPS = {
@@ -125,7 +125,7 @@ def folder_source(path: str | os.PathLike[str]) -> Source:
   """The jpg, png and webp files of a folder and its subfolders, in order of their path.
 
   Raises:
-    data.DatasetNotPrepared: there are none.
+    tfds_data.DatasetNotPrepared: there are none.
   """
   folder = Path(path).expanduser().resolve()
   files = sorted(
@@ -135,7 +135,7 @@ def folder_source(path: str | os.PathLike[str]) -> Source:
     if file.lower().endswith(SUFFIXES)
   )
   if not files:
-    raise data.DatasetNotPrepared(
+    raise tfds_data.DatasetNotPrepared(
       f"No {', '.join(SUFFIXES)} file in {folder}"
       + ("." if folder.is_dir() else ", which does not exist.")
     )
@@ -153,17 +153,17 @@ def lmdb_source(path: str | os.PathLike[str]) -> Source:
   minute.
 
   Raises:
-    data.DatasetNotPrepared: no data.mdb there, or an empty one.
+    tfds_data.DatasetNotPrepared: no data.mdb there, or an empty one.
     ImportError: the package lmdb is not installed.
   """
   folder = Path(path).expanduser().resolve()
   file = folder / "data.mdb"
   if not file.is_file():
-    raise data.DatasetNotPrepared(f"No lmdb in {folder}: it holds no data.mdb.")
+    raise tfds_data.DatasetNotPrepared(f"No lmdb in {folder}: it holds no data.mdb.")
   environment = _open_lmdb(str(folder))
   count = environment.stat()["entries"]
   if not count:
-    raise data.DatasetNotPrepared(f"The lmdb in {folder} holds no pictures.")
+    raise tfds_data.DatasetNotPrepared(f"The lmdb in {folder} holds no pictures.")
 
   @functools.cache
   def keys() -> list[bytes]:
@@ -193,17 +193,17 @@ def _open_lmdb(folder: str):
 def tfds_source(
   name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None
 ) -> Source:
-  """The pictures of a split that tfds has prepared; errors as of `data.load`.
+  """The pictures of a split that tfds has prepared; errors as of `datasets.load`.
 
   Args:
     name: "celeb_a", "lsun/bedroom", or any tfds name of pictures.
     split: "train", "validation", "test".
-    data_dir: as in `data.load`.
+    data_dir: as in `datasets.load`.
   """
-  return _prepared_source(data.open_prepared(name, data_dir), split)
+  return _prepared_source(tfds_data.open_prepared(name, data_dir), split)
 
 
-def _prepared_source(prepared: data.Prepared, split: str) -> Source:
+def _prepared_source(prepared: tfds_data.Prepared, split: str) -> Source:
   count = prepared.size(split)
   if not count:
     raise ValueError(
@@ -223,29 +223,29 @@ def load_images(
   size: int | None = None,
   data_dir: str | os.PathLike[str] | None = None,
   cache_dir: str | os.PathLike[str] | None = None,
-) -> data.Dataset:
+) -> datasets.Dataset:
   """Loads pictures of one square size, decoded once and then memory-mapped.
 
   CelebA and LSUN are cropped and resized as `decode` says, by `CROPS`, and come
-  without labels. All else is `data.load(name, validation_fraction=0)`: the training
+  without labels. All else is `datasets.load(name, validation_fraction=0)`: the training
   split stays whole. LSUN has no test split, so its validation split is both.
 
   Args:
-    name: "cifar10", "celeb_a", "lsun/bedroom", or another that `data.load` knows.
+    name: "cifar10", "celeb_a", "lsun/bedroom", or another that `datasets.load` knows.
     size: the side in pixels; None: 64 for CelebA and LSUN, else what the pictures have.
       32 gives the grey 28×28 of MNIST and its kin a black border and three channels.
-    data_dir: as in `data.load`. LSUN's may also be a folder of LSUN's own: one that
+    data_dir: as in `datasets.load`. LSUN's may also be a folder of LSUN's own: one that
       holds a data.mdb or jpg, png or webp files, of which the last tenth, at most 300,
       is kept for validation; or one with two such folders, `bedroom_train_lmdb` and
       `bedroom_val_lmdb`, or `train` and `validation`.
-    cache_dir: as in `data.load`; one array for every size.
+    cache_dir: as in `datasets.load`; one array for every size.
 
-  Returns: a `data.Dataset`, whose `source` counts the pictures, and says "a subset"
+  Returns: a `datasets.Dataset`, whose `source` counts the pictures, and says "a subset"
     where that is known to be fewer than there are.
 
   Raises:
     ValueError: a size that the pictures do not have, or one that does not decode.
-    Otherwise as `data.load`.
+    Otherwise as `datasets.load`.
   """
   if size is not None and size < 1:
     raise ValueError(f"size must be at least 1 pixel, got {size}")
@@ -254,16 +254,16 @@ def load_images(
     return _load_as_they_are(name, size, data_dir, cache_dir)
   size = DEFAULT_SIZE if size is None else size
   sources, origin = _find_sources(name, data_dir)
-  caches = data.resolve_cache_dir(cache_dir)
+  folder = caches.resolve_cache_dir(cache_dir)
   images = {
-    split: _decoded(name, split, source, size, crop, caches)
+    split: _decoded(name, split, source, size, crop, folder)
     for split, source in sources.items()
   }
   if "validation" not in images:
     kept = len(images["train"]) - min(len(images["train"]) // 10, _LSUN_VALIDATION)
     images["validation"] = images["train"][kept:]
     images["train"] = images["train"][:kept]
-  return data.Dataset(
+  return datasets.Dataset(
     name=name,
     source=f"{origin} {_counted(name, images)} {_cut(crop, size)}",
     train=images["train"],
@@ -280,8 +280,8 @@ def _load_as_they_are(
   size: int | None,
   data_dir: str | os.PathLike[str] | None,
   cache_dir: str | os.PathLike[str] | None,
-) -> data.Dataset:
-  dataset = data.load(
+) -> datasets.Dataset:
+  dataset = datasets.load(
     name, data_dir=data_dir, cache_dir=cache_dir, validation_fraction=0.0
   )
   height, width, channels = dataset.train.shape[1:]
@@ -295,7 +295,7 @@ def _load_as_they_are(
   return dataset
 
 
-def framed(dataset: data.Dataset) -> data.Dataset:
+def framed(dataset: datasets.Dataset) -> datasets.Dataset:
   """Grey 28×28 pictures with a black border of two pixels and three equal channels."""
 
   def bordered(images: np.ndarray) -> np.ndarray:
@@ -314,13 +314,13 @@ def _find_sources(
 ) -> tuple[dict[str, Source], str]:
   """The splits of a data set, and where they come from."""
   if name.startswith("lsun"):
-    found = _lsun_sources(name, data.resolve_data_dir(data_dir))
+    found = _lsun_sources(name, tfds_data.resolve_data_dir(data_dir))
     if found:
       places = " and ".join(source.where for source in found.values())
       return found, f"{name}: read from {places}."
   try:
-    prepared = data.open_prepared(name, data_dir)
-  except data.DatasetNotPrepared as error:
+    prepared = tfds_data.open_prepared(name, data_dir)
+  except tfds_data.DatasetNotPrepared as error:
     if not name.startswith("lsun"):
       raise
     category = _category(name)
@@ -394,14 +394,14 @@ def _decoded(
 ) -> np.ndarray:
   """All pictures of a source, uint8 [n, size, size, 3], memory-mapped."""
   label = f"{name.replace(':', '-')}-{size}px-crop{crop:.3f}"
-  cache = data.cache_of(label, source.directory, cache_dir, source.files)
+  cache = caches.cache_of(label, source.directory, cache_dir, source.files)
 
   def examples() -> Iterator[tuple[np.ndarray, None]]:
     pictures = _import_grain().MapDataset.source(_Pictures(source, size, crop))
     for picture in _in_threads(pictures, _workers(None)):
       yield picture, None
 
-  images, _ = data.read_through(
+  images, _ = caches.read_through(
     cache, split, examples, len(source), name=name, labelled=False
   )
   return images

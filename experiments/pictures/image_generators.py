@@ -13,8 +13,9 @@ from flax import linen as nn
 from flax import serialization
 
 from experiments.pictures import image_models
-from experiments.shared import data
+from experiments.shared import summaries
 from stein_jax import generators
+from stein_jax.training.files import write_atomically
 from stein_jax.types import Params, PyTree
 
 _AT_ONCE = 250  # pictures
@@ -117,9 +118,8 @@ def save(folder: Path, trained: Trained) -> None:
   """Writes a generator's two files."""
   folder.mkdir(parents=True, exist_ok=True)
   tree = {"params": trained.params, "stats": trained.stats}
-  with data.in_place_of(folder / FILE) as file:
-    file.write(serialization.to_bytes(jax.device_get(tree)))
-  data.write_json(folder / DESCRIPTION, trained.about)
+  write_atomically(folder / FILE, serialization.to_bytes(jax.device_get(tree)))
+  summaries.write_json(folder / DESCRIPTION, trained.about)
 
 
 def load(folder: Path) -> Trained:

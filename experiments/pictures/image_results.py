@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import rbm_summary
 from experiments.pictures import image_generators, image_models
-from experiments.shared import plots
+from experiments.shared import plots, tables
 from stein_jax import evaluation, training
 
 PICTURED = 100
@@ -152,7 +151,7 @@ def table(summary: Mapping[str, Any]) -> str:
     "repulsion's share of φ",
     "mean distance of samples",
   ]
-  return rbm_summary.markdown_table(header, lines)
+  return tables.markdown(header, lines)
 
 
 def _number(row: Mapping[str, Any], *names: str) -> str:

@@ -23,14 +23,17 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import rbm_summary
-from experiments.classifier import Classifier, accuracy, cache_path, kept, shifted
-from experiments.shared import data
+from experiments.shared import datasets, tables
+from experiments.shared import scores as shared_scores
+from experiments.shared.classifiers import (
+  Classifier,
+  accuracy,
+  cache_path,
+  kept,
+  shifted,
+)
 from stein_jax import Algorithm, evaluation, training
 from stein_jax.types import Array, Batch, Key, Metrics, Params, PyTree
-
-COMPARED = 2000
-"""Samples of the scores that look at all pairs."""
 
 MAX_SHIFT = 4  # pixels, of the augmentation
 
@@ -177,7 +180,7 @@ def train_resnet(
     num_classes: how many there are; None: up to the largest label.
     seed: of its start, its batches and their augmentation.
     cache_dir: where it is kept, in a file for each name, recipe, seed and data; as in
-      `data.load`.
+      `datasets.load`.
     name: of the data, for its file and the progress bar.
     refit: train it anew.
     progress: whether to show a progress bar.
@@ -219,10 +222,10 @@ def train_resnet(
   return Classifier(network, variables, images.shape[1:], path=path)
 
 
-def judge(dataset: data.Dataset, **options: Any) -> Classifier:
+def judge(dataset: datasets.Dataset, **options: Any) -> Classifier:
   """The ResNet of a data set, which scores pictures: fitted once, and then loaded.
 
-  It learns from the training and the validation set, as `classifier.load_or_fit` does.
+  It learns from the training and the validation set, as `classifiers.load_or_fit` does.
   Its test accuracy is therefore the second score of the real training set, if the other
   sets are trained on by the same recipe.
 
@@ -240,7 +243,7 @@ def judge(dataset: data.Dataset, **options: Any) -> Classifier:
   )
 
 
-def real_training_set(dataset: data.Dataset) -> Labelled:
+def real_training_set(dataset: datasets.Dataset) -> Labelled:
   """All pictures that are not test pictures: of CIFAR-10 the paper's 50 000.
 
   Raises:
@@ -373,37 +376,11 @@ def scores(
   # jackknife's blocks of every tenth would be a fair draw.
   rng = np.random.default_rng(0)
   order = rng.permutation(len(images))
-  images, probabilities = images[order[:COMPARED]], probabilities[order]
+  images, probabilities = images[order[: shared_scores.COMPARED]], probabilities[order]
   features = features[order]
   real = real_features[rng.permutation(len(real_features))]
   pixels = images.astype(np.float32) / 255
-  return compared(pixels, probabilities, features, real)
-
-
-def compared(
-  pixels: np.ndarray,
-  probabilities: np.ndarray,
-  features: np.ndarray,
-  real_features: np.ndarray,
-) -> dict[str, float]:
-  """`scores`, of pictures in [0, 1] and rows that are in no order of their own."""
-  equal = min(len(features), len(real_features))
-  few, few_real = features[:COMPARED], real_features[:COMPARED]
-  estimates = {
-    "inception_score": evaluation.inception_score(probabilities),
-    "label_entropy": evaluation.label_entropy(probabilities),
-    "mean_pairwise_distance": evaluation.mean_pairwise_distance(pixels[:COMPARED]),
-    "frechet_distance": evaluation.frechet_distance(
-      features[:equal], real_features[:equal]
-    ),
-    "kernel_inception_distance": evaluation.kernel_inception_distance(few, few_real),
-  }
-  precision, recall = evaluation.precision_and_recall(few_real, few)
-  return (
-    {name: estimate.value for name, estimate in estimates.items()}
-    | {f"{name}_standard_error": e.standard_error for name, e in estimates.items()}
-    | {"precision": precision, "recall": recall}
-  )
+  return shared_scores.compared(pixels, probabilities, features, real)
 
 
 def scores_of(
@@ -479,7 +456,7 @@ def figure2_table(
       lines.append([label, *cells(results, score)])
     if of_paper:
       lines.append(["… in the paper", *cells(beside, score)])
-  return rbm_summary.markdown_table(["", *names], lines)
+  return tables.markdown(["", *names], lines)
 
 
 def _text(value: float | None, digits: str) -> str:
