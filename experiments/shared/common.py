@@ -20,7 +20,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 
 from experiments import prepare_data
-from experiments.pictures import image_data
+from experiments.pictures import datasets
 from experiments.rbm import methods as rbm_methods
 from experiments.shared import data, workdirs
 from stein_jax import Algorithm, parallel
@@ -306,11 +306,11 @@ def load_training_data(batch_size: int) -> tuple[str, jax.Array]:
 
 
 def load_pictures(name: str, *, size: int | None) -> data.Dataset:
-  """`image_data.load_images` from where the flags say; a message ends the program."""
+  """`datasets.load_images` from where the flags say; a message ends the program."""
   values = flags.FLAGS
   try:
     with parallel.first_process_first("pictures"):
-      return image_data.load_images(
+      return datasets.load_images(
         name, size=size, data_dir=values.data_dir, cache_dir=values.cache_dir
       )
   except (OSError, ImportError, ValueError) as error:

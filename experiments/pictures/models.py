@@ -1,4 +1,4 @@
-"""The networks and learning rules of `experiments.images`, by name (section 5.2)."""
+"""The networks and algorithms of `experiments.images`, by name (section 5.2)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -30,10 +30,10 @@ METHODS = {
 }
 
 LAYERS = {32: energies.CIFAR10_LAYERS, 64: energies.CELEB_A_LAYERS}
-"""The authors' encoders by the size of pictures."""
+"""The authors' encoder for each size of images."""
 
 NOISE_FN = generators.uniform_noise(100)
-"""ξ of every generator here."""
+"""The noise ξ of every generator here."""
 
 
 class Settings(NamedTuple):
@@ -68,41 +68,52 @@ class Settings(NamedTuple):
 
 
 class Model(NamedTuple):
-  """A learning rule, its generator, and the start of both."""
+  """An algorithm, its initial parameters, and its networks.
+
+  Attributes:
+    algorithm: the learning rule.
+    params: the initial parameters of both networks.
+    generator: the generator's module.
+    energy: the energy's module; None for DCGAN, which has a discriminator instead.
+  """
 
   algorithm: Algorithm
   params: Params
   generator: nn.Module
-  energy: nn.Module | None  # None: DCGAN has a discriminator in its place
+  energy: nn.Module | None
 
 
 def build(
   key: Key,
   method: str,
   settings: Settings,
-  pictures: Batch,
+  images: Batch,
   *,
   axis_name: str | None = None,
 ) -> Model:
-  """A method's model at its start; all methods share a key's generator.
+  """The initial model of a method; the generator depends on the key alone.
 
   Args:
     key: a PRNG key.
-    method: out of `METHODS`.
-    settings: of the networks and the learning rule.
-    pictures: two examples or more, as `transform` makes them.
-    axis_name: of a mesh of devices, over which batches are spread.
+    method: one of `METHODS`.
+    settings: of the networks and the algorithm.
+    images: at least two examples, as `transform` returns them.
+    axis_name: the axis of a mesh of devices over which batches are sharded.
   """
-  gen_key, other_key = jax.random.split(key)
+  generator_key, other_key = jax.random.split(key)
   generator = generator_of(settings)
-  x, labels = split_batch(pictures)
-  noise = NOISE_FN(gen_key, len(x))
-  eta, generator_stats = generators.initialize(gen_key, generator, noise, *labels)
-  # The model's own generator, which samples on one device, knows no axis.
+  x, labels = split_batch(images)
+  noise = NOISE_FN(generator_key, len(x))
+  generator_params, generator_stats = generators.initialize(
+    generator_key, generator, noise, *labels
+  )
+  # Only training is sharded: the generator in Model draws samples on one device.
   generate_fn = generators.generate_fn(generator.clone(axis_name=axis_name))
   if method == "dcgan":
     discriminator = discriminator_of(settings).clone(axis_name=axis_name)
-    delta, stats = generators.initialize(other_key, discriminator, x, *labels)
+    discriminator_params, stats = generators.initialize(
+      other_key, discriminator, x, *labels
+    )
     adam = optax.adam(settings.dcgan_learning_rate, b1=settings.beta1)
     algorithm = dcgan(
       discriminate_fn(discriminator),
@@ -115,10 +126,10 @@ def build(
       average=settings.average,
       axis_name=axis_name,
     )
-    params = {"discriminator": delta, "generator": eta}
+    params = {"discriminator": discriminator_params, "generator": generator_params}
     return Model(algorithm, params, generator, None)
   energy = energy_of(settings)
-  theta = jax.jit(energy.init)(other_key, x[0], *(label[0] for label in labels))
+  energy_params = jax.jit(energy.init)(other_key, x[0], *(label[0] for label in labels))
   algorithm = stein_gan(
     energy.apply,
     generate_fn,
@@ -134,11 +145,12 @@ def build(
     average=settings.average,
     axis_name=axis_name,
   )
-  return Model(algorithm, {"energy": theta, "generator": eta}, generator, energy)
+  params = {"energy": energy_params, "generator": generator_params}
+  return Model(algorithm, params, generator, energy)
 
 
 def generator_of(settings: Settings) -> generators.DCGANGenerator:
-  """The generator that all methods have."""
+  """The generator, the same for all methods."""
   return generators.DCGANGenerator(
     size=settings.size,
     width=settings.generator_width,
@@ -157,7 +169,7 @@ def discriminator_of(settings: Settings) -> DCGANDiscriminator:
 
 
 def energy_of(settings: Settings) -> nn.Module:
-  """The energy (24), or with labels (25)."""
+  """The energy (24), or the joint energy (25) if there are labels."""
   autoencoder = energies.Autoencoder(
     LAYERS[settings.size],
     width=settings.width,
@@ -174,18 +186,18 @@ def energy_of(settings: Settings) -> nn.Module:
 def kernel_fn(
   energy: nn.Module, settings: Settings
 ) -> Callable[[Params], kernels.Kernel]:
-  """θ -> the kernel on the energy's own features."""
+  """A function θ -> the kernel on the energy's own features."""
   base = kernels.rbf(settings.bandwidth, multiple=settings.bandwidth_multiple)
 
-  def at(theta: Params) -> kernels.Kernel:
-    features = Partial(energy.features, theta)
+  def kernel(params: Params) -> kernels.Kernel:
+    features = Partial(energy.features, params)
     return kernels.on_features(base, features, num_neighbors=settings.num_neighbors)
 
-  return at
+  return kernel
 
 
 def transform(batch: Batch) -> Batch:
-  """Pixels 0 to 255 -> −1 to 1, x/127.5 − 1; labels stay."""
+  """Scales pixels from 0 ... 255 to [−1, 1]: x/127.5 − 1. Labels stay as they are."""
   if isinstance(batch, Mapping):
     return {**batch, "x": transform(batch["x"])}
   return batch.astype(jnp.float32) / 127.5 - 1

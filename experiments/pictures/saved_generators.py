@@ -1,4 +1,4 @@
-"""Generators of pictures on disk: what `experiments.images` leaves for others."""
+"""Trained generators on disk: `experiments.images` saves them, other commands load."""
 
 import functools
 import json
@@ -12,23 +12,23 @@ import numpy as np
 from flax import linen as nn
 from flax import serialization
 
-from experiments.pictures import image_models
+from experiments.pictures import models
 from experiments.shared import data
 from stein_jax import generators
 from stein_jax.types import Params, PyTree
 
-_AT_ONCE = 250  # pictures
+_BATCH_SIZE = 250  # images
 
 FILE, DESCRIPTION = "generator.msgpack", "generator.json"
 
 
 class Trained(NamedTuple):
-  """A generator, its parameters, and how it came about.
+  """A generator, its parameters, and a description of its training.
 
   Attributes:
     generator: the module.
-    params: η; the moving average where the run kept one.
-    stats: of batch norm.
+    params: η; the moving average, if the run kept one.
+    stats: the statistics of batch norm.
     about: method, label, dataset, step, seed, settings, and label_counts (or None).
   """
 
@@ -38,15 +38,16 @@ class Trained(NamedTuple):
   about: dict[str, Any]
 
   def labels(self, num_samples: int, *, seed: int = 0) -> np.ndarray | None:
-    """Labels drawn by the training set's counts; None without labels."""
+    """Labels drawn with the training set's frequencies; None if it had no labels."""
     counts = self.about["label_counts"]
     if counts is None:
       return None
-    shares = np.asarray(counts) / np.sum(counts)
+    frequencies = np.asarray(counts) / np.sum(counts)
     rng = np.random.default_rng(seed)
-    return rng.choice(len(shares), size=num_samples, p=shares).astype(np.int32)
+    labels = rng.choice(len(frequencies), size=num_samples, p=frequencies)
+    return labels.astype(np.int32)
 
-  def pictures(
+  def sample(
     self,
     num_samples: int,
     *,
@@ -54,67 +55,70 @@ class Trained(NamedTuple):
     noise: Any = None,
     seed: int = 0,
   ) -> np.ndarray:
-    """uint8 pictures `[n, h, w, c]`, the same for the same seed.
+    """uint8 images `[n, h, w, c]`, the same ones for the same seed.
 
     Args:
       num_samples: n.
-      labels: `[n]`, where the generator takes labels; by default `labels(n)`.
-      noise: ξ `[n, 100]`; by default drawn.
+      labels: `[n]`, for a generator that takes labels; by default `labels(n)`.
+      noise: ξ `[n, 100]`; by default random.
       seed: of the noise and the labels.
     """
     if labels is None:
       labels = self.labels(num_samples, seed=seed)
-    found = []
-    for first in range(0, num_samples, _AT_ONCE):
-      # Always as many, so that one compilation serves.
-      places = np.minimum(first + np.arange(_AT_ONCE), num_samples - 1)
+    batches = []
+    for first in range(0, num_samples, _BATCH_SIZE):
+      # Every batch has the same size, so the generator is compiled once.
+      indices = np.minimum(first + np.arange(_BATCH_SIZE), num_samples - 1)
       if noise is None:
         key = jax.random.fold_in(jax.random.key(seed), first)
-        xi = image_models.NOISE_FN(key, _AT_ONCE)
+        xi = models.NOISE_FN(key, _BATCH_SIZE)
       else:
-        xi = jnp.asarray(noise)[places]
-      given = () if labels is None else (jnp.asarray(labels)[places],)
-      made = _sample(self.generator, self.params, self.stats, xi, *given)
-      found.append(np.asarray(made)[: num_samples - first])
-    return np.concatenate(found)
+        xi = jnp.asarray(noise)[indices]
+      context = () if labels is None else (jnp.asarray(labels)[indices],)
+      images = _sample(self.generator, self.params, self.stats, xi, *context)
+      batches.append(np.asarray(images)[: num_samples - first])
+    return np.concatenate(batches)
 
 
 @functools.partial(jax.jit, static_argnames="generator")
 def _sample(
-  generator: nn.Module, params: Params, stats: PyTree, noise: jax.Array, *given: Any
+  generator: nn.Module, params: Params, stats: PyTree, noise: jax.Array, *context: Any
 ) -> jax.Array:
-  made = generators.sample(generator, params, stats, noise, *given)
-  return jnp.round((made + 1) * 127.5).astype(jnp.uint8)
+  images = generators.sample(generator, params, stats, noise, *context)
+  return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
-def of_state(generator: nn.Module, state: Any, about: dict[str, Any]) -> Trained:
-  """The generator of an algorithm's state."""
+def from_state(generator: nn.Module, state: Any, about: dict[str, Any]) -> Trained:
+  """The generator in an algorithm's state; its moving average, if there is one."""
   if not jax.tree.leaves(state.generator_average):
     return Trained(generator, state.params["generator"], state.generator_stats, about)
   average = Trained(generator, state.generator_average, state.generator_stats, about)
-  labels = average.labels(_AT_ONCE)
-  given = () if labels is None else (jnp.asarray(labels),)
-  stats = _settled(generator, average.params, average.stats, *given)
+  labels = average.labels(_BATCH_SIZE)
+  context = () if labels is None else (jnp.asarray(labels),)
+  stats = _updated_stats(generator, average.params, average.stats, *context)
   return average._replace(stats=stats)
 
 
 @functools.partial(jax.jit, static_argnames="generator")
-def _settled(
-  generator: nn.Module, params: Params, stats: PyTree, *given: Any
+def _updated_stats(
+  generator: nn.Module, params: Params, stats: PyTree, *context: Any
 ) -> PyTree:
-  """Batch norm's statistics of these parameters, which are not those they came with."""
+  """The statistics of batch norm that belong to these parameters.
+
+  In a state the statistics belong to the current parameters, not to their average.
+  """
   generate = generators.generate_fn(generator)
 
   def step(stats: PyTree, key: jax.Array) -> tuple[PyTree, None]:
-    noise = image_models.NOISE_FN(key, _AT_ONCE)
-    return generate(params, stats, noise, given[0] if given else None)[1], None
+    noise = models.NOISE_FN(key, _BATCH_SIZE)
+    return generate(params, stats, noise, context[0] if context else None)[1], None
 
   keys = jax.random.split(jax.random.key(1), 40)
   return jax.lax.scan(step, stats, keys)[0]
 
 
 def save(folder: Path, trained: Trained) -> None:
-  """Writes a generator's two files."""
+  """Writes the generator's two files to a folder."""
   folder.mkdir(parents=True, exist_ok=True)
   tree = {"params": trained.params, "stats": trained.stats}
   with data.in_place_of(folder / FILE) as file:
@@ -123,18 +127,18 @@ def save(folder: Path, trained: Trained) -> None:
 
 
 def load(folder: Path) -> Trained:
-  """A generator as `save` wrote it; a message ends the program where there is none."""
+  """A generator that `save` wrote; exits with a message if there is none."""
   try:
     about = json.loads((folder / DESCRIPTION).read_text())
     written = (folder / FILE).read_bytes()
   except (OSError, ValueError) as error:
     sys.exit(
-      f"{folder} holds no generator ({error}). Name a folder that experiments.images "
-      "left: WORKDIR/METHOD/seed_0."
+      f"{folder} holds no generator ({error}). Give a folder that experiments.images "
+      "wrote: WORKDIR/METHOD/seed_0."
     )
-  generator = image_models.generator_of(image_models.Settings(**about["settings"]))
+  generator = models.generator_of(models.Settings(**about["settings"]))
   labels = () if about["label_counts"] is None else (jnp.zeros(2, jnp.int32),)
-  noise = image_models.NOISE_FN(jax.random.key(0), 2)
+  noise = models.NOISE_FN(jax.random.key(0), 2)
   params, stats = jax.eval_shape(
     lambda key: generators.initialize(key, generator, noise, *labels),
     jax.random.key(0),

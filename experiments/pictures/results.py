@@ -1,4 +1,4 @@
-"""What `experiments.images` records and draws of its runs."""
+"""What `experiments.images` records of a run, and the figures and table from it."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import rbm_summary
-from experiments.pictures import image_generators, image_models
+from experiments.pictures import models, saved_generators
 from experiments.shared import plots
 from stein_jax import evaluation, training
 
-PICTURED = 100
-"""Samples that are kept for pictures at every evaluation."""
+NUM_SAMPLES = 100
+"""The number of samples that are saved at every evaluation."""
 
-RECONSTRUCTED = 10
+NUM_RECONSTRUCTIONS = 10
+"""The number of reconstructions that are saved at every evaluation."""
 
-_HEALTH = (
+_CURVES = (
   "energy_gap",
   "energy_data",
   "energy_held_out",
@@ -31,61 +32,65 @@ _HEALTH = (
 )
 
 
-class Watch:
-  """Looks at a run at every evaluation: samples, reconstructions, and a few numbers.
+class Recorder:
+  """Records a run at every evaluation: samples, reconstructions and a few metrics.
 
   Args:
-    model: what is trained.
-    about: what `image_generators.save` notes.
-    folder: where the run's files go.
-    held_out: uint8 pictures that are not trained on.
-    labels: theirs, or None.
+    model: the model that is trained.
+    about: the description that is saved with the generator; see
+      `saved_generators.Trained`.
+    folder: the run's folder.
+    held_out: uint8 images that are not trained on.
+    labels: the labels of these images, or None.
   """
 
   def __init__(
     self,
-    model: image_models.Model,
+    model: models.Model,
     about: Mapping[str, Any],
     folder: Path,
     held_out: np.ndarray,
     labels: np.ndarray | None,
   ):
     self._model, self._about, self._folder = model, dict(about), folder
-    self._held_out = image_models.transform(jnp.asarray(held_out))
+    self._held_out = models.transform(jnp.asarray(held_out))
     self._labels = () if labels is None else (jnp.asarray(labels),)
 
   def evaluate(self, state: Any) -> dict[str, float]:
-    """How far samples are from one another, and the energy of held-out pictures."""
-    images = self._trained(state, 0).pictures(200).astype(np.float32) / 255
+    """The mean distance between samples, and the energy of the held-out images."""
+    images = self._trained(state, 0).sample(200).astype(np.float32) / 255
     distance = evaluation.mean_pairwise_distance(images, num_blocks=None).value
-    found = {"mean_pairwise_distance": distance}
+    metrics = {"mean_pairwise_distance": distance}
     energy = self._model.energy
     if energy is not None:
-      theta = state.params["energy"]
-      values = _energies(energy, theta, self._held_out, *self._labels)
-      found["energy_held_out"] = float(values.mean())
-    return found
+      params = state.params["energy"]
+      values = _energies(energy, params, self._held_out, *self._labels)
+      metrics["energy_held_out"] = float(values.mean())
+    return metrics
 
   def observe(self, step: int, state: Any) -> None:
-    """Saves the generator, samples of always the same noise, and reconstructions."""
+    """Saves the generator, samples and reconstructions; the noise is always the same.
+
+    The samples of a conditional generator are ten for each label.
+    """
     trained = self._trained(state, step)
-    image_generators.save(self._folder, trained)
+    saved_generators.save(self._folder, trained)
     labels = None
-    if trained.about["label_counts"] is not None:  # a row for each label
-      labels = np.arange(PICTURED, dtype=np.int32) // 10
+    if trained.about["label_counts"] is not None:
+      labels = np.arange(NUM_SAMPLES, dtype=np.int32) // 10
       labels = labels % len(trained.about["label_counts"])
-    self._save("samples", step, trained.pictures(PICTURED, labels=labels))
+    self._save("samples", step, trained.sample(NUM_SAMPLES, labels=labels))
     energy = self._model.energy
     if energy is not None:
-      some = self._held_out[:RECONSTRUCTED]
-      back = _reconstructions(energy, state.params["energy"], some)
-      both = jnp.concatenate([some, back])
+      originals = self._held_out[:NUM_RECONSTRUCTIONS]
+      reconstructions = _reconstructions(energy, state.params["energy"], originals)
+      both = jnp.concatenate([originals, reconstructions])
       pixels = np.asarray(jnp.round((both + 1) * 127.5), np.uint8)
       self._save("reconstructions", step, pixels)
 
-  def _trained(self, state: Any, step: int) -> image_generators.Trained:
+  def _trained(self, state: Any, step: int) -> saved_generators.Trained:
     about = {**self._about, "step": step}
-    return image_generators.of_state(self._model.generator, state, about)
+    return saved_generators.from_state(self._model.generator, state, about)
 
   def _save(self, name: str, step: int, images: np.ndarray) -> None:
     (self._folder / name).mkdir(parents=True, exist_ok=True)
@@ -93,26 +98,29 @@ class Watch:
 
 
 @functools.partial(jax.jit, static_argnames="energy")
-def _energies(energy: Any, theta: Any, x: jax.Array, *labels: Any) -> jax.Array:
-  return jax.vmap(functools.partial(energy.apply, theta))(x, *labels)
+def _energies(energy: Any, params: Any, x: jax.Array, *labels: Any) -> jax.Array:
+  return jax.vmap(functools.partial(energy.apply, params))(x, *labels)
 
 
 @functools.partial(jax.jit, static_argnames="energy")
-def _reconstructions(energy: Any, theta: Any, x: jax.Array) -> jax.Array:
-  return jax.vmap(lambda x: energy.apply(theta, x, method="reconstruct"))(x)
+def _reconstructions(energy: Any, params: Any, x: jax.Array) -> jax.Array:
+  return jax.vmap(lambda x: energy.apply(params, x, method="reconstruct"))(x)
 
 
-def of_divergence(seed: int, error: training.TrainingDiverged) -> dict[str, Any]:
-  """A summary's entry of a run that ceased to be finite."""
+def diverged_run(seed: int, error: training.TrainingDiverged) -> dict[str, Any]:
+  """The entry in summary.json of a run whose metrics or state became infinite or NaN."""
   return {"seed": seed, "diverged": {"step": error.step, "metric": error.metric}}
 
 
-def of_history(seed: int, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """A summary's entry of a finished run: its last row, mean step time and curve."""
+def finished_run(seed: int, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The entry in summary.json of a finished run.
+
+  It holds the last row of the history, the median step time and the metrics' curves.
+  """
   timed = [row["ms_per_step"] for row in history if row.get("ms_per_step")]
   curve = {
     name: [(row["step"], row[name]) for row in history if row.get(name) is not None]
-    for name in _HEALTH
+    for name in _CURVES
   }
   return {
     "seed": seed,
@@ -123,11 +131,11 @@ def of_history(seed: int, history: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
 
 def table(summary: Mapping[str, Any]) -> str:
-  """A line for every run: its last numbers."""
+  """The table of a summary.json in Markdown: the last metrics of every run."""
   lines = []
   for method, runs in summary["runs"].items():
     for run in runs:
-      label = f"{image_models.METHODS[method]}, seed {run['seed']}"
+      label = f"{models.METHODS[method]}, seed {run['seed']}"
       if "diverged" in run:
         lines.append([label, f"diverged at step {run['diverged']['step']}"] + ["—"] * 5)
         continue
@@ -156,6 +164,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def _number(row: Mapping[str, Any], *names: str) -> str:
+  """The first of these metrics that the row has."""
   found = next((row[name] for name in names if row.get(name) is not None), None)
   return "—" if found is None else f"{found:.3f}"
 
@@ -163,28 +172,30 @@ def _number(row: Mapping[str, Any], *names: str) -> str:
 def draw(
   workdir: Path, methods: Sequence[str], seeds: Sequence[int], *, title: str
 ) -> None:
-  """The first seed's last samples, its samples over training, and reconstructions.
+  """Draws samples.png, training.png and reconstructions.png, of the first seed.
 
-  The last show held-out pictures, which may be of people: they are for looking at.
+  samples.png shows the last samples, training.png those of several steps, and
+  reconstructions.png held-out images with their reconstructions. Held-out images may
+  show real people: do not publish them.
   """
-  grids, rows, given_back = {}, {}, {}
+  grids, rows, reconstructions = {}, {}, {}
   for method in methods:
-    label = image_models.METHODS[method]
+    label = models.METHODS[method]
     folder = workdir / method / f"seed_{seeds[0]}"
-    kept = sorted((folder / "samples").glob("*.npy"))
-    if not kept:
+    saved = sorted((folder / "samples").glob("*.npy"))
+    if not saved:
       continue
-    grids[label] = np.load(kept[-1]) / 255
-    for file in plots.mostly_early(kept, 6):
-      images = np.load(file)[:: PICTURED // 10][:10] / 255
+    grids[label] = np.load(saved[-1]) / 255
+    for file in plots.mostly_early(saved, 6):
+      images = np.load(file)[:: NUM_SAMPLES // 10][:10] / 255
       rows[f"{label}, after {int(file.stem)} steps"] = images
     for file in sorted((folder / "reconstructions").glob("*.npy"))[-1:]:
       both = np.load(file) / 255
-      given_back["held-out pictures"] = both[:RECONSTRUCTED]
-      given_back[f"{label}: what its autoencoder gives back"] = both[RECONSTRUCTED:]
-  if given_back:
+      reconstructions["held-out images"] = both[:NUM_RECONSTRUCTIONS]
+      reconstructions[f"{label}: reconstructions"] = both[NUM_RECONSTRUCTIONS:]
+  if reconstructions:
     path = workdir / "reconstructions.png"
-    plots.image_rows(path, given_back, title=title, limits=(0, 1))
+    plots.image_rows(path, reconstructions, title=title, limits=(0, 1))
   if grids:
     plots.image_grids(workdir / "samples.png", grids, title=title)
     plots.image_rows(workdir / "training.png", rows, title=title, limits=(0, 1))
