@@ -5,7 +5,7 @@ Source: Liu & Wang (2017), figure 2.
 
 from collections.abc import Mapping, Sequence
 
-from experiments import rbm_summary
+from experiments.shared import tables
 
 REAL, DUPLICATE = "Real Training Set", "500 Duplicate"
 DCGAN, STEIN_GAN, NO_KERNEL = "DCGAN", "SteinGAN", "SteinGAN w/o kernel"
@@ -57,7 +57,7 @@ def table(results: Mapping[str, Mapping[str, float]], *, paper: bool = True) -> 
       lines.append([label, *cells(results, score)])
     if in_paper:
       lines.append(["… in the paper", *cells(published, score)])
-  return rbm_summary.markdown_table(["", *columns], lines)
+  return tables.markdown(["", *columns], lines)
 
 
 def _text(value: float | None, digits: str) -> str:

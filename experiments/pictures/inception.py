@@ -63,9 +63,7 @@ def inception_scores(
         f"{array.shape} of {array.dtype}."
       )
     if len(array) < SPLITS:
-      raise ValueError(
-        f"{name} must hold at least {SPLITS} images, got {len(array)}."
-      )
+      raise ValueError(f"{name} must hold at least {SPLITS} images, got {len(array)}.")
   torch, fidelity = check_requirements(weights_path)
 
   def as_dataset(images: np.ndarray) -> object:

@@ -1,7 +1,7 @@
 """The networks and algorithms of `experiments.images`, by name (section 5.2)."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ import optax
 from flax import linen as nn
 from jax.tree_util import Partial
 
+from experiments.pictures.model_settings import ModelSettings
 from stein_jax import (
   Algorithm,
-  AlignmentController,
   dcgan,
   energies,
   generators,
@@ -36,35 +36,16 @@ NOISE_FN = generators.uniform_noise(100)
 """The noise ξ of every generator here."""
 
 
-class Settings(NamedTuple):
-  """What a user may vary; the binary's flags of the same names explain each."""
+class Task(NamedTuple):
+  """What the data determines about the networks.
+
+  Attributes:
+    size: the side of the images, in pixels; a key of `LAYERS`.
+    num_classes: the number of labels; None: the model is not conditional.
+  """
 
   size: int = 32
-  num_classes: int | None = None  # None: not conditional
-  width: float = 1.0
-  generator_width: float = 1.0
-  discriminator_width: float = 1.0
-  normalization: str = "group"
-  tied: bool = True
-  norm: str = "l2"
-  bandwidth: str = "median"
-  bandwidth_multiple: float = 1.0
-  num_neighbors: int | None = None
-  discount: float | AlignmentController = AlignmentController()
-  energy_learning_rate: float = 5e-4
-  generator_learning_rate: float = 1e-3
-  dcgan_learning_rate: float = 2e-4
-  beta1: float = 0.5
-  mix: float = 0.25
-  mix_scale: float = 1.0
-  step_size: float = 0.1
-  average: float | None = None
-  bfloat16: bool = False
-
-  @property
-  def dtype(self) -> Any:
-    """Of activations; None: the parameters' own."""
-    return jnp.bfloat16 if self.bfloat16 else None
+  num_classes: int | None = None
 
 
 class Model(NamedTuple):
@@ -86,7 +67,8 @@ class Model(NamedTuple):
 def build(
   key: Key,
   method: str,
-  settings: Settings,
+  settings: ModelSettings,
+  task: Task,
   images: Batch,
   *,
   axis_name: str | None = None,
@@ -97,11 +79,12 @@ def build(
     key: a PRNG key.
     method: one of `METHODS`.
     settings: of the networks and the algorithm.
+    task: what the data determines.
     images: at least two examples, as `transform` returns them.
     axis_name: the axis of a mesh of devices over which batches are sharded.
   """
   generator_key, other_key = jax.random.split(key)
-  generator = generator_of(settings)
+  generator = generator_of(settings, task)
   x, labels = split_batch(images)
   noise = NOISE_FN(generator_key, len(x))
   generator_params, generator_stats = generators.initialize(
@@ -110,7 +93,7 @@ def build(
   # Only training is sharded: the generator in Model draws samples on one device.
   generate_fn = generators.generate_fn(generator.clone(axis_name=axis_name))
   if method == "dcgan":
-    discriminator = discriminator_of(settings).clone(axis_name=axis_name)
+    discriminator = discriminator_of(settings, task).clone(axis_name=axis_name)
     discriminator_params, stats = generators.initialize(
       other_key, discriminator, x, *labels
     )
@@ -128,7 +111,7 @@ def build(
     )
     params = {"discriminator": discriminator_params, "generator": generator_params}
     return Model(algorithm, params, generator, None)
-  energy = energy_of(settings)
+  energy = energy_of(settings, task)
   energy_params = jax.jit(energy.init)(other_key, x[0], *(label[0] for label in labels))
   algorithm = stein_gan(
     energy.apply,
@@ -141,7 +124,7 @@ def build(
     mix=settings.mix if method == "steincd_gan" else 0.0,
     mix_scale=settings.mix_scale,
     step_size=settings.step_size,
-    discount=settings.discount,
+    discount=settings.discount_or_controller(),
     average=settings.average,
     axis_name=axis_name,
   )
@@ -149,49 +132,50 @@ def build(
   return Model(algorithm, params, generator, energy)
 
 
-def generator_of(settings: Settings) -> generators.DCGANGenerator:
+def generator_of(settings: ModelSettings, task: Task) -> generators.DCGANGenerator:
   """The generator, the same for all methods."""
   return generators.DCGANGenerator(
-    size=settings.size,
+    size=task.size,
     width=settings.generator_width,
-    num_classes=settings.num_classes,
+    num_classes=task.num_classes,
     dtype=settings.dtype,
   )
 
 
-def discriminator_of(settings: Settings) -> DCGANDiscriminator:
+def discriminator_of(settings: ModelSettings, task: Task) -> DCGANDiscriminator:
   """DCGAN's discriminator."""
   return DCGANDiscriminator(
     width=settings.discriminator_width,
-    num_classes=settings.num_classes,
+    num_classes=task.num_classes,
     dtype=settings.dtype,
   )
 
 
-def energy_of(settings: Settings) -> nn.Module:
+def energy_of(settings: ModelSettings, task: Task) -> nn.Module:
   """The energy (24), or the joint energy (25) if there are labels."""
   autoencoder = energies.Autoencoder(
-    LAYERS[settings.size],
+    LAYERS[task.size],
     width=settings.width,
     normalization=settings.normalization,
     tied=settings.tied,
     norm=settings.norm,
     dtype=settings.dtype,
   )
-  if settings.num_classes is None:
+  if task.num_classes is None:
     return autoencoder
-  return energies.JointAutoencoder(autoencoder, settings.num_classes)
+  return energies.JointAutoencoder(autoencoder, task.num_classes)
 
 
 def kernel_fn(
-  energy: nn.Module, settings: Settings
+  energy: nn.Module, settings: ModelSettings
 ) -> Callable[[Params], kernels.Kernel]:
   """A function θ -> the kernel on the energy's own features."""
+  num_neighbors = settings.num_neighbors or None
   base = kernels.rbf(settings.bandwidth, multiple=settings.bandwidth_multiple)
 
   def kernel(params: Params) -> kernels.Kernel:
     features = Partial(energy.features, params)
-    return kernels.on_features(base, features, num_neighbors=settings.num_neighbors)
+    return kernels.on_features(base, features, num_neighbors=num_neighbors)
 
   return kernel
 

@@ -14,8 +14,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments.classifier import Classifier, accuracy, cache_path, kept, shifted
-from experiments.shared import data
+from experiments.shared import datasets
+from experiments.shared.classifiers import (
+  Classifier,
+  accuracy,
+  cache_path,
+  kept,
+  shifted,
+)
 from stein_jax import Algorithm, evaluation, training
 from stein_jax.types import Array, Batch, Key, Metrics, Params, PyTree
 
@@ -168,7 +174,7 @@ def train_resnet(
     num_classes: the number of classes; None: the largest label plus 1.
     seed: of the initial parameters, the batches and their augmentation.
     cache_dir: where it is saved, in one file for each name, recipe, seed and data; as
-      in `data.load`.
+      in `datasets.load`.
     name: of the data, for the name of the file and the progress bar.
     refit: train again, also if it was saved before.
     progress: whether to show a progress bar.
@@ -210,10 +216,10 @@ def train_resnet(
   return Classifier(network, variables, images.shape[1:], path=path)
 
 
-def reference_resnet(dataset: data.Dataset, **options: Any) -> Classifier:
+def reference_resnet(dataset: datasets.Dataset, **options: Any) -> Classifier:
   """The ResNet of a data set, in whose view generated images are scored.
 
-  It is trained on the training and the validation set, as in `classifier.load_or_fit`.
+  It is trained on the training and the validation set, as in `classifiers.load_or_fit`.
   Its test accuracy is thus the testing accuracy of the real training set, if the same
   recipe is used for the other training sets.
 
@@ -231,7 +237,7 @@ def reference_resnet(dataset: data.Dataset, **options: Any) -> Classifier:
   )
 
 
-def real_training_set(dataset: data.Dataset) -> Labelled:
+def real_training_set(dataset: datasets.Dataset) -> Labelled:
   """All images that are not test images: for CIFAR-10 the 50 000 of the paper.
 
   Raises:

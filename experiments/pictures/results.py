@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import rbm_summary
 from experiments.pictures import models, saved_generators
-from experiments.shared import plots
+from experiments.shared import plots, tables
 from stein_jax import evaluation, training
+from stein_jax.training.files import open_atomically
 
 NUM_SAMPLES = 100
 """The number of samples that are saved at every evaluation."""
@@ -94,7 +94,8 @@ class Recorder:
 
   def _save(self, name: str, step: int, images: np.ndarray) -> None:
     (self._folder / name).mkdir(parents=True, exist_ok=True)
-    np.save(self._folder / name / f"{step:08d}.npy", images)
+    with open_atomically(self._folder / name / f"{step:08d}.npy") as file:
+      np.save(file, images)
 
 
 @functools.partial(jax.jit, static_argnames="energy")
@@ -108,7 +109,7 @@ def _reconstructions(energy: Any, params: Any, x: jax.Array) -> jax.Array:
 
 
 def diverged_run(seed: int, error: training.TrainingDiverged) -> dict[str, Any]:
-  """The entry in summary.json of a run whose metrics or state became infinite or NaN."""
+  """The entry in summary.json of a run that stopped at an infinite or NaN value."""
   return {"seed": seed, "diverged": {"step": error.step, "metric": error.metric}}
 
 
@@ -160,7 +161,7 @@ def table(summary: Mapping[str, Any]) -> str:
     "repulsion's share of φ",
     "mean distance of samples",
   ]
-  return rbm_summary.markdown_table(header, lines)
+  return tables.markdown(header, lines)
 
 
 def _number(row: Mapping[str, Any], *names: str) -> str:

@@ -13,8 +13,10 @@ from flax import linen as nn
 from flax import serialization
 
 from experiments.pictures import models
-from experiments.shared import data
+from experiments.pictures.model_settings import ModelSettings
+from experiments.shared import summaries
 from stein_jax import generators
+from stein_jax.training.files import write_atomically
 from stein_jax.types import Params, PyTree
 
 _BATCH_SIZE = 250  # images
@@ -121,9 +123,24 @@ def save(folder: Path, trained: Trained) -> None:
   """Writes the generator's two files to a folder."""
   folder.mkdir(parents=True, exist_ok=True)
   tree = {"params": trained.params, "stats": trained.stats}
-  with data.in_place_of(folder / FILE) as file:
-    file.write(serialization.to_bytes(jax.device_get(tree)))
-  data.write_json(folder / DESCRIPTION, trained.about)
+  write_atomically(folder / FILE, serialization.to_bytes(jax.device_get(tree)))
+  summaries.write_json(folder / DESCRIPTION, trained.about)
+
+
+def generator_settings(settings: ModelSettings, task: models.Task) -> dict[str, Any]:
+  """The entry `settings` of `Trained.about`: all that determines the generator."""
+  return {
+    "size": task.size,
+    "num_classes": task.num_classes,
+    "generator_width": settings.generator_width,
+    "bfloat16": settings.bfloat16,
+  }
+
+
+def _generator(size: int, num_classes: int | None, **settings: Any) -> nn.Module:
+  """The generator for `generator_settings`."""
+  task = models.Task(size, num_classes)
+  return models.generator_of(ModelSettings(**settings), task)
 
 
 def load(folder: Path) -> Trained:
@@ -136,7 +153,7 @@ def load(folder: Path) -> Trained:
       f"{folder} holds no generator ({error}). Give a folder that experiments.images "
       "wrote: WORKDIR/METHOD/seed_0."
     )
-  generator = models.generator_of(models.Settings(**about["settings"]))
+  generator = _generator(**about["settings"])
   labels = () if about["label_counts"] is None else (jnp.zeros(2, jnp.int32),)
   noise = models.NOISE_FN(jax.random.key(0), 2)
   params, stats = jax.eval_shape(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.shared import data
+from experiments.shared import tfds_data
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Files with these endings, in capitals or not, are read as images."""
@@ -45,7 +45,7 @@ def folder_source(path: str | os.PathLike[str]) -> Source:
   Image files are those with one of the `SUFFIXES`.
 
   Raises:
-    data.DatasetNotPrepared: the folder holds no image file.
+    tfds_data.DatasetNotPrepared: the folder holds no image file.
   """
   folder = Path(path).expanduser().resolve()
   files = sorted(
@@ -55,7 +55,7 @@ def folder_source(path: str | os.PathLike[str]) -> Source:
     if file.lower().endswith(SUFFIXES)
   )
   if not files:
-    raise data.DatasetNotPrepared(
+    raise tfds_data.DatasetNotPrepared(
       f"No {', '.join(SUFFIXES)} file in {folder}"
       + ("." if folder.is_dir() else ", which does not exist.")
     )
@@ -76,17 +76,17 @@ def lmdb_source(path: str | os.PathLike[str]) -> Source:
     path: a folder that contains the file data.mdb.
 
   Raises:
-    data.DatasetNotPrepared: there is no data.mdb, or it is empty.
+    tfds_data.DatasetNotPrepared: there is no data.mdb, or it is empty.
     ImportError: the package lmdb is not installed.
   """
   folder = Path(path).expanduser().resolve()
   file = folder / "data.mdb"
   if not file.is_file():
-    raise data.DatasetNotPrepared(f"No lmdb in {folder}: it has no file data.mdb.")
+    raise tfds_data.DatasetNotPrepared(f"No lmdb in {folder}: it has no file data.mdb.")
   environment = _open_lmdb(str(folder))
   count = environment.stat()["entries"]
   if not count:
-    raise data.DatasetNotPrepared(f"The lmdb in {folder} holds no images.")
+    raise tfds_data.DatasetNotPrepared(f"The lmdb in {folder} holds no images.")
 
   @functools.cache
   def keys() -> list[bytes]:
@@ -121,16 +121,16 @@ def tfds_source(
   Args:
     name: "celeb_a", "lsun/bedroom", or any other tfds data set of images.
     split: "train", "validation", "test".
-    data_dir: as in `data.load`.
+    data_dir: as in `datasets.load`.
 
   Raises:
     ValueError: the split is empty or does not exist.
-    Otherwise as `data.load`.
+    Otherwise as `datasets.load`.
   """
-  return prepared_source(data.open_prepared(name, data_dir), split)
+  return prepared_source(tfds_data.open_prepared(name, data_dir), split)
 
 
-def prepared_source(prepared: data.Prepared, split: str) -> Source:
+def prepared_source(prepared: tfds_data.Prepared, split: str) -> Source:
   """`tfds_source` of a data set that is open already."""
   count = prepared.size(split)
   if not count:

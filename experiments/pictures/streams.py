@@ -37,7 +37,7 @@ def stream(
 
   Args:
     source: a `Source`; or images that are decoded already, uint8 [n, size, size, c],
-      such as the memory-mapped ones of `datasets.load_images`.
+      such as the memory-mapped ones of `square_images.load_images`.
     size: the side of the images, in pixels.
     seed: of the order, at least 0.
     crop: as in `decoding.decode`; `decoding.crop_of(name)` gives it. Decoded images

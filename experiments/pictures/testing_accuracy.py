@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.classifier import accuracy
 from experiments.pictures.resnet import (
   FULL,
   Labelled,
@@ -22,6 +21,7 @@ from experiments.pictures.resnet import (
   check_labelled,
   train_resnet,
 )
+from experiments.shared.classifiers import accuracy
 
 
 def duplicates(

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from experiments.shared import data
+from experiments.shared import tfds_data
 from tests.conftest import SHARED_TFDS
 
 
@@ -81,8 +81,8 @@ def real_data(name):
   """Where tfds prepared this data set; the test is skipped if it did not."""
   root = os.environ.get("TFDS_DATA_DIR", SHARED_TFDS)
   try:
-    data.find_prepared(name, root)
-  except data.DatasetNotPrepared:
+    tfds_data.find_prepared(name, root)
+  except tfds_data.DatasetNotPrepared:
     pytest.skip(f"{name} is not prepared in {root}")
   return root
 
@@ -91,6 +91,6 @@ def through_tfds(name, split, root, indices):
   """Some images as tfds decodes them."""
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(data.find_prepared(name, root))
+  builder = tfds.builder_from_directory(tfds_data.find_prepared(name, root))
   source = builder.as_data_source(split=split)
   return [source[i]["image"] for i in indices]

@@ -9,16 +9,15 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import classifier
-from experiments.pictures import image_scores, resnet
-from experiments.shared import data
+from experiments.pictures import resnet, scores
+from experiments.shared import classifiers, datasets
 from tests.experiments.pictures.resnets import TINY, coloured, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_resnet_learns_to_classify(fitted):
-  assert classifier.accuracy(fitted, *coloured(300, 1)) > 0.95
+  assert classifiers.accuracy(fitted, *coloured(300, 1)) > 0.95
   images, _ = coloured(501, 2)
   p = fitted.probabilities(images)
   np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
@@ -153,7 +152,7 @@ def test_a_resnet_is_loaded_or_trained_again_for_other_data_recipes_and_seeds(
   def fail(*args, **kwargs):
     raise AssertionError("trained again")
 
-  monkeypatch.setattr(classifier.training, "fit", fail)
+  monkeypatch.setattr(classifiers.training, "fit", fail)
   again = train(images, labels, classifier_dir, name="coloured")
   assert again.path == fitted.path
   assert "coloured" in again.path.name
@@ -179,7 +178,7 @@ def test_a_saved_file_that_cannot_be_read_is_named(fitted, tmp_path):
 
 
 def test_a_name_with_any_characters_gives_a_file_name(tmp_path):
-  path = classifier.cache_path("A/B: C w/o D", ("x",), (np.zeros(3),), tmp_path)
+  path = classifiers.cache_path("A/B: C w/o D", ("x",), (np.zeros(3),), tmp_path)
   assert path.parent == tmp_path
   assert " " not in path.name
 
@@ -205,7 +204,7 @@ def dataset(labelled=True):
   images, labels = coloured(108, 0)
   images[:96], labels = coloured(96, 0)[0], labels.astype(np.int32)
   split = [slice(0, 80), slice(80, 96), slice(96, 108)]
-  return data.Dataset(
+  return datasets.Dataset(
     "coloured",
     "made here",
     *(images[rows] for rows in split),
@@ -213,10 +212,14 @@ def dataset(labelled=True):
   )
 
 
-def test_the_reference_resnet_learns_from_all_images_but_the_test_images(fitted, tmp_path):
+def test_the_reference_resnet_learns_from_all_images_but_the_test_images(
+  fitted, tmp_path
+):
   options = {"recipe": TINY, "cache_dir": tmp_path, "progress": False}
   reference = resnet.reference_resnet(dataset(), **options)
-  for own, other in zip(jax.tree.leaves(reference.params), jax.tree.leaves(fitted.params)):
+  for own, other in zip(
+    jax.tree.leaves(reference.params), jax.tree.leaves(fitted.params)
+  ):
     np.testing.assert_array_equal(own, other)
   images, labels = dataset().test, dataset().test_labels
   right = reference.probabilities(images).argmax(axis=1) == labels
@@ -228,8 +231,8 @@ def test_the_reference_resnet_learns_from_all_images_but_the_test_images(fitted,
 def test_scores_in_the_view_of_a_resnet(fitted):
   images, _ = coloured(90, 4)
   real = fitted.features(coloured(90, 5)[0])
-  found = image_scores.scores_in_view_of(fitted, images, real)
-  assert found == image_scores.scores(
+  found = scores.scores_in_view_of(fitted, images, real)
+  assert found == scores.scores(
     images,
     probabilities=fitted.probabilities(images),
     features=fitted.features(images),

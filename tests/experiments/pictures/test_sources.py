@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from experiments.pictures import datasets, sources
-from experiments.shared import data
+from experiments.pictures import sources, square_images
+from experiments.shared import tfds_data
 from tests.experiments.pictures.examples import encoded, noise, write_lmdb
 
 
@@ -24,9 +24,9 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
-  with pytest.raises(data.DatasetNotPrepared, match=r"No \.jpg, .*\.webp file in"):
+  with pytest.raises(tfds_data.DatasetNotPrepared, match=r"No \.jpg, .*\.webp file in"):
     sources.folder_source(tmp_path)
-  with pytest.raises(data.DatasetNotPrepared, match="which does not exist"):
+  with pytest.raises(tfds_data.DatasetNotPrepared, match="which does not exist"):
     sources.folder_source(tmp_path / "none")
 
 
@@ -41,10 +41,10 @@ def test_an_lmdb_is_read_in_the_order_of_its_keys(tmp_path):
 
 
 def test_an_empty_or_missing_lmdb_is_an_error(tmp_path):
-  with pytest.raises(data.DatasetNotPrepared, match="it has no file data"):
+  with pytest.raises(tfds_data.DatasetNotPrepared, match="it has no file data"):
     sources.lmdb_source(tmp_path)
   write_lmdb(tmp_path / "empty", [])
-  with pytest.raises(data.DatasetNotPrepared, match="holds no images"):
+  with pytest.raises(tfds_data.DatasetNotPrepared, match="holds no images"):
     sources.lmdb_source(tmp_path / "empty")
 
 
@@ -52,4 +52,4 @@ def test_a_missing_package_lmdb_is_named(tmp_path, monkeypatch):
   (tmp_path / "data.mdb").touch()
   monkeypatch.setitem(sys.modules, "lmdb", None)
   with pytest.raises(ImportError, match=r'pip install "stein_jax\[lsun\]"'):
-    datasets.load_images("lsun/bedroom", data_dir=tmp_path)
+    square_images.load_images("lsun/bedroom", data_dir=tmp_path)

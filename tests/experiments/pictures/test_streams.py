@@ -18,7 +18,6 @@ from tests.experiments.pictures.examples import (
   write_folder,
 )
 
-
 N, M = 23, 5  # four batches in an epoch, and three images left out
 
 

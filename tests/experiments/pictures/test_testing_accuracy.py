@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import classifier
 from experiments.pictures import testing_accuracy
+from experiments.shared import classifiers
 from tests.experiments.pictures.resnets import TINY, coloured
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -25,10 +25,10 @@ class Constant(nn.Module):
 def test_accuracy_of_a_constant_answer_is_the_frequency_of_its_label():
   images, _ = coloured(700, 0)
   labels = np.arange(700) % 7
-  always = classifier.Classifier(Constant(3), {}, (8, 8, 3))
-  assert classifier.accuracy(always, images, labels) == pytest.approx(1 / 7)
-  never = classifier.Classifier(Constant(9), {}, (8, 8, 3))
-  assert classifier.accuracy(never, images, labels) == 0
+  always = classifiers.Classifier(Constant(3), {}, (8, 8, 3))
+  assert classifiers.accuracy(always, images, labels) == pytest.approx(1 / 7)
+  never = classifiers.Classifier(Constant(9), {}, (8, 8, 3))
+  assert classifiers.accuracy(never, images, labels) == 0
 
 
 def test_duplicates_are_copies_of_a_random_subset():
@@ -74,7 +74,7 @@ def test_a_wrong_training_set_is_an_error_before_the_first_training(
   def fail(*args, **kwargs):
     raise AssertionError("trained")
 
-  monkeypatch.setattr(classifier.training, "fit", fail)
+  monkeypatch.setattr(classifiers.training, "fit", fail)
   images, labels = coloured(96, 0)
   for name, wrong, message in (
     ("floats", (images / 255, labels), "floats: images must be"),

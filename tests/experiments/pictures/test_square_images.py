@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from experiments.pictures import datasets, decoding, sources
-from experiments.shared import data
+from experiments.pictures import decoding, sources, square_images
+from experiments.shared import tfds_data
 from tests.experiments.pictures.examples import (
   assert_resized,
   encoded,
@@ -19,8 +19,8 @@ from tests.experiments.test_data import pictures, write_tfds
 
 
 def test_embedded_digits_get_a_border_and_three_channels():
-  bordered = datasets.load_images("mnist5k", size=32)
-  plain = datasets.load_images("mnist5k")
+  bordered = square_images.load_images("mnist5k", size=32)
+  plain = square_images.load_images("mnist5k")
   assert bordered.train.shape == (len(plain.train), 32, 32, 3)
   for channel in range(3):
     inside = bordered.test[:, 2:-2, 2:-2, channel : channel + 1]
@@ -43,7 +43,7 @@ def faces(tmp_path):
 
 def test_celeb_a_is_cropped_resized_and_cached(faces, monkeypatch):
   root, splits = faces
-  got = datasets.load_images("celeb_a", data_dir=root)
+  got = square_images.load_images("celeb_a", data_dir=root)
   for split, images in splits.items():
     loaded = getattr(got, split)
     assert loaded.shape == (len(images), 64, 64, 3)
@@ -59,10 +59,10 @@ def test_celeb_a_is_cropped_resized_and_cached(faces, monkeypatch):
   def decode_again(*args, **kwargs):
     raise AssertionError("decoded twice")
 
-  other = datasets.load_images("celeb_a", data_dir=root, size=16)
+  other = square_images.load_images("celeb_a", data_dir=root, size=16)
   assert other.train.shape == (6, 16, 16, 3)
   monkeypatch.setattr(decoding, "decode", decode_again)
-  again = datasets.load_images("celeb_a", data_dir=root, size=64)
+  again = square_images.load_images("celeb_a", data_dir=root, size=64)
   assert isinstance(again.train, np.memmap)
   np.testing.assert_array_equal(again.train, got.train)
 
@@ -71,7 +71,7 @@ def test_images_of_several_shapes_get_one_shape(tmp_path):
   images = [noise(12, 10, 3), noise(8, 16, 3), noise(9, 9, 3)]
   splits = {"train": (images, None), "validation": (images[:2], None)}
   write_tfds(tmp_path, "lsun/bedroom", splits, declared_shape=(None, None, 3))
-  got = datasets.load_images("lsun/bedroom", size=8, data_dir=tmp_path)
+  got = square_images.load_images("lsun/bedroom", size=8, data_dir=tmp_path)
   squares = [images[0][1:11], images[1][:, 4:12], images[2]]
   for found, square in zip(got.train, squares, strict=True):
     assert_resized(found, square)
@@ -85,29 +85,27 @@ def test_cifar10_keeps_its_whole_training_split_and_its_labels(tmp_path):
   splits = {"train": pictures(20, (32, 32, 3)), "test": pictures(5, (32, 32, 3))}
   write_tfds(tmp_path, "cifar10", splits, declared_shape=(32, 32, 3))
   for size in (None, 32):
-    got = datasets.load_images("cifar10", size=size, data_dir=tmp_path)
+    got = square_images.load_images("cifar10", size=size, data_dir=tmp_path)
     np.testing.assert_array_equal(got.train, splits["train"][0])
     np.testing.assert_array_equal(got.train_labels, splits["train"][1])
     assert len(got.validation) == 0
   with pytest.raises(ValueError, match="cifar10 are 32x32, not 64x64"):
-    datasets.load_images("cifar10", size=64, data_dir=tmp_path)
+    square_images.load_images("cifar10", size=64, data_dir=tmp_path)
   with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
-    datasets.load_images("celeb_a", size=0, data_dir=tmp_path)
+    square_images.load_images("celeb_a", size=0, data_dir=tmp_path)
 
 
 def test_lsun_from_one_folder(tmp_path):
-  images = write_folder(tmp_path / "pictures", 25, (8, 8, 3))
-  got = datasets.load_images("lsun/bedroom", size=8, data_dir=tmp_path / "pictures")
+  images = write_folder(tmp_path / "p", 25, (8, 8, 3))
+  got = square_images.load_images("lsun/bedroom", size=8, data_dir=tmp_path / "p")
   np.testing.assert_array_equal(got.train, images[:23])
   np.testing.assert_array_equal(got.validation, images[23:])
   np.testing.assert_array_equal(got.test, images[23:])
-  assert f"the images in {tmp_path / 'pictures'}" in got.source
+  assert f"the images in {tmp_path / 'p'}" in got.source
   assert "A subset: train 23 of 3033042" in got.source
 
-  (tmp_path / "pictures" / "0000.png").write_bytes(encoded(255 - images[0]))
-  changed = datasets.load_images(
-    "lsun/bedroom", size=8, data_dir=tmp_path / "pictures"
-  )
+  (tmp_path / "p" / "0000.png").write_bytes(encoded(255 - images[0]))
+  changed = square_images.load_images("lsun/bedroom", size=8, data_dir=tmp_path / "p")
   np.testing.assert_array_equal(changed.train[0], 255 - images[0])
 
 
@@ -115,7 +113,7 @@ def test_lsun_from_two_folders(tmp_path, monkeypatch):
   train = write_folder(tmp_path / "train" / "deep", 12, (8, 8, 3))
   validation = write_folder(tmp_path / "validation", 4, (8, 8, 3), seed=1)
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  got = datasets.load_images("lsun/church_outdoor", size=8)
+  got = square_images.load_images("lsun/church_outdoor", size=8)
   np.testing.assert_array_equal(got.train, train)
   np.testing.assert_array_equal(got.validation, validation)
   assert "church_outdoor: read from the images" in got.source
@@ -126,12 +124,12 @@ def test_lsun_from_its_lmdbs(tmp_path):
   images = np.repeat(noise(14, 1, 1, 3), 8, axis=1).repeat(8, axis=2)
   write_lmdb(tmp_path / "bedroom_train_lmdb", images[:10])
   write_lmdb(tmp_path / "bedroom_val_lmdb", images[10:])
-  got = datasets.load_images("lsun/bedroom", size=8, data_dir=tmp_path)
+  got = square_images.load_images("lsun/bedroom", size=8, data_dir=tmp_path)
   want = [decoding.decode(encoded(image, "webp"), size=8) for image in images]
   np.testing.assert_array_equal(got.train, want[:10])
   np.testing.assert_array_equal(got.validation, want[10:])
   np.testing.assert_allclose(got.train.astype(float), images[:10], atol=6)  # lossy
-  one = datasets.load_images(
+  one = square_images.load_images(
     "lsun/bedroom", size=8, data_dir=tmp_path / "bedroom_train_lmdb"
   )
   assert [len(one.train), len(one.validation)] == [9, 1]
@@ -142,7 +140,7 @@ def test_an_image_that_cannot_be_decoded_is_named_and_nothing_is_cached(tmp_path
   write_folder(tmp_path / "p", 12)
   (tmp_path / "p" / "0007.png").write_bytes(b"no image")
   with pytest.raises(ValueError, match=r"image 7 of the .* cannot be decoded"):
-    datasets.load_images("lsun/bedroom", size=8, data_dir=tmp_path / "p")
+    square_images.load_images("lsun/bedroom", size=8, data_dir=tmp_path / "p")
   assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
 
 
@@ -151,8 +149,8 @@ def test_missing_data_is_an_error_that_says_what_to_do(tmp_path, name):
   start = time.monotonic()
   (tmp_path / "lsun" / "bedroom").mkdir(parents=True)
   write_folder(tmp_path / "others", 3)  # other images: they must not be used instead
-  with pytest.raises(data.DatasetNotPrepared) as caught:
-    datasets.load_images(name, data_dir=tmp_path)
+  with pytest.raises(tfds_data.DatasetNotPrepared) as caught:
+    square_images.load_images(name, data_dir=tmp_path)
   assert time.monotonic() - start < 10
   message = str(caught.value)
   assert f'"{name}" is not prepared: looked in {tmp_path} ' in message
@@ -164,11 +162,13 @@ def test_missing_data_is_an_error_that_says_what_to_do(tmp_path, name):
 def test_a_missing_split_is_an_error(tmp_path):
   write_tfds(tmp_path, "lsun/bedroom", {"train": (noise(2, 4, 5, 3), None)})
   with pytest.raises(ValueError, match=r'in split "validation".*holds train 2'):
-    datasets.load_images("lsun/bedroom", data_dir=tmp_path)
+    square_images.load_images("lsun/bedroom", data_dir=tmp_path)
 
 
 def test_real_bedrooms_are_loaded():
-  got = datasets.load_images("lsun/bedroom", size=32, data_dir=real_data("lsun/bedroom"))
+  got = square_images.load_images(
+    "lsun/bedroom", size=32, data_dir=real_data("lsun/bedroom")
+  )
   source = sources.tfds_source(
     "lsun/bedroom", "train", data_dir=real_data("lsun/bedroom")
   )

@@ -4,24 +4,10 @@ The scores need the classifier's probabilities and features of the images, and i
 features of real images.
 """
 
-from typing import Protocol
-
 import numpy as np
 
-from stein_jax import evaluation
-
-COMPARED = 2000
-"""The number of images of the scores that compare all pairs."""
-
-
-class Classifier(Protocol):
-  """What the scores need of a classifier; images are `[n, ...]`."""
-
-  def probabilities(self, images: np.ndarray) -> np.ndarray:
-    """p(y | x), `[n, num_classes]`."""
-
-  def features(self, images: np.ndarray) -> np.ndarray:
-    """The last hidden layer, `[n, d]`."""
+from experiments.shared.classifiers import Classifier
+from experiments.shared.scores import COMPARED, compared
 
 
 def scores(
@@ -69,32 +55,6 @@ def scores(
   real = real_features[rng.permutation(len(real_features))]
   pixels = images.astype(np.float32) / 255
   return compared(pixels, probabilities, features, real)
-
-
-def compared(
-  pixels: np.ndarray,
-  probabilities: np.ndarray,
-  features: np.ndarray,
-  real_features: np.ndarray,
-) -> dict[str, float]:
-  """`scores` of rows that are in random order already, and of pixels in [0, 1]."""
-  equal = min(len(features), len(real_features))
-  few, few_real = features[:COMPARED], real_features[:COMPARED]
-  estimates = {
-    "inception_score": evaluation.inception_score(probabilities),
-    "label_entropy": evaluation.label_entropy(probabilities),
-    "mean_pairwise_distance": evaluation.mean_pairwise_distance(pixels[:COMPARED]),
-    "frechet_distance": evaluation.frechet_distance(
-      features[:equal], real_features[:equal]
-    ),
-    "kernel_inception_distance": evaluation.kernel_inception_distance(few, few_real),
-  }
-  precision, recall = evaluation.precision_and_recall(few_real, few)
-  return (
-    {name: estimate.value for name, estimate in estimates.items()}
-    | {f"{name}_standard_error": e.standard_error for name, e in estimates.items()}
-    | {"precision": precision, "recall": recall}
-  )
 
 
 def scores_in_view_of(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.pictures import image_scores
+from experiments.pictures import scores
+from experiments.shared import scores as shared_scores
 from stein_jax import evaluation
 
 
@@ -12,9 +13,7 @@ def test_scores_equal_those_of_evaluation():
   images = rng.integers(0, 256, (60, 4, 4, 3), np.uint8)
   p = rng.dirichlet(np.ones(5), size=60)
   features, real = rng.normal(size=(60, 3)), rng.normal(size=(60, 3)) + 1
-  found = image_scores.scores(
-    images, probabilities=p, features=features, real_features=real
-  )
+  found = scores.scores(images, probabilities=p, features=features, real_features=real)
   expected = {
     "inception_score": evaluation.inception_score(p),
     "label_entropy": evaluation.label_entropy(p),
@@ -30,7 +29,8 @@ def test_scores_equal_those_of_evaluation():
 
 
 def test_the_order_of_the_images_does_not_matter(monkeypatch):
-  monkeypatch.setattr(image_scores, "COMPARED", 300)
+  for module in (scores, shared_scores):
+    monkeypatch.setattr(module, "COMPARED", 300)
   rng = np.random.default_rng(0)
   labels = np.arange(1000) // 100
   features = np.eye(10)[labels] + 0.01 * rng.normal(size=(1000, 10))
@@ -38,7 +38,7 @@ def test_the_order_of_the_images_does_not_matter(monkeypatch):
   images = images.astype(np.uint8)
   p = np.eye(10)[labels]
   for order in (np.arange(1000), np.arange(1000).reshape(10, 100).T.reshape(-1)):
-    found = image_scores.scores(
+    found = scores.scores(
       images[order], probabilities=p[order], features=features[order],
       real_features=np.eye(10)[labels] + 0.01 * rng.normal(size=(1000, 10)),
     )  # fmt: skip
@@ -57,7 +57,7 @@ def test_the_frechet_distance_uses_equal_numbers_of_both_kinds():
   features, real = rng.normal(size=(2000, 30)), rng.normal(size=(100, 30))
   images = np.zeros((2000, 1, 1, 3), np.uint8)
   images[::2] = 255
-  found = image_scores.scores(
+  found = scores.scores(
     images, probabilities=np.full((2000, 2), 0.5), features=features,
     real_features=real,
   )["frechet_distance"]  # fmt: skip
@@ -74,6 +74,6 @@ def test_wrong_images_and_unequal_numbers_are_errors():
     "real_features": np.zeros((20, 2)),
   }
   with pytest.raises(ValueError, match="uint8"):
-    image_scores.scores(np.zeros((20, 2, 2, 3)), **arrays)
+    scores.scores(np.zeros((20, 2, 2, 3)), **arrays)
   with pytest.raises(ValueError, match="19 images need the same number of rows"):
-    image_scores.scores(np.zeros((19, 2, 2, 3), np.uint8), **arrays)
+    scores.scores(np.zeros((19, 2, 2, 3), np.uint8), **arrays)

@@ -7,6 +7,7 @@ CelebA at 64x64 takes 2.5 GB on disk. Images that are too many for that are stre
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import numpy as np
 from experiments.pictures import prefetching, sources
 from experiments.pictures.decoding import CROPS, DecodedImages, crop_of
 from experiments.pictures.sources import Source
-from experiments.shared import data
+from experiments.shared import caches, datasets, loading, tfds_data
+from stein_jax import parallel
 
 DEFAULT_SIZE = 64
 """The side, in pixels, of the images of CelebA and LSUN."""
@@ -34,31 +36,31 @@ def load_images(
   size: int | None = None,
   data_dir: str | os.PathLike[str] | None = None,
   cache_dir: str | os.PathLike[str] | None = None,
-) -> data.Dataset:
+) -> datasets.Dataset:
   """Loads square images of one size; they are decoded once and then memory-mapped.
 
   CelebA and LSUN are cropped and resized by `decoding.decode`, with the crops in
-  `decoding.CROPS`, and have no labels. All other data sets are
-  `data.load(name, validation_fraction=0)`: their training split stays whole. LSUN has
-  no test split; its validation split is used as both.
+  `decoding.CROPS`, and have no labels. LSUN has no test split; its validation split is
+  used as both. All other data sets are `datasets.load(name, validation_fraction=0)`:
+  their training split stays whole.
 
   Args:
-    name: "cifar10", "celeb_a", "lsun/bedroom", or another that `data.load` knows.
+    name: "cifar10", "celeb_a", "lsun/bedroom", or another that `datasets.load` knows.
     size: the side in pixels; None: 64 for CelebA and LSUN, otherwise the size that the
       images have. 32 adds a black border and two channels to the grey 28×28 images of
       MNIST and similar data sets.
-    data_dir: as in `data.load`. For LSUN it may also be a folder that holds a data.mdb
-      or jpg, png or webp files, of which the last tenth, at most 300, is used for
-      validation; or a folder with two such subfolders, `bedroom_train_lmdb` and
+    data_dir: as in `datasets.load`. For LSUN it may also be a folder that holds a
+      data.mdb or jpg, png or webp files, of which the last tenth, at most 300, is used
+      for validation; or a folder with two such subfolders, `bedroom_train_lmdb` and
       `bedroom_val_lmdb`, or `train` and `validation`.
-    cache_dir: as in `data.load`; every size has its own array there.
+    cache_dir: as in `datasets.load`; every size has its own array there.
 
-  Returns: a `data.Dataset`. Its `source` gives the number of images, and says "a
+  Returns: a `datasets.Dataset`. Its `source` gives the number of images, and says "a
     subset" if they are known to be fewer than the whole data set.
 
   Raises:
     ValueError: a size that the images do not have, or an image that cannot be decoded.
-    Otherwise as `data.load`.
+    Otherwise as `datasets.load`.
   """
   if size is not None and size < 1:
     raise ValueError(f"size must be at least 1 pixel, got {size}")
@@ -67,16 +69,16 @@ def load_images(
     return _load_uncropped(name, size, data_dir, cache_dir)
   size = DEFAULT_SIZE if size is None else size
   found, origin = _find_sources(name, data_dir)
-  caches = data.resolve_cache_dir(cache_dir)
+  folder = caches.resolve_cache_dir(cache_dir)
   images = {
-    split: _decoded(name, split, source, size, crop, caches)
+    split: _decoded(name, split, source, size, crop, folder)
     for split, source in found.items()
   }
   if "validation" not in images:
     kept = len(images["train"]) - min(len(images["train"]) // 10, _LSUN_VALIDATION)
     images["validation"] = images["train"][kept:]
     images["train"] = images["train"][:kept]
-  return data.Dataset(
+  return datasets.Dataset(
     name=name,
     source=f"{origin} {_counts(name, images)} {_cropped(crop, size)}",
     train=images["train"],
@@ -88,7 +90,23 @@ def load_images(
   )
 
 
-def with_border(dataset: data.Dataset) -> data.Dataset:
+def load_or_exit(
+  name: str, folders: loading.Folders, *, size: int | None
+) -> datasets.Dataset:
+  """`load_images`; where it raises an error, a message ends the program.
+
+  Of several processes the first loads first, and fills the cache.
+  """
+  try:
+    with parallel.first_process_first("images"):
+      return load_images(
+        name, size=size, data_dir=folders.data_dir, cache_dir=folders.cache_dir
+      )
+  except (OSError, ImportError, ValueError) as error:
+    sys.exit(f"Images of {name}: {error}")
+
+
+def with_border(dataset: datasets.Dataset) -> datasets.Dataset:
   """Grey 28×28 images as 32×32 in colour: black border, three equal channels."""
 
   def bordered(images: np.ndarray) -> np.ndarray:
@@ -107,8 +125,8 @@ def _load_uncropped(
   size: int | None,
   data_dir: str | os.PathLike[str] | None,
   cache_dir: str | os.PathLike[str] | None,
-) -> data.Dataset:
-  dataset = data.load(
+) -> datasets.Dataset:
+  dataset = datasets.load(
     name, data_dir=data_dir, cache_dir=cache_dir, validation_fraction=0.0
   )
   height, width, channels = dataset.train.shape[1:]
@@ -128,13 +146,13 @@ def _find_sources(
   """The splits of CelebA or LSUN, and a sentence that says where they come from."""
   is_lsun = name.startswith("lsun")
   if is_lsun:
-    found = sources.lsun_sources(name, data.resolve_data_dir(data_dir))
+    found = sources.lsun_sources(name, tfds_data.resolve_data_dir(data_dir))
     if found:
       places = " and ".join(source.where for source in found.values())
       return found, f"{name}: read from {places}."
   try:
-    prepared = data.open_prepared(name, data_dir)
-  except data.DatasetNotPrepared as error:
+    prepared = tfds_data.open_prepared(name, data_dir)
+  except tfds_data.DatasetNotPrepared as error:
     if not is_lsun:
       raise
     category = sources.lsun_category(name)
@@ -174,7 +192,7 @@ def _decoded(
 ) -> np.ndarray:
   """All images of a source, uint8 [n, size, size, 3], memory-mapped."""
   label = f"{name.replace(':', '-')}-{size}px-crop{crop:.3f}"
-  cache = data.cache_of(label, source.directory, cache_dir, source.files)
+  cache = caches.cache_of(label, source.directory, cache_dir, source.files)
 
   def examples() -> Iterator[tuple[np.ndarray, None]]:
     grain = prefetching.import_grain()
@@ -182,7 +200,7 @@ def _decoded(
     for image in prefetching.prefetched(images, prefetching.number_of_threads(None)):
       yield image, None
 
-  images, _ = data.read_through(
+  images, _ = caches.read_through(
     cache, split, examples, len(source), name=name, labelled=False
   )
   return images
