@@ -1,5 +1,6 @@
 """The commands images, latent_walk and table1, on a few images made here."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,11 +9,47 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import latent_walk, table1
+from experiments import images, latent_walk, table1
 from experiments.pictures import models, saved_generators
 from experiments.pictures.model_settings import ModelSettings
+from experiments.shared import workdirs
 from stein_jax import generators
 from tests import binaries
+from tests.experiments.parsing import parsed
+
+# What a run with default settings recorded before settings were fields of a dataclass.
+EARLIER = {
+  "method": "steingan,dcgan",
+  "dataset": "lsun/bedroom",
+  "size": "32",
+  "conditional": "False",
+  "stream": "False",
+  "steps": "50000",
+  "batch_size": "100",
+  "seeds": "0",
+  "eval_every": "1000",
+  "log_every": "100",
+  "width": "1.0",
+  "generator_width": "1.0",
+  "discriminator_width": "1.0",
+  "normalization": "group",
+  "tied": "True",
+  "norm": "l2",
+  "bandwidth": "median",
+  "bandwidth_multiple": "1.0",
+  "num_neighbors": "0",
+  "discount": "aligned",
+  "energy_learning_rate": "0.0005",
+  "generator_learning_rate": "0.001",
+  "dcgan_learning_rate": "0.0002",
+  "beta1": "0.5",
+  "mix": "0.25",
+  "mix_scale": "1.0",
+  "step_size": "0.1",
+  "bfloat16": "False",
+  "workdir": "runs/images",
+  "progress": "True",
+}
 
 SMALL = (
   "--dataset=lsun/bedroom",
@@ -220,6 +257,7 @@ def test_table_1_counts_the_parameters_of_the_modules():
     (("--batch_size=400",), "is more than the 36 training images"),
     (("--size=48",), "--size must be one of 32, 64"),
     (("--discount=2",), "--discount must be a number in"),
+    (("--discount=some",), "--discount must be a number in"),
     (("--width=-1",), "--width must be above 0"),
     (("--average=1",), "--average must be above 0 and below 1, got 1"),
     (("--method=steincd_gan", "--bfloat16"), "leave --bfloat16 out"),
@@ -227,14 +265,45 @@ def test_table_1_counts_the_parameters_of_the_modules():
   ],
 )
 def test_wrong_flags_end_with_a_message(options, message, images_dir, tmp_path):
-  output = binaries.run(
-    "images",
-    *SMALL,
+  folders = (
     f"--data_dir={images_dir}",
     f"--cache_dir={tmp_path / 'cache'}",
     f"--workdir={tmp_path / 'run'}",
-    *options,
   )
-  assert output.returncode == 1
-  assert message in output.stderr
+  with pytest.raises(SystemExit) as ended:
+    images.main(parsed(images.Images, *SMALL, *folders, *options))
+  assert message in ended.value.code
   assert not (tmp_path / "run").exists()
+
+
+def test_wrong_flags_end_the_process_with_an_error_code():
+  output = binaries.run("images", "--size=48")
+  assert output.returncode == 1
+  assert "--size must be one of 32, 64, got 48." in output.stderr
+
+
+@pytest.mark.parametrize("name", ["cifar10", "celeb_a", "lsun", "images_small"])
+def test_flagfiles_hold_settings_that_are_allowed(name):
+  own = parsed(images.Images, f"--flagfile=experiments/flags/{name}.flags")
+  assert own.steps >= 3000
+
+
+def test_the_record_of_a_run_gives_its_settings_again(trained):
+  workdir, _ = trained
+  own = parsed(images.Images, f"--flagfile={workdir / 'flags.txt'}")
+  assert own.method == ("steingan", "dcgan")
+  assert own.average == 0.5
+  assert own.progress is False
+
+
+def test_an_earlier_record_is_continued_with_more_methods_and_steps(tmp_path):
+  """The flags.txt of a run before settings were fields of a dataclass."""
+  own = images.Images(workdir=str(tmp_path), dataset="lsun/bedroom", size=32)
+  lines = [f"--{name}={value}" for name, value in EARLIER.items()]
+  (tmp_path / "flags.txt").write_text("\n".join(lines) + "\n")
+  workdirs.check(own)
+  workdirs.check(
+    dataclasses.replace(own, method=("dcgan", "steingan", "steincd_gan"), steps=60_000)
+  )
+  with pytest.raises(SystemExit, match=r"--width: 1\.0 before, 0\.5 now"):
+    workdirs.check(dataclasses.replace(own, width=0.5))

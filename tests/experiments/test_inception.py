@@ -2,8 +2,10 @@
 
 import pytest
 
+from experiments.inception import Inception
 from experiments.pictures import inception
 from tests import binaries
+from tests.experiments.parsing import parsed
 
 
 def test_missing_requirements_are_named(tmp_path):
@@ -22,6 +24,6 @@ def test_missing_requirements_are_named(tmp_path):
   ],
 )
 def test_wrong_flags_end_with_a_message(arguments, message):
-  result = binaries.run("inception", *arguments)
-  assert result.returncode == 1
-  assert message in result.stderr
+  with pytest.raises(SystemExit) as ended:
+    parsed(Inception, *arguments)
+  assert message in ended.value.code
