@@ -132,7 +132,7 @@ def test_bad_input_is_named(rng):
     scores.inception_score(rng.normal(size=(10, 3)))
   with pytest.raises(ValueError, match="num_blocks"):
     scores.inception_score(np.full((5, 2), 0.5))
-  with pytest.raises(ValueError, match="one d for both"):
+  with pytest.raises(ValueError, match="same d for both"):
     scores.frechet_distance(np.zeros((5, 2)), np.zeros((5, 3)))
   with pytest.raises(ValueError, match="num_neighbors"):
     scores.precision_and_recall(np.zeros((3, 2)), np.zeros((5, 2)))
