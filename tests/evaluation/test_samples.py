@@ -111,7 +111,7 @@ def test_label_entropy_in_closed_form():
   assert scores.label_entropy(one_hot(np.arange(100) % 10, 10)).value == pytest.approx(
     np.log(10)
   )
-  assert scores.label_entropy(np.full((30, 4), 0.25)).value == 0  # all rows tie: the first class
+  assert scores.label_entropy(np.full((30, 4), 0.25)).value == 0  # ties: class 0
 
 
 def test_precision_and_recall_by_double_loop(rng):
