@@ -22,28 +22,22 @@ leaves time_to_quality.png, summary.json and flags.txt, which is a flagfile itse
 Given again, the command starts anew.
 """
 
-import json
+import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from tqdm import tqdm
 
-from experiments import prepare_data, rbm_summary
 from experiments.rbm import torch_peer
-from experiments.shared import (
-  common,
-  data,
-  plots,
-  workdirs,
-)
+from experiments.rbm.training import Training
+from experiments.shared import loading, plots, settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import evaluation, training
 from stein_jax.energies import GaussianBernoulliRBM
 
@@ -83,59 +77,68 @@ _PEERS_KNOW = {
 }
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
-    return
-  values = flags.FLAGS
-  if not values.runs:
-    sys.exit("--runs must name summary.json of finished runs of experiments.mnist_rbm.")
-  runs = {path: read_run(path) for path in dict.fromkeys(values.runs)}
-  kinds = common.chosen("peer_kinds", values.peer_kinds, torch_peer.KINDS)
-  ks = common.numbers("peer_k", values.peer_k, int, at_least=1)
-  seeds = common.numbers("seeds", values.seeds, int, at_least=0)
-  common.positive("langevin_step_size")
-  problem = problem_of(runs, peers=values.peers)
-  common.claim_workdir(before_work=True)
+@dataclasses.dataclass(frozen=True)
+class Settings(summaries.FromSummary, loading.Folders, workdirs.Run):
+  """The settings of this command."""
 
+  command: ClassVar[str] = "experiments.time_to_quality"
+  files: ClassVar[tuple[str, ...]] = ("time_to_quality.png",)
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/time_to_quality")
+  runs: tuple[str, ...] = setting(
+    (), "summary.json of finished runs of experiments.mnist_rbm."
+  )
+  peers: bool = setting(True, "Train PyTorch's side too.")
+  peer_kinds: tuple[str, ...] = setting(
+    torch_peer.KINDS,
+    f"PyTorch's sides, some of {', '.join(torch_peer.KINDS)}.",
+    choices=torch_peer.KINDS,
+  )
+  peer_k: tuple[int, ...] = setting(
+    (1, 10), "k of PyTorch's CD-k; a curve for each.", at_least=1
+  )
+  peer_steps: int = setting(10_000, "PyTorch's steps.", at_least=1)
+  langevin_step_size: float = setting(
+    0.5, "ε of PyTorch's Langevin steps, the runs' default.", above=0
+  )
+  seeds: tuple[int, ...] = settings.like(
+    Training, "seeds", help="PyTorch's seeds.", may_grow=False
+  )
+  eval_every: int = settings.like(
+    Training, "eval_every", help="Steps between PyTorch's exact evaluations."
+  )
+  torch_threads: int | None = setting(
+    None, "CPU threads of PyTorch; by default all.", at_least=1
+  )
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
+    return
+  if not own.runs:
+    sys.exit("--runs must name summary.json of finished runs of experiments.mnist_rbm.")
+  runs = {path: read_run(path) for path in own.runs}
+  problem = problem_of(runs, peers=own.peers)
+  workdirs.check(own)
   methods = ours(runs)
-  environment: dict[str, Any] = {
-    "jax": jax.__version__,
-    "device": jax.devices()[0].device_kind,
-    "cores": _cores(),
-  }
-  peers = values.peers
-  if not peers:
-    print("PyTorch is left out: --peers=false.")
-  else:
-    try:
-      environment |= torch_peer.versions()
-    except ImportError as error:
-      print(f"PyTorch is left out. {error}")
-      peers = False
-  if peers:
-    environment["torch_threads"] = values.torch_threads or _cores()
-    torch_peer.set_threads(environment["torch_threads"])
-    elsewhere = {str(run["environment"]["device"]) for run in runs.values()} - {"cpu"}
-    if elsewhere:
-      print(f"Beware: PyTorch runs on the CPU, the runs on {', '.join(elsewhere)}.")
-    split = _load(problem, values.data_dir, values.cache_dir)
-  workdir = common.claim_workdir(before_work=False)
+  peers, environment = _environment(own, runs)
+  split = _load(problem, own) if peers else None
+  workdir = workdirs.prepare(own)
+  threads = f", PyTorch's threads: {environment['torch_threads']}" if peers else ""
 
   def write() -> dict[str, Any]:
     summary = {
-      "command": "python -m experiments.time_to_quality "
-      f"--flagfile={workdir / 'flags.txt'}",
-      "flags": workdirs.own_flags("runs", leave_out={"overwrite"}),
+      "command": f"python -m {own.command} --flagfile={workdir / 'flags.txt'}",
+      "flags": settings.record(own),
       "problem": problem,
       "runs": {
         path: {key: run.get(key) for key in ("command", "environment")}
         for path, run in runs.items()
       },
-      **judged(methods),
+      **with_times(methods),
       "environment": environment,
     }
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    threads = f", PyTorch's threads: {environment['torch_threads']}" if peers else ""
+    summaries.write_json(workdir / "summary.json", summary)
     plots.likelihood_by_seconds(
       workdir / "time_to_quality.png",
       {
@@ -148,47 +151,43 @@ def main(argv: list[str]) -> None:
     )
     return summary
 
-  for k in ks if peers else ():
-    settings = torch_peer.Settings(
-      langevin_steps=k,
-      langevin_step_size=values.langevin_step_size,
-      batch_size=problem["batch_size"],
-      learning_rate=problem["learning_rate"],
-      adam_b1=problem["adam_b1"],
-    )
-    for kind in kinds:
-      label = f"CD-{k}, {_KIND_LABELS[kind]}"
-      histories = {
-        seed: train_peer(
-          label,
-          kind,
-          seed,
-          settings,
-          split,
-          num_steps=values.peer_steps,
-          eval_every=values.eval_every,
-          progress=values.progress,
-        )
-        for seed in seeds
-      }
-      methods[label] = _method_of_peer(histories)
-      write()
-  print(plots.table(HEADER, rows(write())))
+  for label, method in _peers(own, problem, split) if split else ():
+    methods[label] = method
+    write()
+  print(tables.plain(HEADER, rows(write())))
   print(
-    f"\nSeconds until within so many nats of the last value of {YARDSTICK}. "
+    f"\nSeconds until within this many nats of the last value of {YARDSTICK}. "
     f"Picture and summary.json: {workdir}"
   )
+
+
+def _environment(
+  own: Settings, runs: Mapping[str, Mapping[str, Any]]
+) -> tuple[bool, dict[str, Any]]:
+  """Whether PyTorch's side is trained, and what all is computed with."""
+  environment = summaries.environment() | {"cores": _cores()}
+  if not own.peers:
+    print("PyTorch is left out: --peers=false.")
+    return False, environment
+  try:
+    environment |= torch_peer.versions()
+  except ImportError as error:
+    print(f"PyTorch is left out. {error}")
+    return False, environment
+  environment["torch_threads"] = own.torch_threads or _cores()
+  torch_peer.set_threads(environment["torch_threads"])
+  elsewhere = {str(run["environment"]["device"]) for run in runs.values()} - {"cpu"}
+  if elsewhere:
+    print(f"Beware: PyTorch runs on the CPU, the runs on {', '.join(elsewhere)}.")
+  return True, environment
 
 
 # --- ours -------------------------------------------------------------------------
 
 
 def read_run(path: str) -> dict[str, Any]:
-  """A summary.json of `experiments.mnist_rbm`; a message ends the program otherwise."""
-  try:
-    run = json.loads(Path(path).read_text())
-  except (OSError, ValueError) as error:
-    sys.exit(f"--runs={path}: {error}")
+  """A summary.json of experiments.mnist_rbm; a message ends the program otherwise."""
+  run = summaries.read(path, flag="runs")
   wanted = ("methods", "flags", "gaussian_baseline", "environment")
   missing = [key for key in wanted if not isinstance(run, dict) or key not in run]
   if missing:
@@ -263,7 +262,7 @@ def ours(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   return methods
 
 
-def judged(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def with_times(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """The methods, each with `seconds_to`: target -> seconds, None if never reached."""
   best = methods[YARDSTICK]["curve"]["mean"][-1]
 
@@ -301,7 +300,7 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a `summary.json` in Markdown."""
-  return rbm_summary.markdown_table(HEADER, rows(summary))
+  return tables.markdown(HEADER, rows(summary))
 
 
 def _seconds(steps: Sequence[int], ms_per_step: float) -> list[float]:
@@ -317,6 +316,36 @@ class Split(NamedTuple):
   rbm: GaussianBernoulliRBM
   train: jax.Array  # [N, d] in [0, 1]
   test: jax.Array
+
+
+def _peers(
+  own: Settings, problem: Mapping[str, Any], split: Split
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Trains all peers: the label and the curve of each."""
+  for k in own.peer_k:
+    told = torch_peer.Settings(
+      langevin_steps=k,
+      langevin_step_size=own.langevin_step_size,
+      batch_size=problem["batch_size"],
+      learning_rate=problem["learning_rate"],
+      adam_b1=problem["adam_b1"],
+    )
+    for kind in own.peer_kinds:
+      label = f"CD-{k}, {_KIND_LABELS[kind]}"
+      histories = {
+        seed: train_peer(
+          label,
+          kind,
+          seed,
+          told,
+          split,
+          num_steps=own.peer_steps,
+          eval_every=own.eval_every,
+          progress=own.progress,
+        )
+        for seed in own.seeds
+      }
+      yield label, _method_of_peer(histories)
 
 
 class History(NamedTuple):
@@ -390,21 +419,11 @@ def _method_of_peer(histories: Mapping[int, History]) -> dict[str, Any]:
   }
 
 
-def _load(
-  problem: Mapping[str, Any], data_dir: str | None, cache_dir: str | None
-) -> Split:
+def _load(problem: Mapping[str, Any], own: Settings) -> Split:
   """The data set of the runs."""
-  try:
-    dataset = prepare_data.load_or_prepare(
-      problem["dataset"],
-      data_dir=data_dir,
-      cache_dir=cache_dir,
-      validation_fraction=problem["validation"],
-    )
-  except (data.DatasetNotPrepared, data.UnknownDataset, ImportError) as error:
-    sys.exit(str(error))
-  except ValueError as error:
-    sys.exit(f"{problem['dataset']}: {error}")
+  dataset = loading.load_named(
+    problem["dataset"], own, validation_fraction=problem["validation"]
+  )
   print(f"Data: {dataset.source}", file=sys.stderr)
   train, test = (
     training.unit_interval(jnp.asarray(images.reshape(len(images), -1)))
@@ -422,37 +441,5 @@ def _cores() -> int:
   return len(available(0)) if available else os.cpu_count() or 1
 
 
-def _define_flags() -> None:
-  common.define_run_flags("runs/time_to_quality")
-  flags.DEFINE_list(
-    "runs", [], "summary.json of finished runs of experiments.mnist_rbm."
-  )
-  flags.DEFINE_bool("peers", True, "Train PyTorch's side too.")
-  flags.DEFINE_list(
-    "peer_kinds",
-    list(torch_peer.KINDS),
-    f"PyTorch's sides, out of {', '.join(torch_peer.KINDS)}.",
-  )
-  flags.DEFINE_list("peer_k", ["1", "10"], "k of PyTorch's CD-k; a curve for each.")
-  flags.DEFINE_integer("peer_steps", 10_000, "PyTorch's steps.", lower_bound=1)
-  flags.DEFINE_float(
-    "langevin_step_size", 0.5, "ε of PyTorch's Langevin steps, the runs' default."
-  )
-  flags.DEFINE_list("seeds", ["0"], "PyTorch's seeds.")
-  flags.DEFINE_integer(
-    "eval_every", 250, "Steps between PyTorch's exact evaluations.", lower_bound=1
-  )
-  flags.DEFINE_integer(
-    "torch_threads", None, "CPU threads of PyTorch; by default all.", lower_bound=1
-  )
-  flags.DEFINE_string(
-    "data_dir", None, "Where tfds data sets are; by default $TFDS_DATA_DIR."
-  )
-  flags.DEFINE_string(
-    "cache_dir", None, "Where decoded data is kept; by default ~/.cache/stein_jax."
-  )
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

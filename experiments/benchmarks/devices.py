@@ -10,20 +10,20 @@ on the same cores, for each of the n² pairs: where they are one device's, the d
 together do no more work than it. In --workdir it leaves summary.json.
 """
 
+import dataclasses
 import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
-from absl import app, flags
 from jax.sharding import PartitionSpec
 
-from experiments import rbm_summary
 from experiments.benchmarks import timing
-from experiments.shared import common
+from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import energies, kernels, parallel, stein_cd, svgd_direction
 
 _BATCH = 1024
@@ -31,50 +31,65 @@ _BATCH = 1024
 _BYTES = {"pred": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8}
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Benchmark):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.devices"
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/benchmarks/devices"
+  )
+  devices: tuple[int, ...] = setting((1, 2, 4, 8), "Numbers of devices.", at_least=1)
+  strong: int = setting(8192, "Particles in all, strong scaling.")
+  weak: int = setting(1024, "Particles on each device, weak scaling.")
+  d: int = setting(64, "Numbers in a particle.", at_least=1)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  values = flags.FLAGS
-  counts = common.numbers("devices", values.devices, int, at_least=1)
-  for count in counts:
-    for name, number in (("--strong", values.strong), ("SteinCD's batch", _BATCH)):
+  for count in own.devices:
+    for name, number in (("--strong", own.strong), ("SteinCD's batch", _BATCH)):
       if number % count:
         raise SystemExit(f"{name}, {number}, must divide by {count} devices.")
-  counts = sorted({1, *counts})  # what all are held against
-  timing.use_cores(values.cores)
+  counts = sorted({1, *own.devices})  # all are compared with one
+  timing.use_cores(own.cores)
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", max(counts))
-  common.claim_workdir(before_work=True)
+  workdirs.check(own)
   rows = []
   for scaling in ("strong", "weak"):
     for count in counts:
-      n = values.strong if scaling == "strong" else values.weak * count
+      n = own.strong if scaling == "strong" else own.weak * count
       for exchange in ("all_gather", "ring") if count > 1 else ("ring",):
-        found = of_direction(count, n, exchange)
+        found = of_direction(count, n, exchange, own)
         rows.append({"what": exchange, "scaling": scaling, "n": n} | found)
   for count in counts:
-    rows.append({"what": "SteinCD", "scaling": "strong", "n": _BATCH} | of_step(count))
-  workdir = common.claim_workdir(before_work=False)
-  summary = common.write_summary(
-    workdir, "experiments.benchmarks.devices", {"d": values.d, "rows": rows}
-  )
+    rows.append(
+      {"what": "SteinCD", "scaling": "strong", "n": _BATCH}
+      | of_step(count, own.repeats)
+    )
+  workdirs.prepare(own)
+  summary = summaries.write(own, {"d": own.d, "rows": rows})
   print(markdown(summary))
 
 
-def of_direction(count: int, n: int, exchange: str) -> dict[str, Any]:
+def of_direction(count: int, n: int, exchange: str, own: Settings) -> dict[str, Any]:
   """What the direction of n particles costs each of so many devices."""
   mesh = parallel.make_mesh(count)
-  x, s = jax.random.normal(jax.random.key(0), (2, n, flags.FLAGS.d))
-  kernel = kernels.rbf(2.0 * flags.FLAGS.d)
+  x, s = jax.random.normal(jax.random.key(0), (2, n, own.d))
+  kernel = kernels.rbf(2.0 * own.d)
   direction = functools.partial(
     svgd_direction, kernel=kernel, axis_name=parallel.AXIS, exchange=exchange
   )
   rows = PartitionSpec(parallel.AXIS)
   body = jax.shard_map(direction, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
-  return _measured(count, body, *parallel.spread((x, s), parallel.by_rows(mesh)))
+  arguments = parallel.spread((x, s), parallel.by_rows(mesh))
+  return _measured(count, own.repeats, body, *arguments)
 
 
-def of_step(count: int) -> dict[str, Any]:
+def of_step(count: int, repeats: int) -> dict[str, Any]:
   """The same of a step of SteinCD, 1 024 points of 784 numbers and 10 hidden units."""
   mesh = parallel.make_mesh(count)
   rbm = energies.GaussianBernoulliRBM(10)
@@ -95,10 +110,12 @@ def of_step(count: int) -> dict[str, Any]:
     (key, state), (parallel.same(mesh), parallel.shardings(state, mesh))
   )
   batch = parallel.spread(batch, parallel.by_rows(mesh))
-  return _measured(count, rule.update, key, state, batch)
+  return _measured(count, repeats, rule.update, key, state, batch)
 
 
-def _measured(count: int, fn: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+def _measured(
+  count: int, repeats: int, fn: Callable[..., Any], *arguments: Any
+) -> dict[str, Any]:
   compiled = jax.jit(fn).lower(*arguments).compile()
   memory = compiled.memory_analysis()
   held = (
@@ -106,9 +123,7 @@ def _measured(count: int, fn: Callable[..., Any], *arguments: Any) -> dict[str, 
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
   )
-  times = timing.interleaved(
-    {"call": lambda: compiled(*arguments)}, repeats=flags.FLAGS.repeats
-  )
+  times = timing.interleaved({"call": lambda: compiled(*arguments)}, repeats=repeats)
   return {
     "devices": count,
     "sent_bytes": sent_bytes(compiled.as_text(), count),
@@ -234,19 +249,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     "MB held by each",
     "time a pair ÷ one device's",
   ]
-  return rbm_summary.markdown_table(header, lines)
-
-
-def _define_flags() -> None:
-  flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
-  flags.DEFINE_integer("strong", 8192, "Particles in all, strong scaling.")
-  flags.DEFINE_integer("weak", 1024, "Particles on each device, weak scaling.")
-  flags.DEFINE_integer("d", 64, "Numbers in a particle.", lower_bound=1)
-  flags.DEFINE_integer("repeats", 5, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/devices")
+  return tables.markdown(header, lines)
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

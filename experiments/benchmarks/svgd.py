@@ -12,27 +12,26 @@ blackjax comes with the tests; `pip install -e '.[peers]'` installs the others.
 It leaves summary.json and svgd.png, time and memory against n.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from absl import app, flags
 
-from experiments import rbm_summary
 from experiments.benchmarks import timing
-from experiments.shared import common
+from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import kernels, svgd_direction
 from stein_jax.types import Array
 
 SHAPES = ("100x784", "1000x784", "4096x784", "10000x50", "10000x2")
-TILE = (512, 784)  # of the matrix rate
 
 MARKS = {
   # shape -> the most that ours may take of dense, and of the direction for the median;
@@ -48,27 +47,42 @@ MARKS = {
 _BLACKJAX_LIMIT, _NUMPYRO_LIMIT = 6e9, 1e9  # n² d
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Benchmark):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.svgd"
+  files: ClassVar[tuple[str, ...]] = ("svgd.png",)
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/benchmarks/svgd")
+  shapes: tuple[str, ...] = setting(SHAPES, "Particles and dimensions, as NxD.")
+  sizes: tuple[int, ...] = setting(
+    (250, 500, 1000, 2000, 4000, 8000, 16_000), "n of the curve.", at_least=2
+  )
+  large: str = setting("100000x50", "A shape beyond all dense forms; empty for none.")
+  repeats: int = settings.like(timing.Benchmark, "repeats", default=11)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  shapes = {text: _shape("shapes", text) for text in flags.FLAGS.shapes}
-  sizes = common.numbers("sizes", flags.FLAGS.sizes, int, at_least=2)
-  large = _shape("large", flags.FLAGS.large) if flags.FLAGS.large else None
-  timing.use_cores(flags.FLAGS.cores)
-  common.claim_workdir(before_work=True)
-  rate = matrix_rate(flags.FLAGS.repeats)
-  rows = {name: measure(*shape) for name, shape in shapes.items()}
-  curve = [measure(n, 50, scaling=True) for n in sizes]
-  workdir = common.claim_workdir(before_work=False)
+  shapes = {text: _shape("shapes", text) for text in own.shapes}
+  large = _shape("large", own.large) if own.large else None
+  timing.use_cores(own.cores)
+  workdirs.check(own)
+  rate = timing.matrix_rate(own.repeats)
+  rows = {name: measure(*shape, own) for name, shape in shapes.items()}
+  curve = [measure(n, 50, own, scaling=True) for n in own.sizes]
+  workdir = workdirs.prepare(own)
   results: dict[str, Any] = {
     "gigaflops": rate,
     "shapes": {name: _with_ratios(row, rate) for name, row in rows.items()},
     "curve": [_with_ratios(row, rate) for row in curve],
   }
   if large:
-    results["large"] = measure_large(*large)
+    results["large"] = measure_large(*large, progress=own.progress)
   _draw(workdir / "svgd.png", results["curve"])
-  summary = common.write_summary(workdir, "experiments.benchmarks.svgd", results)
+  summary = summaries.write(own, results)
   print(markdown(summary))
 
 
@@ -85,21 +99,13 @@ def _problem(n: int, d: int) -> tuple[Array, Array, float]:
   return jnp.asarray(x), jnp.asarray(s), 2.0 * d / float(np.log(n))
 
 
-def matrix_rate(repeats: int) -> float:
-  """10⁹ floating-point operations a second of a float32 product in the cache."""
-  b, d = TILE
-  x = jnp.ones((b, d))
-  product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
-  times = timing.interleaved({"x": lambda: product(x, x.T)}, repeats=repeats)
-  return 2 * b * b * d / times["x"].median / 1e9
-
-
-def measure(n: int, d: int, *, scaling: bool = False) -> dict[str, Any]:
+def measure(n: int, d: int, own: Settings, *, scaling: bool = False) -> dict[str, Any]:
   """Times of ours and of the peers that are installed, and ours' memory.
 
   Args:
     n: particles.
     d: their dimension.
+    own: how often to time, on how many cores.
     scaling: for the curve, ours and dense only.
   """
   x, s, h = _problem(n, d)
@@ -110,12 +116,12 @@ def measure(n: int, d: int, *, scaling: bool = False) -> dict[str, Any]:
     "dense": functools.partial(dense_direction, x, s, jnp.float32(h)),
     "blackjax": _blackjax(x, h) if numbers <= _BLACKJAX_LIMIT else None,
     "numpyro, median": _numpyro(x) if numbers <= _NUMPYRO_LIMIT else None,
-    "torch": None if scaling else _torch(np.asarray(x), np.asarray(s), h),
+    "torch": None if scaling else _torch(np.asarray(x), np.asarray(s), h, own.cores),
   }
   times = timing.interleaved(
     {name: function for name, function in functions.items() if function},
-    repeats=flags.FLAGS.repeats,
-    progress=flags.FLAGS.progress,
+    repeats=own.repeats,
+    progress=own.progress,
     label=f"{n} × {d}",
   )
   return {
@@ -130,7 +136,7 @@ def measure(n: int, d: int, *, scaling: bool = False) -> dict[str, Any]:
   }
 
 
-def measure_large(n: int, d: int) -> dict[str, Any]:
+def measure_large(n: int, d: int, *, progress: bool) -> dict[str, Any]:
   """The direction and its exact median where nothing dense fits."""
   x, s, h = _problem(n, d)
   kernel = kernels.rbf(jnp.float32(h))
@@ -140,7 +146,7 @@ def measure_large(n: int, d: int) -> dict[str, Any]:
       "ours, median": functools.partial(svgd_direction, x, s, kernels.rbf()),
     },
     repeats=3,
-    progress=flags.FLAGS.progress,
+    progress=progress,
     label=f"{n} × {d}",
   )
   return {
@@ -222,12 +228,14 @@ def _numpyro(x: Array) -> Callable[[], Any] | None:
   return lambda: jax.tree.leaves(step(state))
 
 
-def _torch(x: np.ndarray, s: np.ndarray, h: float) -> Callable[[], Any] | None:
+def _torch(
+  x: np.ndarray, s: np.ndarray, h: float, cores: int
+) -> Callable[[], Any] | None:
   """The algebra of ours, dense, in place where PyTorch can."""
   torch = timing.peer("torch")
   if torch is None:
     return None
-  torch.set_num_threads(max(1, flags.FLAGS.cores))
+  torch.set_num_threads(max(1, cores))
   points, scores = torch.tensor(x), torch.tensor(s)
 
   @torch.no_grad()
@@ -286,7 +294,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
       cells.append("—" if value is None else f"{value:.3g}{goal}")
     lines.append(cells)
   header = ["n × d", "ours, ms", *(name for name, _, _ in names)]
-  text = rbm_summary.markdown_table(header, lines)
+  text = tables.markdown(header, lines)
   text += f"\n\nThe matrix rate was {summary['gigaflops']:.0f} GFLOP/s."
   if "large" in summary:
     large = summary["large"]
@@ -323,19 +331,5 @@ def _draw(path: Path, curve: list[Mapping[str, Any]]) -> None:
   plt.close(figure)
 
 
-def _define_flags() -> None:
-  flags.DEFINE_list("shapes", list(SHAPES), "Particles and dimensions, as NxD.")
-  flags.DEFINE_list(
-    "sizes", ["250", "500", "1000", "2000", "4000", "8000", "16000"], "n of the curve."
-  )
-  flags.DEFINE_string(
-    "large", "100000x50", "A shape beyond all dense forms; empty for none."
-  )
-  flags.DEFINE_integer("repeats", 11, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/svgd")
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

@@ -1,5 +1,7 @@
-"""Times of functions called in turn, so that what slows the machine slows all."""
+"""Times of functions that are called in turn: what slows the machine slows all."""
 
+import dataclasses
+import functools
 import importlib
 import os
 import resource
@@ -9,12 +11,24 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
+
+from experiments.shared import summaries, workdirs
+from experiments.shared.settings import setting
 
 _SHORTEST = 2e-3  # seconds that a clock is trusted with
 _COLD = 0.5  # seconds beyond which a call does not mind what was in the cache
 _LONGEST = 10.0  # seconds in all for a function, which may mean a single repeat
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark(summaries.FromSummary, workdirs.Run):
+  """The settings of a benchmark."""
+
+  repeats: int = setting(5, "How often every function is timed.", at_least=1)
+  cores: int = setting(1, "CPU cores to use; 0 for all.", at_least=0)
 
 
 class Times(NamedTuple):
@@ -64,8 +78,17 @@ def _timed(function: Callable[[], Any], calls: int) -> float:
   return (time.perf_counter() - start) / calls
 
 
+def matrix_rate(repeats: int) -> float:
+  """10⁹ floating-point operations a second of a float32 product in the cache."""
+  b, d = 512, 784
+  x = jnp.ones((b, d))
+  product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
+  times = interleaved({"x": lambda: product(x, x.T)}, repeats=repeats)
+  return 2 * b * b * d / times["x"].median / 1e9
+
+
 def use_cores(number: int) -> None:
-  """Keeps this process on so many cores, before JAX or PyTorch has started threads."""
+  """Keeps this process on this many cores; before JAX or PyTorch starts threads."""
   if number and hasattr(os, "sched_setaffinity"):
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, allowed[:number])

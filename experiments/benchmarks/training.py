@@ -9,20 +9,19 @@ matrix products take at the machine's own rate.
 `pip install -e '.[peers]'` installs PyTorch.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from flax import linen as nn
 
-from experiments import rbm_summary
-from experiments.benchmarks import svgd, timing
-from experiments.shared import common
+from experiments.benchmarks import timing
+from experiments.shared import settings, summaries, tables, workdirs
 from stein_jax import (
   Algorithm,
   kernels,
@@ -80,23 +79,35 @@ class SmallAutoencoder(nn.Module):
     return 0.5 * jnp.square(x[None] - up(1)(nn.softplus(up(8)(code)))).sum()
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Benchmark):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.training"
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/benchmarks/training"
+  )
+  repeats: int = settings.like(timing.Benchmark, "repeats", default=15)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  timing.use_cores(flags.FLAGS.cores)
-  common.claim_workdir(before_work=True)
-  rate = svgd.matrix_rate(flags.FLAGS.repeats)
+  timing.use_cores(own.cores)
+  workdirs.check(own)
+  rate = timing.matrix_rate(own.repeats)
   seconds: dict[str, timing.Times] = {}
   for label, functions in (
-    ("SteinCD step", _training(flags.FLAGS.workdir)),
+    ("SteinCD step", _training(own.cores)),
     ("Langevin", _langevin()),
     ("directions", _directions()),
     ("score matching", _score_matching()),
   ):
     seconds |= timing.interleaved(
       functions,
-      repeats=flags.FLAGS.repeats,
-      progress=flags.FLAGS.progress,
+      repeats=own.repeats,
+      progress=own.progress,
       label=label,
     )
   median = {name: time.median for name, time in seconds.items()}
@@ -117,10 +128,9 @@ def main(argv: list[str]) -> None:
       median["exact, products"] / median["forward, products"]
     ),
   }
-  workdir = common.claim_workdir(before_work=False)
-  summary = common.write_summary(
-    workdir,
-    "experiments.benchmarks.training",
+  workdirs.prepare(own)
+  summary = summaries.write(
+    own,
     {
       "gigaflops": rate,
       "operations": _operations(),
@@ -164,7 +174,7 @@ def _operations() -> int:
   return 2 * (2 * m * m * d + 6 * m * d * num_hidden)
 
 
-def _training(workdir: str) -> dict[str, Callable[[], Any]]:
+def _training(cores: int) -> dict[str, Callable[[], Any]]:
   """`NUM_STEPS` steps: in `fit` as a user calls it, in a bare scan, and in PyTorch."""
   algorithm, (_, params), batch = _algorithm(), _rbm(), _batch()
   data, key = jnp.asarray(_data()), jax.random.key(0)
@@ -198,15 +208,15 @@ def _training(workdir: str) -> dict[str, Callable[[], Any]]:
     "updates": lambda: updates(start, data),
   }
   if timing.peer("torch"):
-    functions["PyTorch"] = _torch_training(params, np.asarray(_data()))
+    functions["PyTorch"] = _torch_training(params, np.asarray(_data()), cores)
   return functions
 
 
-def _torch_training(params: Params, data: np.ndarray) -> Callable[[], Any]:
+def _torch_training(params: Params, data: np.ndarray, cores: int) -> Callable[[], Any]:
   """SteinCD by autograd, with the median of the distances, and fused Adam."""
   import torch
 
-  torch.set_num_threads(max(1, flags.FLAGS.cores))
+  torch.set_num_threads(max(1, cores))
   B, b, c = (
     torch.tensor(np.asarray(params["params"][name]), requires_grad=True)
     for name in ("B", "b", "c")
@@ -306,7 +316,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     [name, "—" if value is None else f"{value:.3g}", MARKS[name]]
     for name, value in summary["ratios"].items()
   ]
-  table = rbm_summary.markdown_table(["", "measured", "mark"], lines)
+  table = tables.markdown(["", "measured", "mark"], lines)
   step = 1e3 * summary["seconds"]["fit"]["median"] / summary["num_steps"]
   return (
     f"{table}\n\nA SteinCD step took {step:.3f} ms in `fit`, for "
@@ -315,12 +325,5 @@ def markdown(summary: Mapping[str, Any]) -> str:
   )
 
 
-def _define_flags() -> None:
-  flags.DEFINE_integer("repeats", 15, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/training")
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

@@ -10,9 +10,9 @@ import optax
 from flax import linen as nn
 from jax.tree_util import Partial
 
+from experiments.rbm.settings import Rules
 from stein_jax import (
   Algorithm,
-  AlignmentController,
   contrastive_divergence,
   generators,
   kernels,
@@ -30,52 +30,41 @@ from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.types import Array, Key, Metrics, Params, PyTree
 
 
-class Settings(NamedTuple):
-  """What a user may vary; most fields are the binary's flags of the same names.
+class Setup(NamedTuple):
+  """What a learning rule is built from.
 
-  The defaults are the binary's, too.
+  Attributes:
+    rules: the hyper-parameters.
+    optimizer: of the energy.
+    axis_name: of the mesh of devices over which batches are sharded.
   """
 
+  rules: Rules
   optimizer: optax.GradientTransformation
-  kernel: kernels.Kernel = kernels.rbf()
-  step_size: float = 0.1
-  feature_kernel: kernels.Kernel = kernels.rbf("median_no_log")
-  regularization: float = 0.1
-  stein_steps: int = 3
-  stein_step_size: float = 0.5
-  refresh_steps: int = 5
-  langevin_steps: Sequence[int] = (1, 10)
-  langevin_step_size: Sequence[float] = (0.5,)
-  antithetic_steps: Sequence[int] = (1,)
-  metropolis: bool = False
-  gibbs_steps: int = 1
-  trace: str = "closed"
-  mle_negatives: str = "log_partition"
-  generator: nn.Module = generators.MNISTGenerator()
-  generator_optimizer: optax.GradientTransformation | None = None
-  mix: Sequence[float] = (0.25,)
-  mix_scale: Sequence[float] = (100.0,)
-  discount: float | AlignmentController = 0.0
-  axis_name: str | None = None  # of a mesh of devices, which --num_devices asks for
+  axis_name: str | None = None
 
-
-DEFAULTS = Settings._field_defaults
 
 NOISE_FN = generators.uniform_noise()
 """ξ of every generator here."""
 
 
 class Run(NamedTuple):
-  """One curve of the figure: a file-safe name, a label, and its algorithm.
+  """One curve of the figure.
 
-  `build` takes the settings anew, since a run may have some of its own.
+  Attributes:
+    name: which may be the name of a file.
+    label: for people.
+    build: makes the algorithm. It takes the setup, since a curve may have rules of its
+      own.
+    mix: α, where a generator is trained with the energy.
+    energy_from: the name of the run whose finished energy a generator is trained on.
   """
 
   name: str
   label: str
-  build: Callable[[Settings], Algorithm]
-  mix: float | None = None  # α, where a generator is trained beside the energy
-  energy_from: str | None = None  # the run whose energy a generator is trained on
+  build: Callable[[Setup], Algorithm]
+  mix: float | None = None
+  energy_from: str | None = None
 
   @property
   def has_generator(self) -> bool:
@@ -83,38 +72,54 @@ class Run(NamedTuple):
     return self.mix is not None or self.energy_from is not None
 
 
-def runs(
-  methods: Sequence[str], rbm: GaussianBernoulliRBM, settings: Settings
-) -> list[Run]:
+def runs(methods: Sequence[str], rbm: GaussianBernoulliRBM, rules: Rules) -> list[Run]:
   """One run for every method; some have one for every number that was asked for."""
   builders = {**_BUILDERS, **_GENERATOR_BUILDERS}
-  return [run for method in methods for run in builders[method](rbm, settings)]
+  return [run for method in methods for run in builders[method](rbm, rules)]
+
+
+def algorithms(
+  methods: Sequence[str],
+  rbm: GaussianBernoulliRBM,
+  rules: Rules,
+  optimizer: optax.GradientTransformation | None = None,
+) -> dict[str, Algorithm]:
+  """label -> the learning rule.
+
+  Args:
+    methods: names from `METHODS`.
+    rbm: the model.
+    rules: the hyper-parameters.
+    optimizer: one that takes the place of the rules' own.
+  """
+  setup = Setup(rules, optimizer or rules.energy_optimizer())
+  return {run.label: run.build(setup) for run in runs(methods, rbm, rules)}
 
 
 def _contrastive_divergence(
   rbm: GaussianBernoulliRBM,
-  settings: Settings,
+  rules: Rules,
   *,
   persistent: bool = False,
   antithetic: bool = False,
 ) -> Iterator[Run]:
-  several = len(settings.langevin_step_size) > 1
-  for k in settings.antithetic_steps if antithetic else settings.langevin_steps:
-    for i, epsilon in enumerate(settings.langevin_step_size):
+  several = len(rules.langevin_step_size) > 1
+  for k in rules.antithetic_steps if antithetic else rules.langevin_steps:
+    for i, epsilon in enumerate(rules.langevin_step_size):
       name, label = (f"pcd_{k}", f"PCD-{k}") if persistent else (f"cd_{k}", f"CD-{k}")
       if antithetic:
         name, label = f"{name}_antithetic", f"{label}, antithetic"
       if several:
         name, label = f"{name}_eps_{epsilon}", f"{label} (ε = {epsilon})"
 
-      def build(s: Settings, k: int = k, i: int = i) -> Algorithm:
+      def build(s: Setup, k: int = k, i: int = i) -> Algorithm:
         return contrastive_divergence(
           rbm.apply,
           s.optimizer,
           num_steps=k,
-          step_size=s.langevin_step_size[i],
+          step_size=s.rules.langevin_step_size[i],
           persistent=persistent,
-          metropolis=s.metropolis and not antithetic,
+          metropolis=s.rules.metropolis and not antithetic,
           antithetic=antithetic,
           axis_name=s.axis_name,
         )
@@ -122,24 +127,22 @@ def _contrastive_divergence(
       yield Run(name, label, build)
 
 
-def _gibbs(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterator[Run]:
-  def build(s: Settings) -> Algorithm:
+def _gibbs(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run]:
+  def build(s: Setup) -> Algorithm:
     def negatives(key: Key, params: Params, x: Array) -> tuple[Array, Metrics]:
       device = jax.lax.axis_index(s.axis_name) if s.axis_name else 0
       first = device * len(x)
-      return rbm.gibbs(key, params, x, num_steps=s.gibbs_steps, first=first), {}
+      return rbm.gibbs(key, params, x, num_steps=s.rules.gibbs_steps, first=first), {}
 
     return learn_from_negatives(
       rbm.apply, negatives, s.optimizer, axis_name=s.axis_name
     )
 
-  yield Run("gibbs", f"Gibbs CD-{settings.gibbs_steps}", build)
+  yield Run("gibbs", f"Gibbs CD-{rules.gibbs_steps}", build)
 
 
-def _stein_cd(
-  rbm: GaussianBernoulliRBM, settings: Settings, kind: str = ""
-) -> Iterator[Run]:
-  del settings
+def _stein_cd(rbm: GaussianBernoulliRBM, rules: Rules, kind: str = "") -> Iterator[Run]:
+  del rules
   name, label = {
     "": ("stein_cd", "SteinCD"),
     "symmetric": ("stein_cd_symmetric", "SteinCD, symmetric"),
@@ -147,13 +150,16 @@ def _stein_cd(
     "features": ("stein_cd_features", "SteinCD, kernel on features"),
   }[kind]
 
-  def build(s: Settings) -> Algorithm:
-    kernel = {"no_kernel": None, "features": _on_features(rbm, s.feature_kernel)}
+  def build(s: Setup) -> Algorithm:
+    kernel = {
+      "no_kernel": None,
+      "features": _on_features(rbm, s.rules.feature_kernel()),
+    }
     return stein_cd(
       rbm.apply,
-      kernel.get(kind, s.kernel),
+      kernel.get(kind, s.rules.pixel_kernel()),
       s.optimizer,
-      step_size=s.step_size,
+      step_size=s.rules.step_size,
       symmetric=kind == "symmetric",
       axis_name=s.axis_name,
     )
@@ -162,9 +168,9 @@ def _stein_cd(
 
 
 def _regularized_stein_cd(
-  rbm: GaussianBernoulliRBM, settings: Settings, kind: str = ""
+  rbm: GaussianBernoulliRBM, rules: Rules, kind: str = ""
 ) -> Iterator[Run]:
-  del settings
+  del rules
   name, label = {
     "": ("stein_cd_regularized", "regularised SteinCD"),
     "persistent": (
@@ -174,15 +180,15 @@ def _regularized_stein_cd(
     "pixels": ("stein_cd_regularized_pixels", "regularised SteinCD, kernel on pixels"),
   }[kind]
 
-  def build(s: Settings) -> Algorithm:
-    on_features = _on_features(rbm, s.feature_kernel)
+  def build(s: Setup) -> Algorithm:
+    on_features = _on_features(rbm, s.rules.feature_kernel())
     return stein_cd(
       rbm.apply,
-      s.feature_kernel if kind == "pixels" else on_features,
+      s.rules.feature_kernel() if kind == "pixels" else on_features,
       s.optimizer,
-      step_size=s.stein_step_size,
-      num_steps=s.stein_steps,
-      regularization=s.regularization,
+      step_size=s.rules.stein_step_size,
+      num_steps=s.rules.stein_steps,
+      regularization=s.rules.regularization,
       persistent=kind == "persistent",
       axis_name=s.axis_name,
     )
@@ -190,16 +196,16 @@ def _regularized_stein_cd(
   yield Run(name, label, build)
 
 
-def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterator[Run]:
+def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run]:
   """Regularised Stein moves, then Langevin steps with antithetic noise.
 
   The moves take the particles to where the model is; collapsed within a component of
   the mixture, they get its spread back by the noise.
   """
-  del settings
+  del rules
 
-  def build(s: Settings) -> Algorithm:
-    kernel_fn = _on_features(rbm, s.feature_kernel)
+  def build(s: Setup) -> Algorithm:
+    kernel_fn = _on_features(rbm, s.rules.feature_kernel())
 
     def negatives(key: Key, params: Params, x: Array) -> tuple[Array, Metrics]:
       moved = stein_moves(
@@ -207,9 +213,9 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
         rbm.apply,
         x,
         kernels.at(kernel_fn, params),
-        step_size=s.stein_step_size,
-        num_steps=s.stein_steps,
-        regularization=s.regularization,
+        step_size=s.rules.stein_step_size,
+        num_steps=s.rules.stein_steps,
+        regularization=s.rules.regularization,
         axis_name=s.axis_name,
       )
       score_fn = Partial(rbm.score, params)
@@ -217,8 +223,8 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
         key,
         moved,
         score_fn,
-        num_steps=s.refresh_steps,
-        step_size=s.langevin_step_size[0],
+        num_steps=s.rules.refresh_steps,
+        step_size=s.rules.langevin_step_size[0],
         antithetic=True,
         axis_name=s.axis_name,
       )
@@ -240,36 +246,34 @@ def _on_features(
   )
 
 
-def _stein_score_matching(
-  rbm: GaussianBernoulliRBM, settings: Settings
-) -> Iterator[Run]:
-  del settings
+def _stein_score_matching(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run]:
+  del rules
   yield Run(
     "stein_score_matching",
     "Stein score matching",
     lambda s: stein_score_matching(
-      rbm.apply, s.kernel, s.optimizer, axis_name=s.axis_name
+      rbm.apply, s.rules.pixel_kernel(), s.optimizer, axis_name=s.axis_name
     ),
   )
 
 
-def _score_matching(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterator[Run]:
-  del settings
+def _score_matching(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run]:
+  del rules
   yield Run(
     "score_matching",
     "Fisher score matching",
     lambda s: score_matching(
       rbm.apply,
       s.optimizer,
-      num_probes=1 if s.trace == "hutchinson" else None,
-      divergence_fn=rbm.score_divergence if s.trace == "closed" else None,
+      num_probes=1 if s.rules.trace == "hutchinson" else None,
+      divergence_fn=rbm.score_divergence if s.rules.trace == "closed" else None,
       axis_name=s.axis_name,
     ),
   )
 
 
-def _maximum_likelihood(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterator[Run]:
-  if settings.mle_negatives == "samples":
+def _maximum_likelihood(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run]:
+  if rules.mle_negatives == "samples":
     yield Run(
       "mle_samples",
       "MLE, exact samples",
@@ -288,13 +292,11 @@ def _maximum_likelihood(rbm: GaussianBernoulliRBM, settings: Settings) -> Iterat
 
 
 def _stein_gan(
-  rbm: GaussianBernoulliRBM, settings: Settings, kind: str = ""
+  rbm: GaussianBernoulliRBM, rules: Rules, kind: str = ""
 ) -> Iterator[Run]:
   mixed = kind == "mix"
-  weighed = list(enumerate(settings.mix_scale if mixed else settings.mix_scale[:1]))
-  for alpha, (i, scale) in itertools.product(
-    settings.mix if mixed else (0.0,), weighed
-  ):
+  weighed = list(enumerate(rules.mix_scale if mixed else rules.mix_scale[:1]))
+  for alpha, (i, scale) in itertools.product(rules.mix if mixed else (0.0,), weighed):
     name, label = {
       "": ("steingan", "SteinGAN"),
       "no_kernel": ("steingan_no_kernel", "SteinGAN, no kernel"),
@@ -304,9 +306,11 @@ def _stein_gan(
     if len(weighed) > 1:
       name, label = f"{name}_scale_{scale:.15g}", f"{label}, scale {scale:.15g}"
 
-    def build(s: Settings, alpha: float = alpha, i: int = i) -> Algorithm:
-      kernel = None if kind == "no_kernel" else s.kernel
-      return _stein_gan_of(rbm, s, s.optimizer, kernel, mix=alpha, scale=s.mix_scale[i])
+    def build(s: Setup, alpha: float = alpha, i: int = i) -> Algorithm:
+      kernel = None if kind == "no_kernel" else s.rules.pixel_kernel()
+      return _stein_gan_of(
+        rbm, s, s.optimizer, kernel, mix=alpha, scale=s.rules.mix_scale[i]
+      )
 
     yield Run(name, label, build, mix=alpha)
 
@@ -314,8 +318,10 @@ def _stein_gan(
 def generator_after(rbm: GaussianBernoulliRBM, run: Run) -> Run:
   """A generator that is trained on the finished energy of a run, which stays."""
 
-  def build(s: Settings) -> Algorithm:
-    return _stein_gan_of(rbm, s, optax.set_to_zero(), s.kernel, mix=0.0, scale=1.0)
+  def build(s: Setup) -> Algorithm:
+    return _stein_gan_of(
+      rbm, s, optax.set_to_zero(), s.rules.pixel_kernel(), mix=0.0, scale=1.0
+    )
 
   name, label = f"{run.name}_then_generator", f"{run.label}, then a generator"
   return Run(name, label, build, energy_from=run.name)
@@ -323,7 +329,7 @@ def generator_after(rbm: GaussianBernoulliRBM, run: Run) -> Run:
 
 def _stein_gan_of(
   rbm: GaussianBernoulliRBM,
-  settings: Settings,
+  setup: Setup,
   energy_optimizer: optax.GradientTransformation,
   kernel: kernels.Kernel | None,
   *,
@@ -331,7 +337,8 @@ def _stein_gan_of(
   scale: float,
 ) -> Algorithm:
   """SteinGAN on flat pictures."""
-  generator = settings.generator.clone(axis_name=settings.axis_name)
+  rules = setup.rules
+  generator = rules.generator().clone(axis_name=setup.axis_name)
   images_of = generators.generate_fn(generator)
 
   def generate(
@@ -346,13 +353,13 @@ def _stein_gan_of(
     NOISE_FN,
     kernel,
     energy_optimizer,
-    settings.generator_optimizer or settings.optimizer,
-    generator_stats=start_generator(jax.random.key(0), settings.generator)[1],
+    rules.generator_optimizer(),
+    generator_stats=start_generator(jax.random.key(0), rules.generator())[1],
     mix=mix,
     mix_scale=scale,
-    step_size=settings.step_size,
-    discount=settings.discount,
-    axis_name=settings.axis_name,
+    step_size=rules.step_size,
+    discount=rules.gamma(),
+    axis_name=setup.axis_name,
   )
 
 
@@ -362,7 +369,7 @@ def start_generator(key: Key, generator: nn.Module) -> tuple[Params, PyTree]:
   return generators.initialize(init_key, generator, NOISE_FN(noise_key, 2))
 
 
-_Builder = Callable[[GaussianBernoulliRBM, Settings], Iterator[Run]]
+_Builder = Callable[[GaussianBernoulliRBM, Rules], Iterator[Run]]
 
 _BUILDERS: dict[str, _Builder] = {
   "cd": _contrastive_divergence,

@@ -12,6 +12,8 @@ matplotlib.use("Agg")  # files only: no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
+from stein_jax.training.files import open_atomically
+
 _T = TypeVar("_T")
 
 
@@ -174,7 +176,8 @@ def mix_trade_off(
 
 
 def _save(figure: Any, path: Path) -> None:
-  figure.savefig(path, dpi=120, bbox_inches="tight")
+  with open_atomically(path) as file:
+    figure.savefig(file, dpi=120, bbox_inches="tight", format="png")
   plt.close(figure)
 
 

@@ -23,7 +23,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from absl import app, flags
@@ -56,6 +56,7 @@ class _Rules:
   recorded: bool
   may_differ: bool
   may_grow: bool
+  tags: tuple[str, ...]
 
 
 def setting(
@@ -72,6 +73,7 @@ def setting(
   recorded: bool = True,
   may_differ: bool = False,
   may_grow: bool = False,
+  tags: Sequence[str] = (),
 ) -> Any:
   """A field of a `Settings` class.
 
@@ -89,6 +91,7 @@ def setting(
     may_differ: whether the setting may change when a run is continued.
     may_grow: whether a run may be continued with a larger number, or with more entries
       of a tuple.
+    tags: words by which `names` finds the setting.
   """
   rules = _Rules(
     help=help,
@@ -102,6 +105,7 @@ def setting(
     recorded=recorded,
     may_differ=may_differ,
     may_grow=may_grow,
+    tags=tuple(tags),
   )
   return dataclasses.field(default=default, metadata={_KEY: rules})
 
@@ -169,9 +173,9 @@ def _field(field: dataclasses.Field, annotation: Any) -> _Field:
   return _Field(field.name, field.default, rules, kind, several, optional)
 
 
-def names(cls: type[Settings]) -> tuple[str, ...]:
-  """The names of all settings of a class."""
-  return tuple(field.name for field in _fields(cls))
+def names(cls: type[Settings], *, tag: str | None = None) -> tuple[str, ...]:
+  """The names of all settings of a class, or of those that have a tag."""
+  return tuple(f.name for f in _fields(cls) if tag is None or tag in f.rules.tags)
 
 
 # --- the command line -------------------------------------------------------------
@@ -322,7 +326,7 @@ def _checked(field: _Field, value: Any) -> Any:
 
 def _entries(value: Any) -> list[Any]:
   if not isinstance(value, str):
-    return list(value)
+    return list(value) if isinstance(value, Iterable) else [value]
   return [entry.strip() for entry in value.split(",")] if value.strip() else []
 
 

@@ -6,15 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import classifier
-from experiments.shared import data
+from experiments.shared import classifiers, datasets, embedded, tfds_data
 from stein_jax.evaluation import DigitClassifier
 from tests import binaries
 
 
 @pytest.fixture(scope="module")
 def digits():
-  return data.load(data.EMBEDDED)
+  return datasets.load(embedded.NAME)
 
 
 def small(digits, n=300):
@@ -23,7 +22,7 @@ def small(digits, n=300):
 
 def fit(dataset, folder, **options):
   options = {"num_steps": 20, "progress": False, **options}
-  return classifier.load_or_fit(dataset, cache_dir=folder, **options)
+  return classifiers.load_or_fit(dataset, cache_dir=folder, **options)
 
 
 @pytest.mark.slow
@@ -45,7 +44,7 @@ def test_kept_and_reused_for_the_same_data_and_settings(digits, tmp_path, monkey
   def fail(*args, **kwargs):
     raise AssertionError("fitted again")
 
-  monkeypatch.setattr(classifier.training, "fit", fail)
+  monkeypatch.setattr(classifiers.training, "fit", fail)
   again = fit(small(digits), tmp_path)
   assert again.test_accuracy == first.test_accuracy
   with pytest.raises(AssertionError, match="fitted again"):
@@ -89,13 +88,13 @@ def test_metrics_and_gradient_are_those_of_cross_entropy():
   images = rng.normal(size=(6, 5, 5, 1)).astype(np.float32)
   labels = np.array([0, 1, 2, 0, 1, 2])
   weights = rng.normal(size=(25, 3)).astype(np.float32)
-  rule = classifier.classification(
+  rule = classifiers.classification(
     lambda w, x: x.reshape(len(x), -1) @ w, optax.sgd(1.0)
   )
   key = jax.random.key(0)
   batch = {"x": jnp.asarray(images), "context": jnp.asarray(labels)}
   state, metrics = rule.update(key, rule.init(key, weights, batch), batch)
-  seen = np.asarray(classifier.shifted(key, images)).reshape(6, -1)
+  seen = np.asarray(classifiers.shifted(key, images)).reshape(6, -1)
   p = np.exp(seen @ weights)
   p /= p.sum(axis=1, keepdims=True)
   assert metrics["loss"] == pytest.approx(
@@ -109,7 +108,7 @@ def test_metrics_and_gradient_are_those_of_cross_entropy():
 def test_shifts_are_within_two_pixels_and_differ():
   images = np.arange(1, 9 * 9 + 1, dtype=np.float32).reshape(1, 9, 9, 1).repeat(200, 0)
   shifts = set()
-  for image in np.asarray(classifier.shifted(jax.random.key(0), images))[..., 0]:
+  for image in np.asarray(classifiers.shifted(jax.random.key(0), images))[..., 0]:
     row, column = divmod(int(image[4, 4]) - 1, 9)  # what came into the middle
     shifts.add((row - 4, column - 4))
     padded = np.pad(images[0, ..., 0], 2)
@@ -148,7 +147,7 @@ def test_the_binary_fits_prints_and_keeps(tmp_path):
 @pytest.mark.slow
 def test_over_99_percent_on_all_of_mnist(tmp_path):
   try:
-    dataset = data.load("mnist")
-  except (data.DatasetNotPrepared, ImportError) as error:
+    dataset = datasets.load("mnist")
+  except (tfds_data.DatasetNotPrepared, ImportError) as error:
     pytest.skip(str(error))
   assert fit(dataset, tmp_path, num_steps=None).test_accuracy > 0.99

@@ -5,10 +5,10 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from experiments import known_model
+from experiments.rbm.settings import Rules
 from stein_jax.energies import GaussianBernoulliRBM
 from tests import binaries
 
@@ -94,7 +94,10 @@ def test_seeds_are_different_truths_and_repeat():
 
 def test_a_variant_for_every_kernel_and_multiple():
   found = known_model._algorithms(
-    ["stein_cd", "mle"], RBM, optax.sgd(0.1), [0.1, 1.0, 10.0]
+    ["stein_cd", "mle"],
+    RBM,
+    Rules(optimizer="sgd", learning_rate=0.1),
+    [0.1, 1.0, 10.0],
   )
   assert list(found) == ["SteinCD", "exact MLE", "SteinCD, h × 0.1", "SteinCD, h × 10"]
   gradients = []

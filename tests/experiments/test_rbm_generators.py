@@ -4,15 +4,14 @@ import json
 import re
 
 import numpy as np
-import optax
 import pytest
-from absl.testing import flagsaver
 
-from experiments import mnist_rbm, rbm_summary
-from experiments.rbm import generators as rbm_generators
-from experiments.rbm import methods as rbm_methods
-from experiments.shared import plots
-from tests.experiments.test_mnist_rbm import parsed_flags, run_binary
+from experiments import mnist_rbm
+from experiments.rbm import generators, methods, tables
+from experiments.rbm.settings import Rules
+from experiments.shared import loading, plots
+from tests.experiments.parsing import parsed
+from tests.experiments.test_mnist_rbm import run_binary
 
 ARGUMENTS = (
   "--method=steingan,steincd_gan,stein_cd",
@@ -59,7 +58,7 @@ def test_every_generator_leaves_scores_and_pictures(finished):
     assert (workdir / f"{name}.png").stat().st_size > 10_000
   assert 0.5 < summary["test_images"]["recall"] < 1
   assert "of the test set are right" in result.stderr
-  rows = rbm_summary.samples_rows(summary)
+  rows = tables.samples_rows(summary)
   assert [row[0] for row in rows] == ["half of the test set", *LABELS.values()]
   for row in rows[1:]:
     assert re.search(rf"{re.escape(row[0])}\s+{row[1]}", result.stdout)
@@ -90,7 +89,7 @@ def test_the_same_command_reads_the_scores_it_wrote(finished):
   workdir, summary, _, arguments = finished
   record = workdir / "steingan" / "seed_0" / "scores.json"
   written = json.loads(record.read_text())
-  written["scores"]["recall"] = 0.125  # a mark: what is read is not reckoned anew
+  written["scores"]["recall"] = 0.125  # what is read is not computed again
   record.write_text(json.dumps(written))
   again = run_binary(*arguments)
   assert again.returncode == 0, again.stderr
@@ -108,42 +107,40 @@ def test_a_run_may_be_longer_but_not_below_a_generator_that_came_after(finished)
 
 
 @pytest.mark.parametrize(
-  ("values", "word"),
+  ("arguments", "word"),
   [
-    ({"mix": ["1.5"]}, "--mix"),
-    ({"mix": ["a"]}, "--mix"),
-    ({"mix_scale": ["0"]}, "--mix_scale"),
-    ({"discount": "1"}, "--discount"),
-    ({"discount": "often"}, "--discount"),
-    ({"generator_width": 0.0}, "--generator_width"),
-    ({"generator_learning_rate": -1.0}, "--generator_learning_rate"),
-    ({"center": True}, "--center"),
-    ({"generator_after": 5}, "--generator_after"),
-    ({"generator_after": 5, "method": ["mle"], "schedule": "linear"}, "--schedule"),
+    (["--mix=1.5"], "--mix"),
+    (["--mix=a"], "--mix"),
+    (["--mix_scale=0"], "--mix_scale"),
+    (["--discount=1"], "--discount"),
+    (["--discount=often"], "--discount"),
+    (["--generator_width=0"], "--generator_width"),
+    (["--generator_learning_rate=-1"], "--generator_learning_rate"),
+    (["--center"], "--center"),
+    (["--generator_after=5"], "--generator_after"),
+    (["--generator_after=5", "--method=mle", "--schedule=linear"], "--schedule"),
   ],
 )
 def test_bad_flags_end_with_a_message_before_any_work(
-  values, word, tmp_path, monkeypatch
+  arguments, word, tmp_path, monkeypatch
 ):
-  parsed_flags()
-  monkeypatch.setattr(mnist_rbm.common, "load_data", None)  # not even the data
-  values = {"method": ["steingan"], "workdir": str(tmp_path / "w"), **values}
-  saved = flagsaver.flagsaver(**values)
-  with saved, pytest.raises(SystemExit, match=word):
-    mnist_rbm.main(["mnist_rbm"])
+  monkeypatch.setattr(loading, "load", None)  # not even the data
+  arguments = ["--method=steingan", f"--workdir={tmp_path / 'w'}", *arguments]
+  with pytest.raises(SystemExit, match=word):
+    mnist_rbm.main(parsed(mnist_rbm.Settings, *arguments))
   assert not (tmp_path / "w").exists()
 
 
 def test_every_alpha_and_every_scale_has_a_curve():
-  settings = rbm_methods.Settings(optax.sgd(1.0), mix=(0.0, 0.5), mix_scale=(1.0, 10.0))
-  names = [run.name for run in rbm_methods.runs(["steincd_gan"], None, settings)]
+  rules = Rules(mix=(0.0, 0.5), mix_scale=(1.0, 10.0))
+  names = [run.name for run in methods.runs(["steincd_gan"], None, rules)]
   assert names == [
     "steincd_gan_0_scale_1",
     "steincd_gan_0_scale_10",
     "steincd_gan_0.5_scale_1",
     "steincd_gan_0.5_scale_10",
   ]
-  assert len(rbm_methods.runs(["steingan"], None, settings)) == 1
+  assert len(methods.runs(["steingan"], None, rules)) == 1
 
 
 def test_the_trade_off_is_drawn_of_the_mixes_alone(tmp_path, monkeypatch):
@@ -154,11 +151,11 @@ def test_the_trade_off_is_drawn_of_the_mixes_alone(tmp_path, monkeypatch):
     lambda path, alphas, **values: drawn.update(values, x=alphas),
   )
   runs = [
-    rbm_methods.Run(f"steincd_gan_{alpha}", f"mix {alpha}", None, mix=alpha)
+    methods.Run(f"steincd_gan_{alpha}", f"mix {alpha}", None, mix=alpha)
     for alpha in (1.0, 0.25)
   ]
-  runs.append(rbm_methods.Run("steingan_no_kernel", "off", None, mix=0.0))
-  runs.append(rbm_methods.Run("mle", "mle", None))
+  runs.append(methods.Run("steingan_no_kernel", "off", None, mix=0.0))
+  runs.append(methods.Run("mle", "mle", None))
   summaries = {
     run.label: {
       "samples": {"inception_score": {"values": [place]}},
@@ -166,10 +163,10 @@ def test_the_trade_off_is_drawn_of_the_mixes_alone(tmp_path, monkeypatch):
     }
     for place, run in enumerate(runs)
   }
-  rbm_generators.draw_mix(tmp_path / "x.png", runs, summaries, title="")
+  generators.draw_mix(tmp_path / "x.png", runs, summaries, title="")
   assert drawn["x"] == [0.25, 1.0]
   assert drawn["inception_scores"] == [[1], [0]]
   assert drawn["log_likelihoods"] == [[-1], [0]]
   drawn.clear()
-  rbm_generators.draw_mix(tmp_path / "x.png", runs[1:], summaries, title="")
+  generators.draw_mix(tmp_path / "x.png", runs[1:], summaries, title="")
   assert not drawn

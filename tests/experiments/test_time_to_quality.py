@@ -59,7 +59,7 @@ run_binary = functools.partial(binaries.run, "time_to_quality")
 
 
 def summary_of(runs):
-  return time_to_quality.judged(time_to_quality.ours(runs))
+  return time_to_quality.with_times(time_to_quality.ours(runs))
 
 
 def test_seconds_by_hand():
