@@ -21,7 +21,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,11 +55,11 @@ _NUM_DISTINCT = 500  # images of the paper's baseline, each of which is copied
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate(loading.Folders, summaries.FromSummary, workdirs.Run):
+class Settings(loading.Folders, summaries.FromSummary, workdirs.Run):
   """The settings of this command."""
 
-  command = "experiments.evaluate"
-  files = ("pictures.png",)
+  command: ClassVar[str] = "experiments.evaluate"
+  files: ClassVar[tuple[str, ...]] = ("pictures.png",)
 
   workdir: str = settings.like(workdirs.Run, "workdir", default="runs/evaluate")
   runs: tuple[str, ...] = setting(
@@ -100,7 +100,7 @@ class Evaluate(loading.Folders, summaries.FromSummary, workdirs.Run):
     )
 
 
-def main(own: Evaluate) -> None:
+def main(own: Settings) -> None:
   if summaries.printed(own, markdown):
     return
   if not own.runs:
@@ -183,7 +183,7 @@ def _only(values: set[str], what: str) -> str:
 
 
 def _scores(
-  own: Evaluate,
+  own: Settings,
   dataset: datasets.Dataset,
   columns: Mapping[str, saved_generators.Trained],
   samples: Mapping[str, np.ndarray],
@@ -238,4 +238,4 @@ def _scores(
 
 
 if __name__ == "__main__":
-  settings.run(main, Evaluate)
+  settings.run(main, Settings)

@@ -22,12 +22,11 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags, logging
 from jax.sharding import Mesh
 
 from experiments.pictures import (
@@ -42,6 +41,7 @@ from experiments.shared import (
   datasets,
   devices,
   loading,
+  logs,
   settings,
   summaries,
   workdirs,
@@ -55,13 +55,13 @@ _NUM_HELD_OUT = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Images(
+class Settings(
   ModelSettings, loading.Folders, devices.Devices, summaries.FromSummary, workdirs.Run
 ):
   """The settings of this command."""
 
-  command = "experiments.images"
-  files = (
+  command: ClassVar[str] = "experiments.images"
+  files: ClassVar[tuple[str, ...]] = (
     "samples.png",
     "training.png",
     "reconstructions.png",
@@ -117,11 +117,10 @@ class Images(
       )
 
 
-def main(own: Images) -> None:
+def main(own: Settings) -> None:
   if summaries.printed(own, results.table):
     return
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax logs a dozen lines per checkpoint
+  logs.quiet_checkpoints()
   mesh = devices.join(own)
   devices.check_divides(mesh, own.batch_size)
   workdirs.check(own)
@@ -150,7 +149,7 @@ def main(own: Images) -> None:
     sys.exit(1)
 
 
-def _report(own: Images, name: str, runs: Mapping[str, Any]) -> None:
+def _report(own: Settings, name: str, runs: Mapping[str, Any]) -> None:
   """Writes summary.json and the figures, and prints the table."""
   workdir = Path(own.workdir)
   title = f"{name}, {own.steps} steps of {own.batch_size}"
@@ -160,7 +159,7 @@ def _report(own: Images, name: str, runs: Mapping[str, Any]) -> None:
   print(f"\nFigures and summary.json: {workdir}")
 
 
-def load(own: Images) -> datasets.Dataset:
+def load(own: Settings) -> datasets.Dataset:
   """The images of --dataset; a message ends the program if other flags do not fit."""
   dataset = square_images.load_or_exit(own.dataset, own, size=own.size)
   if dataset.train.shape[1:] == (28, 28, 1):
@@ -188,12 +187,12 @@ def load(own: Images) -> datasets.Dataset:
   return dataset
 
 
-def _is_streamed(own: Images, dataset: datasets.Dataset) -> bool:
+def _is_streamed(own: Settings, dataset: datasets.Dataset) -> bool:
   return own.stream or dataset.train.nbytes > _MAX_IN_MEMORY
 
 
 def train(
-  own: Images,
+  own: Settings,
   dataset: datasets.Dataset,
   method: str,
   seed: int,
@@ -262,4 +261,4 @@ def train(
 
 
 if __name__ == "__main__":
-  settings.run(devices.ending_together(main), Images)
+  settings.run(devices.ending_together(main), Settings)

@@ -14,6 +14,7 @@ minutes on a GPU, and hours on two CPU cores.
 import dataclasses
 import json
 import sys
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,10 +24,10 @@ from experiments.shared.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Inception(loading.Data):
+class Settings(loading.Data):
   """The settings of this command."""
 
-  command = "experiments.inception"
+  command: ClassVar[str] = "experiments.inception"
 
   images: str | None = setting(
     None, "A .npy file of images [n, h, w, 3], uint8.", required=True
@@ -37,7 +38,7 @@ class Inception(loading.Data):
   progress: bool = setting(True, "Show progress bars.")
 
 
-def main(own: Inception) -> None:
+def main(own: Settings) -> None:
   try:
     inception.check_requirements(own.weights)
     images = np.load(own.images, mmap_mode="r")
@@ -52,4 +53,4 @@ def main(own: Inception) -> None:
 
 
 if __name__ == "__main__":
-  settings.run(main, Inception)
+  settings.run(main, Settings)

@@ -12,6 +12,7 @@ import dataclasses
 import io
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,10 @@ from stein_jax.types import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentWalk(settings.Settings):
+class Settings(settings.Settings):
   """The settings of this command."""
 
-  command = "experiments.latent_walk"
+  command: ClassVar[str] = "experiments.latent_walk"
 
   run: str | None = setting(None, "The folder of a trained generator.")
   rows: int = setting(4, "The number of starting points.", at_least=1)
@@ -48,7 +49,7 @@ class LatentWalk(settings.Settings):
   workdir: str = setting("runs/latent_walk", "Where the images are written.")
 
 
-def main(own: LatentWalk) -> None:
+def main(own: Settings) -> None:
   if not own.run:
     sys.exit(
       "--run: give a folder that experiments.images wrote, WORKDIR/METHOD/seed_0."
@@ -142,4 +143,4 @@ def _gif(images: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-  settings.run(main, LatentWalk)
+  settings.run(main, Settings)

@@ -8,6 +8,7 @@ paper's numbers.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,13 @@ PAPER = {"DCGAN": ("~17m", "~17m"), "SteinGAN": ("~10m", "~2.5m")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Table1(settings.Settings):
+class Settings(settings.Settings):
   """This command has no flags of its own."""
 
-  command = "experiments.table1"
+  command: ClassVar[str] = "experiments.table1"
 
 
-def main(own: Table1) -> None:
+def main(own: Settings) -> None:
   del own
   print(table())
 
@@ -69,4 +70,4 @@ def num_parameters(network: nn.Module, task: models.Task) -> int:
 
 
 if __name__ == "__main__":
-  settings.run(main, Table1)
+  settings.run(main, Settings)

@@ -88,7 +88,7 @@ def stubbed(labelled, *arguments):
   inception.inception_scores = inception_scores
   square_images.load_images = lambda name, **options: dataset(labelled)
   sys.argv = ["evaluate", *arguments]
-  settings.run(evaluate.main, evaluate.Evaluate)
+  settings.run(evaluate.main, evaluate.Settings)
 
 
 def run(labelled, workdir, runs, *arguments):

@@ -271,7 +271,7 @@ def test_wrong_flags_end_with_a_message(options, message, images_dir, tmp_path):
     f"--workdir={tmp_path / 'run'}",
   )
   with pytest.raises(SystemExit) as ended:
-    images.main(parsed(images.Images, *SMALL, *folders, *options))
+    images.main(parsed(images.Settings, *SMALL, *folders, *options))
   assert message in ended.value.code
   assert not (tmp_path / "run").exists()
 
@@ -284,13 +284,13 @@ def test_wrong_flags_end_the_process_with_an_error_code():
 
 @pytest.mark.parametrize("name", ["cifar10", "celeb_a", "lsun", "images_small"])
 def test_flagfiles_hold_settings_that_are_allowed(name):
-  own = parsed(images.Images, f"--flagfile=experiments/flags/{name}.flags")
+  own = parsed(images.Settings, f"--flagfile=experiments/flags/{name}.flags")
   assert own.steps >= 3000
 
 
 def test_the_record_of_a_run_gives_its_settings_again(trained):
   workdir, _ = trained
-  own = parsed(images.Images, f"--flagfile={workdir / 'flags.txt'}")
+  own = parsed(images.Settings, f"--flagfile={workdir / 'flags.txt'}")
   assert own.method == ("steingan", "dcgan")
   assert own.average == 0.5
   assert own.progress is False
@@ -298,7 +298,7 @@ def test_the_record_of_a_run_gives_its_settings_again(trained):
 
 def test_an_earlier_record_is_continued_with_more_methods_and_steps(tmp_path):
   """The flags.txt of a run before settings were fields of a dataclass."""
-  own = images.Images(workdir=str(tmp_path), dataset="lsun/bedroom", size=32)
+  own = images.Settings(workdir=str(tmp_path), dataset="lsun/bedroom", size=32)
   lines = [f"--{name}={value}" for name, value in EARLIER.items()]
   (tmp_path / "flags.txt").write_text("\n".join(lines) + "\n")
   workdirs.check(own)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.inception import Inception
+from experiments import inception as command
 from experiments.pictures import inception
 from tests import binaries
 from tests.experiments.parsing import parsed
@@ -25,5 +25,5 @@ def test_missing_requirements_are_named(tmp_path):
 )
 def test_wrong_flags_end_with_a_message(arguments, message):
   with pytest.raises(SystemExit) as ended:
-    parsed(Inception, *arguments)
+    parsed(command.Settings, *arguments)
   assert message in ended.value.code
