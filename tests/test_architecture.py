@@ -21,6 +21,7 @@ PAIRS = BASE | {"parallel.ring", "pairs"}
 MAY_IMPORT = {
   "types": set(),
   "checks": {"types"},
+  "compiled": set(),
   "parallel.axes": {"types"},
   "parallel.ring": {"types", "parallel.axes"},
   "parallel.mesh": {"types"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
   "pairs": BASE | {"parallel.ring"},
   "kernels": PAIRS,
   "stein": PAIRS | {"kernels"},
-  "samplers": BASE,
+  "samplers": BASE | {"compiled"},
   "algorithms": BASE | {"pairs", "kernels", "stein", "samplers"},
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},

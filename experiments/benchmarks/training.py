@@ -33,7 +33,7 @@ from stein_jax import (
   training,
 )
 from stein_jax.energies import GaussianBernoulliRBM
-from stein_jax.networks.layers import Conv, Deconv
+from stein_jax.networks.layers import Deconv, convolution
 from stein_jax.types import Array, Params
 
 NUM_VISIBLE, NUM_HIDDEN, BATCH_SIZE, NUM_POINTS = 784, 10, 100, 10_000
@@ -67,8 +67,8 @@ class SmallAutoencoder(nn.Module):
     """The energy of one picture."""
 
     def down(features: int) -> nn.Module:
-      size = 5 if self.by_products else (5, 5)
-      return (Conv if self.by_products else nn.Conv)(features, size, 2)
+      own = convolution if self.by_products else None
+      return nn.Conv(features, (5, 5), strides=2, conv_general_dilated=own)
 
     def up(features: int) -> nn.Module:
       if self.by_products:

@@ -302,8 +302,8 @@ def contrastive_divergence(
     moved = samplers.langevin(
       key, x, Partial(score_fn, params), antithetic=antithetic, **options
     )
-    if antithetic:
-      start = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), start)
+    if antithetic:  # both chains of a point have its context
+      start = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), start)
     return with_points(start, moved), {}
 
   return learn_from_negatives(

@@ -158,7 +158,7 @@ class Autoencoder(nn.Module):
     for k, layer in enumerate(self.layers):
       if k:
         y = self.activation(self.encoder_norms[k - 1](y))
-      y = convolution(y[None], self.encoder[k](dtype), stride=layer.stride)[0]
+      y = convolution(y[None], self.encoder[k](dtype), (layer.stride, layer.stride))[0]
       y = self.encoder_biases[k](y)
     return y.astype(x.dtype)
 
@@ -299,6 +299,6 @@ def _transposed(y: Array, kernel: Array, stride: int, extent: tuple[int, ...]) -
   # Of its type alone use is made; under shard_map it varies over devices as y does.
   picture = jnp.full((1, *extent, kernel.shape[2]), y.ravel()[0])
   transpose = jax.linear_transpose(
-    lambda x: convolution(x, kernel, stride=stride), picture
+    lambda x: convolution(x, kernel, (stride, stride)), picture
   )
   return transpose(y[None])[0][0]

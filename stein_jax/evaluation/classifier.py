@@ -1,8 +1,10 @@
 """A small classifier of images, for scores that need one's view of samples."""
 
+import functools
+
 from flax import linen as nn
 
-from stein_jax.networks.layers import Conv
+from stein_jax.networks.layers import convolution
 from stein_jax.types import Array
 
 
@@ -27,8 +29,9 @@ class DigitClassifier(nn.Module):
 
   def setup(self) -> None:
     """Names the layers."""
-    self.conv_1 = Conv(32, size=5, stride=2)
-    self.conv_2 = Conv(64, size=5, stride=2)
+    conv = functools.partial(nn.Conv, strides=2, conv_general_dilated=convolution)
+    self.conv_1 = conv(32, (5, 5))
+    self.conv_2 = conv(64, (5, 5))
     self.dense = nn.Dense(128)
     self.head = nn.Dense(self.num_classes)
 

@@ -102,7 +102,7 @@ class _NormalizedConv(nn.Module):
     """`[m, h, w, c]` -> `[m, ⌈h/stride⌉, ⌈w/stride⌉, maps]`."""
     shape = (3, 3, x.shape[-1], self.maps)
     kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-    x = convolution(x, kernel.astype(self.dtype), stride=self.stride)
+    x = convolution(x, kernel.astype(self.dtype), (self.stride, self.stride))
     norm = nn.BatchNorm(
       use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype
     )

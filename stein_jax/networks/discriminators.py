@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from stein_jax import checks
 from stein_jax.networks import generators
-from stein_jax.networks.layers import Conv
+from stein_jax.networks.layers import convolution
 from stein_jax.types import Array, PyTree
 
 _MAPS = (128, 256, 512, 1024)
@@ -84,7 +84,15 @@ class DCGANDiscriminator(nn.Module):
     x = generators.with_label(x, given)
     for layer, maps in enumerate(_MAPS):
       features = max(1, round(maps * self.width))
-      x = Conv(features, 5, stride=2, kernel_init=init, dtype=self.dtype)(x)
+      conv = nn.Conv(
+        features,
+        (5, 5),
+        strides=2,
+        kernel_init=init,
+        dtype=self.dtype,
+        conv_general_dilated=convolution,
+      )
+      x = conv(x)
       if layer > 0:
         norm = nn.BatchNorm(
           use_running_average=not train,

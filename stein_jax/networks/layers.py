@@ -1,11 +1,12 @@
-"""Convolutions whose gradients stay fast inside compiled loops.
+"""Convolutions whose gradients are fast inside compiled loops on a CPU.
 
-XLA's CPU compiler has no fast form for the gradients of a convolution inside a loop
-such as `jax.lax.scan`: a training step takes 10 to 20 times as long there as outside
-(jax-ml/jax issue 12868). On CPU these are therefore products of matrices, forwards and
-backwards; elsewhere they are the device's own convolutions.
+XLA's CPU compiler has no fast code for the gradients of a convolution inside a loop
+such as `jax.lax.scan`: there a training step takes 10 to 20 times as long as outside
+(jax-ml/jax issue 12868). So on a CPU these convolutions, and with them their gradients,
+are matrix products. On other devices they are JAX's own convolutions.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,26 +20,90 @@ from stein_jax.types import Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def convolution(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-  """`lax.conv_general_dilated(x, kernel, (stride, stride), "SAME")`, channels last.
+def convolution(
+  x: Array,
+  kernel: Array,
+  window_strides: Sequence[int] = (1, 1),
+  padding: Any = "SAME",
+  *,
+  lhs_dilation: Sequence[int] = (1, 1),
+  rhs_dilation: Sequence[int] = (1, 1),
+  dimension_numbers: Any = _LAYOUT,
+  feature_group_count: int = 1,
+  precision: Any = None,
+) -> Array:
+  """`jax.lax.conv_general_dilated` for pictures with channels last and "SAME" padding.
+
+  It has the arguments with which flax calls it, so that a layer may use it:
+
+  >>> layer = nn.Conv(8, (5, 5), strides=2, conv_general_dilated=convolution)
+  >>> x = jnp.zeros((10, 28, 28, 1))
+  >>> y, params = layer.init_with_output(jax.random.key(0), x)
+  >>> y.shape
+  (10, 14, 14, 8)
 
   Args:
     x: `[n, h, w, c]`.
     kernel: `[k, k', c, c']`.
-    stride: of both axes.
+    window_strides: s, s', the strides along height and width.
+    padding: "SAME".
+    lhs_dilation: (1, 1).
+    rhs_dilation: (1, 1).
+    dimension_numbers: those of channels last, ("NHWC", "HWIO", "NHWC").
+    feature_group_count: 1.
+    precision: as in `jax.lax.conv_general_dilated`; a CPU has one precision only.
 
   Returns:
-    `[n, ⌈h/stride⌉, ⌈w/stride⌉, c']`.
+    `[n, ⌈h/s⌉, ⌈w/s'⌉, c']`.
+
+  Raises:
+    ValueError: another padding, dilation, layout or number of groups.
   """
+  strides = tuple(window_strides)
+  layout = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
+  supported = (
+    padding == "SAME"
+    and {*lhs_dilation, *rhs_dilation, feature_group_count} == {1}
+    and layout == lax.conv_dimension_numbers(x.shape, kernel.shape, _LAYOUT)
+  )
+  if not supported:
+    raise ValueError(
+      'convolution needs padding "SAME", no dilation, one group of features and '
+      f"channels last, got {padding=}, {lhs_dilation=}, {rhs_dilation=}, "
+      f"{feature_group_count=}, {dimension_numbers=}."
+    )
   native = partial(
     lax.conv_general_dilated,
-    window_strides=(stride, stride),
-    padding="SAME",
+    window_strides=strides,
+    padding=padding,
     dimension_numbers=_LAYOUT,
+    precision=precision,
   )
   return lax.platform_dependent(
-    x, kernel, cpu=partial(_by_matrix_product, stride=stride), default=native
+    x, kernel, cpu=partial(_by_matrix_product, strides=strides), default=native
   )
+
+
+def _by_matrix_product(x: Array, kernel: Array, *, strides: tuple[int, ...]) -> Array:
+  """The patch of x under every output pixel, as a row, times the kernel as a matrix."""
+  size, features = kernel.shape[:2], kernel.shape[-1]
+  n, height, width, c = x.shape
+  down, across = strides
+  rows, columns = -(-height // down), -(-width // across)
+  if size == strides and (height, width) == (rows * down, columns * across):
+    # The patches do not overlap: they are a reshaped x.
+    patches = x.reshape(n, rows, down, columns, across, c).swapaxes(2, 3)
+    patches = patches.reshape(n, rows, columns, -1)
+  else:
+    padding = lax.padtype_to_pads((height, width), size, strides, "SAME")
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    shifted = [
+      padded[:, i : i + down * rows : down, j : j + across * columns : across]
+      for i in range(size[0])
+      for j in range(size[1])
+    ]
+    patches = jnp.concatenate(shifted, axis=-1)
+  return patches @ kernel.reshape(-1, features)
 
 
 def deconvolution(x: Array, kernel: Array) -> Array:
@@ -46,7 +111,8 @@ def deconvolution(x: Array, kernel: Array) -> Array:
 
   out[o] = Σₛ x[s] kernel[o − 2s + 1], along both axes
 
-  `lax.conv_transpose(x, W, (2, 2), "SAME")` with W the kernel turned by 180°.
+  It equals `jax.lax.conv_transpose(x, W, (2, 2), "SAME")` with W the kernel rotated
+  by 180°.
 
   Args:
     x: `[n, h, w, c]`.
@@ -58,8 +124,9 @@ def deconvolution(x: Array, kernel: Array) -> Array:
   Raises:
     ValueError: a kernel of another shape.
   """
-  # The pixels of each of four phases (o even or odd, along both axes) are a convolution
-  # of x by every second tap; together they are one by 3×3 taps with 4c' channels.
+  # Output pixels have four phases: even or odd, along both axes. The pixels of one
+  # phase are a convolution of x by every second tap of the kernel. All four together
+  # are one convolution by 3×3 taps with 4c' channels.
   n, h, w, c = x.shape
   if kernel.shape[:3] != (5, 5, c):
     raise ValueError(f"kernel must be [5, 5, {c}, c'], got shape {kernel.shape}.")
@@ -70,39 +137,14 @@ def deconvolution(x: Array, kernel: Array) -> Array:
   return phases.reshape(n, 2 * h, 2 * w, -1)
 
 
-class Conv(nn.Module):
-  """A `convolution` with a bias.
-
-  Attributes:
-    features: c'.
-    size: k, the kernel's extent along both axes.
-    stride: of both axes.
-    kernel_init: the initializer of the kernel; LeCun's by default.
-    dtype: what is computed in; by default what input and parameters promote to.
-  """
-
-  features: int
-  size: int
-  stride: int = 1
-  kernel_init: nn.initializers.Initializer | None = None
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """`[n, h, w, c]` -> `[n, ⌈h/stride⌉, ⌈w/stride⌉, features]`."""
-    shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel, bias = _parameters(self, shape, self.kernel_init)
-    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return convolution(x, kernel, stride=self.stride) + bias
-
-
 class Deconv(nn.Module):
-  """A `deconvolution` with a bias.
+  """A `deconvolution` and a bias. (`flax.linen.ConvTranspose` is slow in loops on CPU.)
 
   Attributes:
     features: c'.
     kernel_init: the initializer of the kernel; LeCun's by default.
-    dtype: what is computed in; by default what input and parameters promote to.
+    dtype: of the computation; by default the type to which input and parameters
+      promote.
   """
 
   features: int
@@ -113,37 +155,8 @@ class Deconv(nn.Module):
   def __call__(self, x: Array) -> Array:
     """`[n, h, w, c]` -> `[n, 2h, 2w, features]`."""
     shape = (5, 5, x.shape[-1], self.features)
-    kernel, bias = _parameters(self, shape, self.kernel_init)
+    kernel_init = self.kernel_init or nn.initializers.lecun_normal()
+    kernel = self.param("kernel", kernel_init, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape[-1:])
     x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return deconvolution(x, kernel) + bias
-
-
-def _parameters(
-  layer: nn.Module, shape: tuple[int, ...], kernel_init: Any
-) -> tuple[Array, Array]:
-  """A kernel of this shape, and a bias as `[1, 1, 1, c']`."""
-  kernel_init = kernel_init or nn.initializers.lecun_normal()
-  kernel = layer.param("kernel", kernel_init, shape)
-  bias = layer.param("bias", nn.initializers.zeros, shape[-1:])
-  return kernel, bias.reshape(1, 1, 1, -1)
-
-
-def _by_matrix_product(x: Array, kernel: Array, *, stride: int) -> Array:
-  """Every output pixel's patch of x, as a row, times the kernel as a matrix."""
-  size, features = kernel.shape[:2], kernel.shape[-1]
-  n, *extents, c = x.shape
-  if size == (stride, stride) and not any(extent % stride for extent in extents):
-    rows, columns = (extent // stride for extent in extents)  # no pixel is seen twice
-    patches = x.reshape(n, rows, stride, columns, stride, c).swapaxes(2, 3)
-    patches = patches.reshape(n, rows, columns, -1)
-    return patches @ kernel.reshape(-1, features)
-  padding = lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), "SAME")
-  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  rows, columns = (-(-extent // stride) for extent in x.shape[1:3])
-  shifted = [
-    padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
-    for i in range(size[0])
-    for j in range(size[1])
-  ]
-  patches = jnp.concatenate(shifted, axis=-1)
-  return patches @ kernel.reshape(-1, features)
+    return deconvolution(x, kernel) + bias.reshape(1, 1, 1, -1)

@@ -1,20 +1,29 @@
-"""Markov chains that move particles towards a density: Langevin and MALA."""
+"""Unadjusted Langevin dynamics, and its single step, which other chains propose."""
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry_2x32
-from jax.tree_util import Partial
 
 from stein_jax import checks
-from stein_jax.parallel import axes
-from stein_jax.types import Array, Key, LogDensityFn, Particles, PyTree, ScoreFn
+from stein_jax.compiled import compiled
+from stein_jax.samplers import noise
+from stein_jax.types import Array, Key, Particles, PyTree, ScoreFn
 
 
+def check(particles: Particles, num_steps: int, step_size: float | Array) -> None:
+  """Validates the arguments of a chain.
+
+  Raises:
+    ValueError: num_steps below 1, or a step size that is not above 0.
+    TypeError: particles that are not floating-point.
+  """
+  checks.num_particles(particles)
+  checks.at_least_one("num_steps", num_steps)
+  checks.positive("step_size", step_size)
+
+
+@compiled(check, static=("num_steps", "antithetic", "axis_name"))
 def langevin(
   key: Key,
   particles: Particles,
@@ -28,173 +37,58 @@ def langevin(
 ) -> Particles:
   """Unadjusted Langevin dynamics: x ← x + ε ∇ log p(x) + √(2ε) z, z ~ N(0, I).
 
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> start = jnp.zeros((100, 2))
+  >>> score_fn = lambda x: 3 - x  # of N(3, I)
+  >>> x = langevin(jax.random.key(0), start, score_fn, num_steps=50, step_size=0.1)
+  >>> x.shape, round(x.mean().item())
+  ((100, 2), 3)
+
   Args:
-    key: a PRNG key, the same on every device. Particle i draws from `fold_in` of its
-      place among all particles, so that many devices draw what one draws.
+    key: a PRNG key, the same on every device. In every step particle i draws from
+      `fold_in` of its index among all particles, so that many devices draw what one
+      device draws.
     particles: `[n, ...]`, or a pytree of such.
     score_fn: x -> ∇ log p(x) of one point; with a context, (x, context) -> the same.
-      A function with parameters is best given as `jax.tree_util.Partial(fn, params)`:
-      new values then need no new compilation.
-    num_steps: k, how many steps.
+      Pass a function with parameters as `jax.tree_util.Partial(fn, params)`: then new
+      parameters need no new compilation.
+    num_steps: k, the number of steps.
     step_size: ε, in units of squared distance.
-    antithetic: start two chains at every particle, one with the noise z, the other
+    antithetic: start two chains at every particle, one with the noise z and one
       with −z.
     context: what belongs to each particle and is not moved, `[n, ...]`, or None.
-    axis_name: the axis over which the particles are spread.
+    axis_name: the axis over which the particles are sharded.
 
   Returns:
-    The moved particles, `[n, ...]`; antithetic: `[2n, ...]`, the chains with −z last.
+    The moved particles, `[n, ...]`. With `antithetic`, `[2n, ...]`: rows 2i and 2i + 1
+    are the two chains of particle i, the one with +z first.
 
   Raises:
     ValueError: num_steps below 1, a step size that is not above 0, or a score whose
-      shape is not the particles'.
+      shape differs from its point's.
 
   Source: Liu & Wang (2017), section 5.1 (the Markov chain of CD-1 and CD-10).
   """
-  _check(particles, num_steps, step_size)
-  return _langevin(
-    key,
-    particles,
-    _as_partial(score_fn),
-    context,
-    step_size,
-    num_steps=num_steps,
-    antithetic=antithetic,
-    axis_name=axis_name,
-  )
-
-
-@partial(jax.jit, static_argnames=("num_steps", "antithetic", "axis_name"))
-def _langevin(
-  key: Key,
-  particles: Particles,
-  score_fn: Partial,
-  context: PyTree,
-  step_size: Array,
-  *,
-  num_steps: int,
-  antithetic: bool,
-  axis_name: str | None,
-) -> Particles:
   start = particles
-
-  def both(chains: PyTree, others: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), chains, others)
-
   if antithetic:
-    particles, context = both(particles, particles), both(context, context)
+    particles, context = (_interleave(t, t) for t in (particles, context))
 
   def step(x: Particles, step_key: Key) -> tuple[Particles, None]:
-    scores = _per_particle(score_fn, x, context)
+    scores = at_particles(score_fn, x, context)
     checks.same_shapes(x, scores, ("particles", "scores"))
-    z = _noise(step_key, start, axis_name)
+    z = noise.normal_like(step_key, start, axis_name)
     if antithetic:
-      z = both(z, jax.tree.map(jnp.negative, z))
-    return _langevin_move(x, scores, z, step_size), None
+      z = _interleave(z, jax.tree.map(jnp.negative, z))
+    return langevin_step(x, scores, z, step_size), None
 
   return jax.lax.scan(step, particles, jax.random.split(key, num_steps))[0]
 
 
-class MalaResult(NamedTuple):
-  """Moved particles, and the share of proposals that were accepted."""
-
-  particles: Particles
-  acceptance_rate: Array
-
-
-def mala(
-  key: Key,
-  particles: Particles,
-  log_density_fn: LogDensityFn,
-  *,
-  num_steps: int,
-  step_size: float | Array,
-  context: PyTree = None,
-  axis_name: str | None = None,
-) -> MalaResult:
-  """Langevin dynamics with a Metropolis test, which leaves p invariant exactly.
-
-  A proposal x' = x + ε ∇ log p(x) + √(2ε) z is taken with probability
-  min(1, p(x') q(x | x') / (p(x) q(x' | x))), q(x' | x) = N(x + ε ∇ log p(x), 2ε I).
-
-  Args:
-    key: as in `langevin`.
-    particles: as in `langevin`.
-    log_density_fn: x -> log p(x) of one point, up to a constant; with a context,
-      (x, context) -> the same.
-    num_steps: k, how many proposals for each particle.
-    step_size: ε, in units of squared distance.
-    context: as in `langevin`.
-    axis_name: as in `langevin`.
-
-  Returns:
-    The moved particles, and the acceptance rate over all particles and steps.
-
-  Raises:
-    ValueError: as in `langevin`.
-
-  Source: Roberts & Tweedie (1996).
-  """
-  _check(particles, num_steps, step_size)
-  return _mala(
-    key,
-    particles,
-    _as_partial(log_density_fn),
-    context,
-    step_size,
-    num_steps=num_steps,
-    axis_name=axis_name,
-  )
-
-
-@partial(jax.jit, static_argnames=("num_steps", "axis_name"))
-def _mala(
-  key: Key,
-  particles: Particles,
-  log_density_fn: Partial,
-  context: PyTree,
-  step_size: Array,
-  *,
-  num_steps: int,
-  axis_name: str | None,
-) -> MalaResult:
-  def look(x: Particles) -> tuple[Array, Particles]:
-    return _per_particle(jax.value_and_grad(log_density_fn), x, context)
-
-  def log_q(to: Particles, x: Particles, scores: Particles) -> Array:
-    squared = jax.tree.map(
-      lambda t, x, s: jnp.square(t - x - step_size * s).reshape(len(x), -1).sum(axis=1),
-      to,
-      x,
-      scores,
-    )
-    return -sum(jax.tree.leaves(squared)) / (4 * step_size)
-
-  def step(carry: tuple, step_key: Key) -> tuple[tuple, Array]:
-    x, log_p, scores = carry
-    noise_key, accept_key = jax.random.split(step_key)
-    proposal = _langevin_move(x, scores, _noise(noise_key, x, axis_name), step_size)
-    log_p_new, scores_new = look(proposal)
-    log_ratio = (
-      log_p_new - log_p + log_q(x, proposal, scores_new) - log_q(proposal, x, scores)
-    )
-    u = _uniform(accept_key, log_p, axis_name)
-    accepted = jnp.log(u) < log_ratio  # a NaN ratio is a rejection
-
-    def choose(new: Array, old: Array) -> Array:
-      return jax.vmap(jnp.where)(accepted, new, old)
-
-    carry = jax.tree.map(choose, (proposal, log_p_new, scores_new), carry)
-    return carry, accepted.mean()
-
-  start = (particles, *look(particles))
-  (moved, _, _), accepted = jax.lax.scan(step, start, jax.random.split(key, num_steps))
-  return MalaResult(moved, axes.mean(accepted.mean(), axis_name))
-
-
-def _langevin_move(
-  x: Particles, scores: Particles, z: Particles, step_size: Array
+def langevin_step(
+  x: Particles, scores: Particles, z: Particles, step_size: float | Array
 ) -> Particles:
+  """x + ε · score + √(2ε) z, in the dtype of x."""
   return jax.tree.map(
     lambda x, s, z: (x + step_size * s + jnp.sqrt(2 * step_size) * z).astype(x.dtype),
     x,
@@ -203,86 +97,16 @@ def _langevin_move(
   )
 
 
-def _per_particle(fn: Callable[..., PyTree], x: Particles, context: PyTree) -> PyTree:
+def at_particles(fn: Callable[..., PyTree], x: Particles, context: PyTree) -> PyTree:
+  """`fn(x)`, or `fn(x, context)`, of every particle; a context of None is left out."""
   return jax.vmap(fn)(x) if context is None else jax.vmap(fn)(x, context)
 
 
-def _particle_keys(key: Key, n: int, axis_name: str | None) -> Key:
-  indices = axes.global_indices(n, axis_name)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+def _interleave(a: PyTree, b: PyTree) -> PyTree:
+  """Two trees of `[n, ...]` as `[2n, ...]`: a₀, b₀, a₁, b₁, ...
 
-
-def _noise(key: Key, particles: Particles, axis_name: str | None) -> Particles:
-  leaves, structure = jax.tree.flatten(particles)
-  keys = _particle_keys(key, leaves[0].shape[0], axis_name)
-
-  def draw(particle_key: Key) -> list[Array]:
-    # One leaf draws from the key itself: a split would cost as much as a small point.
-    one = len(leaves) == 1
-    leaf_keys = [particle_key] if one else jax.random.split(particle_key, len(leaves))
-    return [
-      _normal(k, leaf.shape[1:], leaf.dtype) for k, leaf in zip(leaf_keys, leaves)
-    ]
-
-  return jax.tree.unflatten(structure, jax.vmap(draw)(keys))
-
-
-def _normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-  """Standard normal numbers, two of every threefry block (Box & Muller, 1958).
-
-  z₁ = r cos α and z₂ = r sin α with r = √(−2 log u), u uniform in (0, 1] and α in a
-  full turn. `jax.random.normal` makes a block for each number, and an inverse of erf:
-  the noise is most of what a Langevin step costs.
+  The rows of one device stay together, so sharded particles keep their global order.
   """
-  if dtype != jnp.float32 or str(jax.random.key_impl(key)) != "threefry2x32":
-    return jax.random.normal(key, shape, dtype)
-  size = math.prod(shape)
-  counters = jnp.arange(size + size % 2, dtype=jnp.uint32)
-  radii, angles = jnp.split(threefry_2x32(jax.random.key_data(key), counters), 2)
-  u = ((radii >> 1).astype(jnp.int32).astype(jnp.float32) + 1) * 2.0**-31
-  radius = jnp.sqrt(-2 * jnp.log(u))
-  cosine, sine = _cosine_and_sine(angles)
-  return jnp.concatenate([radius * cosine, radius * sine])[:size].reshape(shape)
-
-
-def _cosine_and_sine(turns: Array) -> tuple[Array, Array]:
-  """Of the angles 2π · turns/2³², to within 5e-7, for uint32 turns.
-
-  The first two bits are a quadrant, the others an angle within ±π/4 of its middle,
-  where a few terms of the power series do.
-  """
-  quadrant = turns >> 30
-  inside = jax.lax.bitcast_convert_type((turns << 2) + jnp.uint32(2**31), jnp.int32)
-  angle = inside.astype(jnp.float32) * (math.pi * 2.0**-33)
-  square = angle * angle
-  sine = angle * _polynomial(square, (1, -1 / 6, 1 / 120, -1 / 5040))
-  cosine = _polynomial(square, (1, -1 / 2, 1 / 24, -1 / 720, 1 / 40320))
-  # The middle of the first quadrant is at π/4.
-  cosine, sine = (cosine - sine) * math.sqrt(0.5), (cosine + sine) * math.sqrt(0.5)
-  turned = quadrant & 1 == 1
-  cosine, sine = jnp.where(turned, -sine, cosine), jnp.where(turned, cosine, sine)
-  sign = jnp.where(quadrant > 1, -1.0, 1.0).astype(jnp.float32)
-  return sign * cosine, sign * sine
-
-
-def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
-  """Σₖ coefficientₖ xᵏ, by Horner's rule."""
-  value = jnp.zeros_like(x)
-  for coefficient in reversed(coefficients):
-    value = value * x + coefficient
-  return value
-
-
-def _uniform(key: Key, like: Array, axis_name: str | None) -> Array:
-  keys = _particle_keys(key, like.shape[0], axis_name)
-  return jax.vmap(lambda k: jax.random.uniform(k, (), like.dtype))(keys)
-
-
-def _as_partial(fn: ScoreFn | LogDensityFn) -> Partial:
-  return fn if isinstance(fn, Partial) else Partial(fn)
-
-
-def _check(particles: Particles, num_steps: int, step_size: float | Array) -> None:
-  checks.num_particles(particles)
-  checks.at_least_one("num_steps", num_steps)
-  checks.positive("step_size", step_size)
+  return jax.tree.map(
+    lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *jnp.shape(a)[1:]), a, b
+  )

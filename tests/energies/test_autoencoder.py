@@ -147,7 +147,7 @@ def test_a_picture_s_energy_does_not_depend_on_its_batch(normalization):
 def test_the_decoder_s_layers_are_transposes(size, stride, extent):
   x = picture(extent, extent, 2, dtype=np.float64)
   kernel = picture(size, size, 2, 3, seed=1, dtype=np.float64)
-  forward = convolution(x[None], jnp.asarray(kernel), stride=stride)[0]
+  forward = convolution(x[None], jnp.asarray(kernel), (stride, stride))[0]
   y = picture(*forward.shape, seed=2, dtype=np.float64)
   back = _transposed(jnp.asarray(y), jnp.asarray(kernel), stride, x.shape[:2])
   np.testing.assert_allclose(np.sum(forward * y), np.sum(x * back), rtol=1e-12)

@@ -1,0 +1,96 @@
+"""Chains with a Metropolis-Hastings test, which leave p invariant exactly."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stein_jax.compiled import compiled
+from stein_jax.parallel import axes
+from stein_jax.samplers import noise
+from stein_jax.samplers.unadjusted import at_particles, check, langevin_step
+from stein_jax.types import Array, Key, LogDensityFn, Particles, PyTree
+
+
+class MalaResult(NamedTuple):
+  """The result of `mala`.
+
+  Attributes:
+    particles: the moved particles, `[n, ...]`.
+    acceptance_rate: the fraction of accepted proposals, over all particles and steps.
+  """
+
+  particles: Particles
+  acceptance_rate: Array
+
+
+@compiled(check, static=("num_steps", "axis_name"))
+def mala(
+  key: Key,
+  particles: Particles,
+  log_density_fn: LogDensityFn,
+  *,
+  num_steps: int,
+  step_size: float | Array,
+  context: PyTree = None,
+  axis_name: str | None = None,
+) -> MalaResult:
+  """The Metropolis-adjusted Langevin algorithm: Langevin proposals, some rejected.
+
+  A proposal x' = x + ε ∇ log p(x) + √(2ε) z is accepted with probability
+  min(1, p(x') q(x | x') / (p(x) q(x' | x))), q(x' | x) = N(x + ε ∇ log p(x), 2ε I).
+  A proposal whose density is NaN is rejected.
+
+  Args:
+    key: as in `langevin`.
+    particles: as in `langevin`.
+    log_density_fn: x -> log p(x) of one point, up to a constant; with a context,
+      (x, context) -> the same.
+    num_steps: k, the number of proposals for each particle.
+    step_size: ε, in units of squared distance.
+    context: as in `langevin`.
+    axis_name: as in `langevin`.
+
+  Returns:
+    The moved particles, and the acceptance rate over all particles and steps.
+
+  Raises:
+    ValueError: num_steps below 1, or a step size that is not above 0.
+
+  Source: Roberts & Tweedie (1996).
+  """
+
+  def evaluate(x: Particles) -> tuple[Array, Particles]:
+    return at_particles(jax.value_and_grad(log_density_fn), x, context)
+
+  def log_q(to: Particles, x: Particles, scores: Particles) -> Array:
+    squared = jax.tree.map(
+      lambda t, x, s: jnp.square(t - x - step_size * s).reshape(len(x), -1).sum(axis=1),
+      to,
+      x,
+      scores,
+    )
+    return -functools.reduce(jnp.add, jax.tree.leaves(squared)) / (4 * step_size)
+
+  def step(carry: tuple, step_key: Key) -> tuple[tuple, Array]:
+    x, log_p, scores = carry
+    noise_key, accept_key = jax.random.split(step_key)
+    z = noise.normal_like(noise_key, x, axis_name)
+    proposal = langevin_step(x, scores, z, step_size)
+    log_p_new, scores_new = evaluate(proposal)
+    log_ratio = (
+      log_p_new - log_p + log_q(x, proposal, scores_new) - log_q(proposal, x, scores)
+    )
+    u = noise.uniform(accept_key, len(log_p), log_p.dtype, axis_name)
+    accepted = jnp.log(u) < log_ratio  # False where the ratio is NaN
+
+    def choose(new: Array, old: Array) -> Array:
+      return jax.vmap(jnp.where)(accepted, new, old)
+
+    carry = jax.tree.map(choose, (proposal, log_p_new, scores_new), carry)
+    return carry, accepted.mean()
+
+  start = (particles, *evaluate(particles))
+  (moved, _, _), accepted = jax.lax.scan(step, start, jax.random.split(key, num_steps))
+  return MalaResult(moved, axes.mean(accepted.mean(), axis_name))
