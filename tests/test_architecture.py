@@ -239,8 +239,8 @@ def test_experiments_import_what_their_extra_installs():
       "rbm.torch_peer": {"torch", "torchebm"},
       "benchmarks.svgd": {"numpyro"},
       "benchmarks.training": {"torch"},
-      "pictures.image_data": {"lmdb"},
-      "inception": {"torch", "torch_fidelity"},
+      "pictures.sources": {"lmdb"},
+      "pictures.inception": {"torch", "torch_fidelity"},
     }.get(name, set())
     assert found <= installable | tools, (
       f"experiments.{name} imports {found - installable - tools}"

@@ -2,10 +2,11 @@
 
   python -m experiments.benchmarks.images
 
-compiles one update of SteinGAN, with the exact repulsion and with that of the nearest
-picture alone, of SteinGAN without kernel and of DCGAN, on random pictures of 32×32 with
-labels (CIFAR-10) and of 64×64 (CelebA, LSUN), and takes it a few times. The matrix rate
-is that of a product of 4096 × 4096 numbers in the precision that is used.
+compiles one training step of SteinGAN with the exact repulsion, of SteinGAN with the
+repulsion by the nearest image alone, of SteinGAN without kernel and of DCGAN, and times
+a few steps of each. The images are random: 32×32 with labels (CIFAR-10), and 64×64
+(CelebA, LSUN). The matrix rate is that of a product of two 4096 × 4096 matrices in the
+same precision.
 """
 
 import dataclasses
@@ -19,15 +20,16 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.benchmarks import timing
-from experiments.pictures import image_models
+from experiments.pictures import models
+from experiments.pictures.model_settings import ModelSettings
 from experiments.shared import settings, summaries, tables, workdirs
 from experiments.shared.settings import setting
 
 VARIANTS = {
-  "SteinGAN exact": ("steingan", None),
+  "SteinGAN exact": ("steingan", 0),
   "SteinGAN one neighbour": ("steingan", 1),
-  "SteinGAN without kernel": ("steingan_no_kernel", None),
-  "DCGAN": ("dcgan", None),
+  "SteinGAN without kernel": ("steingan_no_kernel", 0),
+  "DCGAN": ("dcgan", 0),
 }
 
 
@@ -40,12 +42,14 @@ class Settings(timing.Benchmark):
   workdir: str = settings.like(
     workdirs.Run, "workdir", default="runs/benchmarks/images"
   )
-  sizes: tuple[int, ...] = setting((32, 64), "Of the pictures.", at_least=32)
-  variants: tuple[str, ...] = setting(
-    tuple(VARIANTS), "What to step.", choices=tuple(VARIANTS)
+  sizes: tuple[int, ...] = setting(
+    (32, 64), "The sides of the images, in pixels.", at_least=32
   )
-  batch_size: int = setting(100, "Pictures a step.", at_least=2)
-  steps: int = setting(3, "Steps, of which the median counts.", at_least=1)
+  variants: tuple[str, ...] = setting(
+    tuple(VARIANTS), "The variants to time.", choices=tuple(VARIANTS)
+  )
+  batch_size: int = setting(100, "Images in each step.", at_least=2)
+  steps: int = setting(3, "Timed steps; the result is their median.", at_least=1)
   width: float = setting(1.0, "A factor on all networks' channels.", above=0)
   bfloat16: bool = setting(False, "Compute in bfloat16.")
 
@@ -53,8 +57,8 @@ class Settings(timing.Benchmark):
 def main(own: Settings) -> None:
   if summaries.printed(own, markdown):
     return
-  if set(own.sizes) - set(image_models.LAYERS):
-    raise SystemExit(f"--sizes must be some of {list(image_models.LAYERS)}.")
+  if set(own.sizes) - set(models.LAYERS):
+    raise SystemExit(f"--sizes must be some of {list(models.LAYERS)}.")
   timing.use_cores(own.cores)
   workdirs.check(own)
   rows = []
@@ -69,12 +73,11 @@ def main(own: Settings) -> None:
 
 
 def measure(
-  size: int, method: str, num_neighbors: int | None, own: Settings
+  size: int, method: str, num_neighbors: int, own: Settings
 ) -> dict[str, Any]:
-  """Seconds of a step, of its compilation, and what its program needs."""
-  model_settings = image_models.Settings(
-    size=size,
-    num_classes=10 if size == 32 else None,
+  """The seconds of a step and of its compilation, and the needs of its program."""
+  task = models.Task(size, num_classes=10 if size == 32 else None)
+  model_settings = ModelSettings(
     norm="l2" if size == 32 else "l1_l2",
     width=own.width,
     generator_width=own.width,
@@ -85,10 +88,10 @@ def measure(
   rng = np.random.default_rng(0)
   shape = (own.batch_size, size, size, 3)
   batch: Any = jnp.asarray(rng.uniform(-1, 1, size=shape), jnp.float32)
-  if model_settings.num_classes is not None:
+  if task.num_classes is not None:
     batch = {"x": batch, "context": jnp.arange(own.batch_size) % 10}
   few = jax.tree.map(lambda leaf: leaf[:2], batch)
-  model = image_models.build(jax.random.key(0), method, model_settings, few)
+  model = models.build(jax.random.key(0), method, model_settings, task, few)
   key = jax.random.key(1)
   state = model.algorithm.init(key, model.params, batch)
   start = time.perf_counter()
