@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from stein_jax import checks, kernels
+from stein_jax.algorithms.particle_optimizer import update_particles
 from stein_jax.kernels import KernelLike
 from stein_jax.parallel import axes
 from stein_jax.stein.direction import svgd_direction
@@ -49,7 +50,9 @@ def svgd(
     score_fn: x -> ∇ log p(x) of one point.
     kernel: out of `kernels`, None, or `kernel_fn(particles) -> kernel`, called on
       this device's particles.
-    optimizer: an optax optimizer.
+    optimizer: an optax optimizer. With `axis_name`, one that mixes particles (such as
+      `optax.clip_by_global_norm` or `optax.lamb`) is applied to all particles by every
+      device, so that the result is that of one device.
     regularization: η of the regularised Stein direction, as in `svgd_direction`.
     block_size: as in `svgd_direction`.
     axis_name: as in `svgd_direction`.
@@ -81,7 +84,9 @@ def svgd(
       exchange=exchange,
     )
     descent = jax.tree.map(jnp.negative, direction)
-    updates, opt_state = optimizer.update(descent, state.opt_state, state.particles)
+    updates, opt_state = update_particles(
+      optimizer, descent, state.opt_state, state.particles, axis_name
+    )
     particles = optax.apply_updates(state.particles, updates)
     n = jax.tree.leaves(direction)[0].shape[0]
     squared_norm = optax.tree.norm(direction, squared=True) / n

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, PyTree
+from stein_jax.parallel.rows import particle_axes
+from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Particles, PyTree
 
 AXIS = "devices"
 """The name of the axis of `make_mesh`."""
@@ -93,7 +94,7 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     for name, tree in (("batch_size", batch), ("particles", _particles(state))):
       for leaf in jax.tree.leaves(tree)[:1]:
         check_divides(name, len(leaf), mesh)
-    specs = _specs(state, axis)
+    specs = _specs(algorithm, state, batch, axis)
     body = jax.shard_map(
       algorithm.update,
       mesh=mesh,
@@ -113,12 +114,28 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
   return Algorithm(algorithm.init, update)
 
 
-def shardings(state: Any, mesh: Mesh) -> Any:
-  """Where each array of a state is: `particles` by rows, the rest on every device."""
+def shardings(
+  algorithm: Algorithm, state: Any, mesh: Mesh, *, batch: Batch = None
+) -> Any:
+  """The sharding of each array of a state: `particles` by rows, the rest replicated.
+
+  Where the particles are what is learned (the state has no `params`), arrays of the
+  optimizer that have an axis for the particles are sharded along it. To find them,
+  shapes of `algorithm.init` are compared for two numbers of particles.
+
+  Args:
+    algorithm: the state's algorithm.
+    state: arrays, or their types and shapes.
+    mesh: of one axis.
+    batch: what `algorithm.init` takes, if it needs one.
+
+  Returns:
+    A tree of shardings like the state.
+  """
   (axis,) = mesh.axis_names
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
-    _specs(state, axis),
+    _specs(algorithm, state, batch, axis),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
@@ -237,19 +254,22 @@ def _particles(state: Any) -> Any:
   return getattr(state, "particles", None)
 
 
-def _specs(state: Any, axis: str) -> Any:
+def _specs(algorithm: Algorithm, state: Any, batch: Batch, axis: str) -> Any:
   """PartitionSpecs of a state's arrays."""
-  specs = jax.tree.map(lambda _: PartitionSpec(), state)
-  if _particles(state) is None:
-    return specs
-  rows = jax.tree.map(lambda _: PartitionSpec(axis), state.particles)
-  specs = specs._replace(particles=rows)
+  replicated = jax.tree.map(lambda _: PartitionSpec(), state)
+  particles = _particles(state)
+  if particles is None:
+    return replicated
   if hasattr(state, "params"):
-    return specs
-  # What is learned are the particles: each has its own momenta.
-  shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(state.particles)}
-  of_particles = jax.tree.map(
-    lambda leaf: PartitionSpec(axis) if jnp.shape(leaf) in shapes else PartitionSpec(),
-    state.opt_state,
-  )
-  return specs._replace(opt_state=of_particles)
+    rows = jax.tree.map(lambda _: PartitionSpec(axis), particles)
+    return replicated._replace(particles=rows)
+
+  # The particles are what is learned, so the optimizer has numbers for each of them.
+  def init(particles: Particles) -> Any:
+    return algorithm.init(jax.random.key(0), particles, batch)
+
+  specs = [
+    PartitionSpec() if k is None else PartitionSpec(*[None] * k, axis)
+    for k in particle_axes(init, particles)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(state), specs)

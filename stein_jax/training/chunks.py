@@ -73,10 +73,13 @@ def first_carry(state: Any, step: Array | int, num_examples: int | None) -> Carr
   return Carry(state, jnp.asarray(step, jnp.int32), jnp.int32(-1), order)
 
 
-def places(carry: Carry, mesh: Mesh) -> tuple[NamedSharding, ...]:
-  """The shardings of a carry's arrays: particles by rows, the rest on every device."""
+def places(
+  carry: Carry, algorithm: Algorithm, batch: Batch, mesh: Mesh
+) -> tuple[NamedSharding, ...]:
+  """The shardings of a carry's arrays: particles by rows, the rest replicated."""
   tree = jax.tree.map(lambda _: parallel.same(mesh), carry)
-  tree = tree._replace(state=parallel.shardings(carry.state, mesh))
+  state = parallel.shardings(algorithm, carry.state, mesh, batch=batch)
+  tree = tree._replace(state=state)
   return tuple(jax.tree.leaves(tree))
 
 

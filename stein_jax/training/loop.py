@@ -165,13 +165,16 @@ def fit(
     chunk = feeds.longest_chunk(chunk, feed.bytes_per_step)
   else:
     feed = feeds.ArrayFeed(data, data_key, batch_size, mesh)
-  state = algorithm.init(init_key, params, transform(feed.first))
+  first_batch = transform(feed.first)
+  state = algorithm.init(init_key, params, first_batch)
   first = chunks.first_carry(state, 0, feed.num_ordered)
   run: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
   if mesh is not None:
     run = parallel.spread(run, parallel.same(mesh))
   run |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
-  places = None if mesh is None else chunks.places(first, mesh)
+  places = None
+  if mesh is not None:
+    places = chunks.places(first, algorithm, first_batch, mesh)
   run |= {"mesh": mesh, "places": places}
   carry = chunks.sharded(first, places)
   # Costs no second trace: jit remembers this one for the first chunk.
