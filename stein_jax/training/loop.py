@@ -172,11 +172,11 @@ def fit(
   if mesh is not None:
     run = parallel.spread(run, parallel.same(mesh))
   run |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
-  places = None
+  shardings = None
   if mesh is not None:
-    places = chunks.places(first, algorithm, first_batch, mesh)
-  run |= {"mesh": mesh, "places": places}
-  carry = chunks.sharded(first, places)
+    shardings = chunks.carry_shardings(first, algorithm, first_batch, mesh)
+  run |= {"mesh": mesh, "shardings": shardings}
+  carry = chunks.sharded(first, shardings)
   # Costs no second trace: jit remembers this one for the first chunk.
   length = min(chunk, num_steps)
   like = feed.like(length)
@@ -204,7 +204,7 @@ def fit(
         "use another workdir or resume=False"
       )
     carry = chunks.first_carry(state, step, feed.num_ordered)
-    carry = chunks.sharded(carry, places)
+    carry = chunks.sharded(carry, shardings)
     del state, first  # the carry has its own copy
     visible = progress and parallel.is_first_process()
     bar = stack.enter_context(_progress_bar(label, step, num_steps, visible))
