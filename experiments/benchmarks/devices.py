@@ -108,7 +108,7 @@ def of_step(count: int, repeats: int) -> dict[str, Any]:
   batch = jax.random.uniform(key, (_BATCH, 784))
   state = rule.init(key, rbm.init_from_data(key, batch), batch)
   key, state = parallel.spread(
-    (key, state), (parallel.same(mesh), parallel.shardings(state, mesh))
+    (key, state), (parallel.same(mesh), parallel.shardings(rule, state, mesh))
   )
   batch = parallel.spread(batch, parallel.by_rows(mesh))
   return _measured(count, repeats, rule.update, key, state, batch)

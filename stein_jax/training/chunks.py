@@ -73,27 +73,37 @@ def first_carry(state: Any, step: Array | int, num_examples: int | None) -> Carr
   return Carry(state, jnp.asarray(step, jnp.int32), jnp.int32(-1), order)
 
 
-def places(carry: Carry, mesh: Mesh) -> tuple[NamedSharding, ...]:
-  """The shardings of a carry's arrays: particles by rows, the rest on every device."""
+def carry_shardings(
+  carry: Carry, algorithm: Algorithm, batch: Batch, mesh: Mesh
+) -> tuple[NamedSharding, ...]:
+  """The shardings of a carry's arrays: particles by rows, the rest replicated."""
   tree = jax.tree.map(lambda _: parallel.same(mesh), carry)
-  tree = tree._replace(state=parallel.shardings(carry.state, mesh))
+  state = parallel.shardings(algorithm, carry.state, mesh, batch=batch)
+  tree = tree._replace(state=state)
   return tuple(jax.tree.leaves(tree))
 
 
-def sharded(carry: Carry, places: tuple[NamedSharding, ...] | None) -> Carry:
-  """The same carry at its `places`; unchanged where there are none."""
-  if places is None:
+def sharded(carry: Carry, shardings: tuple[NamedSharding, ...] | None) -> Carry:
+  """The same carry, sharded over a mesh; unchanged where there are no shardings."""
+  if shardings is None:
     return carry
-  return parallel.spread(carry, _like(carry, places))
+  return parallel.spread(carry, _like(carry, shardings))
 
 
-def _like(carry: Carry, places: tuple[NamedSharding, ...]) -> Carry:
-  return jax.tree.unflatten(jax.tree.structure(carry), places)
+def _like(carry: Carry, shardings: tuple[NamedSharding, ...]) -> Carry:
+  return jax.tree.unflatten(jax.tree.structure(carry), shardings)
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("algorithm", "transform", "batch_size", "length", "mesh", "places"),
+  static_argnames=(
+    "algorithm",
+    "transform",
+    "batch_size",
+    "length",
+    "mesh",
+    "shardings",
+  ),
   donate_argnames="carry",
 )
 def run_chunk(
@@ -107,7 +117,7 @@ def run_chunk(
   batch_size: int,
   length: int,
   mesh: Mesh | None = None,
-  places: tuple[NamedSharding, ...] | None = None,
+  shardings: tuple[NamedSharding, ...] | None = None,
 ) -> tuple[Carry, Metrics, dict[str, Array]]:
   """Runs `length` steps.
 
@@ -122,7 +132,7 @@ def run_chunk(
     batch_size: m.
     length: the number of steps.
     mesh: the devices over which data and carry are sharded.
-    places: with `mesh`, the shardings of the carry's arrays.
+    shardings: with `mesh`, those of the carry's arrays.
 
   Returns:
     The next carry, the metrics [length] of the steps, and whether the last state is
@@ -148,8 +158,8 @@ def run_chunk(
   carry = Carry(state, carry.step + length, epoch, order)
   results = (metrics, _finite(state))
   if mesh is not None:  # sharded as before, so that the next chunk is the same program
-    assert places is not None
-    carry = jax.lax.with_sharding_constraint(carry, _like(carry, places))
+    assert shardings is not None
+    carry = jax.lax.with_sharding_constraint(carry, _like(carry, shardings))
     results = jax.lax.with_sharding_constraint(results, parallel.same(mesh))
   return carry, *results
 

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import stein_jax
 from stein_jax import kernels, parallel, training
+from stein_jax.parallel.rows import particle_axes
 
 N, M, D = 37, 8, 3  # N does not divide over the devices, and need not
 
@@ -252,6 +254,45 @@ def test_what_cannot_be_spread_is_refused_before_any_work():
 
 
 # ------------------------------------------------------------------------ pieces
+
+
+def test_the_optimizers_arrays_of_particles_are_recognised():
+  """By the number of particles, and not by a shape that may be equal by coincidence."""
+  rates = jnp.linspace(0.1, 0.8, 8)
+  optimizer = optax.chain(
+    optax.scale_by_lbfgs(memory_size=8),  # the last eight steps, [8, n]
+    optax.GradientTransformation(
+      lambda params: {"rates": rates, "momentum": params},
+      lambda updates, state, params: (updates, state),
+    ),
+  )
+  rule = stein_jax.svgd(lambda x: -x, None, optimizer)
+  mesh, rows = parallel.make_mesh(8), PartitionSpec(parallel.AXIS)
+  for particles in (rates, jnp.ones((8, 8))):
+    state = rule.init(None, particles, None)
+    got = jax.tree.map(lambda x: x.spec, parallel.shardings(rule, state, mesh))
+    assert got.particles == rows
+    memory, (last,) = got.opt_state[0], got.opt_state[1:]
+    assert last == {"rates": PartitionSpec(), "momentum": rows}
+    assert memory.params == rows
+    assert memory.diff_params_memory == PartitionSpec(None, parallel.AXIS)
+    assert memory.weights_memory == PartitionSpec()
+    assert memory.count == PartitionSpec()
+
+
+def test_a_layout_that_changes_with_the_number_of_particles():
+  def layout(particles):  # Adafactor's, with row and column means from 128 on
+    n, d = particles.shape
+    return (jnp.ones(n), jnp.ones(d)) if n >= 128 else jnp.ones((n, d))
+
+  def axes(init_fn, n):
+    return particle_axes(init_fn, jax.ShapeDtypeStruct((n, 3), jnp.float32))
+
+  assert axes(layout, 127) == [0]
+  assert axes(layout, 128) == axes(layout, 129) == [0, None]
+  assert axes(lambda x: x.T, 1) == [1]
+  with pytest.raises(ValueError, match="cannot be sharded with the particles"):
+    axes(lambda x: jnp.ones((len(x), 2 * len(x))), 8)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
