@@ -60,18 +60,40 @@ def on_features(kernel, feature, jacobian):
   )
 
 
-def svgd_direction(x, s, k, grad_k, row_normalized=False):
-  """φ(xᵢ) = (1/n) Σⱼ [k(xⱼ, xᵢ) sⱼ + ∇_{xⱼ} k(xⱼ, xᵢ)]; or divided by Σⱼ k(xⱼ, xᵢ)."""
+def svgd_direction(x, s, k, grad_k, row_normalized=False, leave_one_out=False):
+  """φ(xᵢ) = (1/n) Σⱼ [k(xⱼ, xᵢ) sⱼ + ∇_{xⱼ} k(xⱼ, xᵢ)]; or divided by Σⱼ k(xⱼ, xᵢ).
+
+  With `leave_one_out` the sums are over j ≠ i, and n − 1 replaces n.
+  """
   x, s = np.asarray(x, np.float64), np.asarray(s, np.float64)
   n = len(x)
   phi = np.zeros_like(x)
   for i in range(n):
     row_sum = 0.0
     for j in range(n):
+      if leave_one_out and j == i:
+        continue
       phi[i] += k(x[j], x[i]) * s[j] + grad_k(x[j], x[i])
       row_sum += k(x[j], x[i])
-    phi[i] /= row_sum if row_normalized else n
+    phi[i] /= row_sum if row_normalized else n - leave_one_out
   return phi
+
+
+def attraction(x, s, k, grad_k, row_normalized=False, leave_one_out=False):
+  """The part K S of the direction, divided as the direction is."""
+  no_repulsion = k, lambda y, x: np.zeros_like(y)
+  return svgd_direction(x, s, *no_repulsion, row_normalized, leave_one_out)
+
+
+def matrix(x, y, k, grad_k=None):
+  """k(xᵢ, yⱼ) of every pair, `[m, n]`."""
+  return np.array([[k(yj, xi) for yj in y] for xi in x])
+
+
+def repulsion_share(phi, attraction):
+  """‖V‖ / (‖A‖ + ‖V‖) of φ = A + V."""
+  norms = np.linalg.norm(attraction), np.linalg.norm(phi - attraction)
+  return norms[1] / sum(norms)
 
 
 def stein_kernel(x, s_x, y, s_y, k, grad_k):

@@ -167,7 +167,7 @@ class Radial(Kernel):
     policy = self.bandwidth
     if not isinstance(policy, MedianBandwidth):
       h = self._number(x.dtype)
-      return distances.resolving(h), h
+      return distances.resolving(h, ring=streaming.ring), h
     if y is not None and streaming.axis_name is None:
       self._number()  # raises: the policy needs all particles, these are some queries
     n = distances.tiles.columns.count
@@ -182,7 +182,7 @@ class Radial(Kernel):
       streaming=streaming,
     )
     if resolved is None:
-      return distances.resolving(h), h
+      return distances.resolving(h, ring=streaming.ring), h
     return distances.with_values_of(resolved), h
 
   def repulsion(self, particles: Particles) -> tuple[Array, Callable[[Array], PyTree]]:

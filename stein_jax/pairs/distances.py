@@ -73,17 +73,18 @@ class Distances:
     """The same by differences."""
     return dataclasses.replace(self, table=None, coarse=None, by_differences=True)
 
-  def resolving(self, scale: Array) -> "Distances":
+  def resolving(self, scale: Array, *, ring: bool = False) -> "Distances":
     """The same, right to within a small part of `scale`.
 
     Args:
       scale: a squared distance, such as a bandwidth.
+      ring: whether tables of remote blocks follow, for which `coarse` is kept.
     """
     rows, columns = self.tiles.rows, self.tiles.columns
     # Two points can only be near if both are equally far from the mean.
     norm = jnp.minimum(rows.norms.max(), columns.norms.max())
     coarse = in_any_lane(resolution(norm.dtype) * norm > scale)
-    if self.table is None and not self.tiles.is_single:
+    if ring or (self.table is None and not self.tiles.is_single):
       return dataclasses.replace(self, coarse=coarse)
     # Only the table: XLA copies the operands of a branch at every training step.
     table = self.held().table

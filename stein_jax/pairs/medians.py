@@ -236,6 +236,9 @@ def _first_pivots(
   ends = quantile * _SAMPLE + jnp.array([-1, 1]) * deviation
   ends = jnp.clip(ends, 0, _SAMPLE - 1)
 
+  guess = selection.ordered_bits(jnp.asarray([0.5, 1.0, 2.0, 4.0], points.dtype))
+  guess = axes.varying_as(sample, guess)
+
   def at_rank(rank: Array) -> Array:
     wanted = selection.as_count(rank, 1)
     return selection.neighbours(
@@ -245,7 +248,7 @@ def _first_pivots(
       lambda pivot: selection.two_least_from(sample, pivot, beyond),
       (wanted, wanted),
       selection.as_count(_SAMPLE, 1),
-      selection.ordered_bits(jnp.asarray([0.5, 1.0, 2.0, 4.0], points.dtype)),
+      guess,
       points.dtype,
     )[0]
 

@@ -7,7 +7,6 @@ import pytest
 from jax.tree_util import Partial
 
 from stein_jax import kernels, svgd_direction
-from stein_jax.stein.direction import repulsion_share
 from tests import oracles
 
 
@@ -125,15 +124,39 @@ def test_bandwidths_on_features_are_the_paper_s_and_the_code_s():
   np.testing.assert_allclose(code, med_squared / (4 * np.log(10)), rtol=1e-5)
 
 
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("h", [0.01, 3.0])
-def test_the_share_of_repulsion(h):
-  x, s = points(6)
-  kernel = on_features(weights(3), kernels.rbf(h))
-  direction = svgd_direction(x, s, kernel)
-  attraction = np.asarray(kernel.matrix(x, x)) @ s / 6
-  repulsion = np.linalg.norm(np.asarray(direction) - attraction)
-  want = repulsion / (repulsion + np.linalg.norm(attraction))
-  got = repulsion_share(x, s, direction, kernel)
-  np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-15)
-  assert (got < 1e-6) == (h == 0.01)
+@pytest.mark.parametrize("row_normalized", [False, True])
+def test_affine_features_need_no_pull_back_for_each_pair(x64, row_normalized):
+  rng = np.random.default_rng(6)
+  x, s = rng.normal(size=(2, 9, 5))
+  A, a = rng.normal(size=(5, 3)), rng.normal(size=3)
+  features = Partial(lambda A, a, x: x @ A + a, A, a)
+  for base, oracle in (
+    (kernels.rbf(1.7), oracles.rbf(1.7)),
+    (kernels.imq(1.7), oracles.imq(1.7, -0.5)),
+  ):
+    kernel = kernels.on_features(base, features, affine=True)
+    composed = oracles.on_features(oracle, lambda x: x @ A + a, lambda x: A.T)
+    want = oracles.svgd_direction(x, s, *composed, row_normalized=row_normalized)
+    for block_size in (None, 2):
+      got = svgd_direction(
+        x, s, kernel, row_normalized=row_normalized, block_size=block_size
+      )
+      np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_affine_features_of_trees(x64):
+  rng = np.random.default_rng(7)
+  x, s = rng.normal(size=(2, 8, 4))
+
+  def tree(flat):
+    return {"a": flat[:, :3], "b": flat[:, 3]}
+
+  def feature(x):
+    return {"u": 2 * x["a"] - 1, "v": x["b"] - x["a"].sum()}
+
+  want = svgd_direction(tree(x), tree(s), kernels.on_features(kernels.rbf(), feature))
+  got = svgd_direction(
+    tree(x), tree(s), kernels.on_features(kernels.rbf(), feature, affine=True)
+  )
+  for name in want:
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-9, atol=1e-14)

@@ -4,55 +4,18 @@ Every function is called in the body of a mapped function, with its leading axes
 over the devices; results are held against one call without `axis_name`.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 import stein_jax
 from stein_jax import generators, kernels, ksd_squared, svgd_direction
-
-SPREAD, SAME = PartitionSpec("i"), PartitionSpec()
-
-
-def on_eight_devices(how, fn, args, in_specs, out_specs):
-  """`fn(*args)` in a mapped body; specs are prefixes of the trees, SPREAD or SAME."""
-  if how == "shard_map":
-    mesh = jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    body = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-    return jax.jit(body)(*args)
-
-  def split(spec, tree):
-    if spec == SAME:
-      return tree
-    return jax.tree.map(lambda leaf: leaf.reshape(8, -1, *leaf.shape[1:]), tree)
-
-  def join(spec, tree):
-    if spec == SAME:  # every device must hold the same
-      for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
-      return jax.tree.map(lambda leaf: leaf[0], tree)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
-
-  in_axes = jax.tree.map(lambda spec: 0 if spec == SPREAD else None, in_specs)
-  out = jax.pmap(fn, axis_name="i", in_axes=in_axes)(
-    *jax.tree.map(split, in_specs, args)
-  )
-  return jax.tree.map(join, out_specs, out)
-
-
-WAYS = ["shard_map", "pmap"]
-
-
-def assert_equal(got, want, rtol, atol):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(got)]
-  for path, a, b in zip(paths, jax.tree.leaves(got), jax.tree.leaves(want)):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=path)
+from tests.devices import SAME, SHARDED, WAYS, on_devices
 
 
 def points(*shape, dtype=np.float64):
@@ -123,10 +86,10 @@ def test_directions():
   x, s = points(16, 3)
   want = jax.jit(directions)(x, s)
   for how in WAYS:
-    got = on_eight_devices(
-      how, lambda x, s: directions(x, s, "i"), (x, s), (SPREAD, SPREAD), SPREAD
+    got = on_devices(
+      how, lambda x, s: directions(x, s, "i"), (x, s), (SHARDED, SHARDED), SHARDED
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -134,10 +97,10 @@ def test_discrepancies():
   x, s = points(16, 3)
   want = jax.jit(discrepancies)(x, s)
   for how in WAYS:
-    got = on_eight_devices(
-      how, lambda x, s: discrepancies(x, s, "i"), (x, s), (SPREAD, SPREAD), SAME
+    got = on_devices(
+      how, lambda x, s: discrepancies(x, s, "i"), (x, s), (SHARDED, SHARDED), SAME
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -145,8 +108,8 @@ def test_bandwidths():
   x, _ = points(8, 3)  # one particle on each device
   want = jax.jit(bandwidths)(x)
   for how in WAYS:
-    got = on_eight_devices(how, lambda x: bandwidths(x, "i"), (x,), (SPREAD,), SAME)
-    assert_equal(got, want, rtol=1e-10, atol=0)
+    got = on_devices(how, lambda x: bandwidths(x, "i"), (x,), (SHARDED,), SAME)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=0)
 
 
 @pytest.mark.usefixtures("x64")
@@ -164,10 +127,10 @@ def test_particles_that_are_pytrees():
   args = tree(x), tree(s)
   want = both(*args)
   for how in WAYS:
-    got = on_eight_devices(
-      how, lambda x, s: both(x, s, "i"), args, (SPREAD, SPREAD), (SPREAD, SAME)
+    got = on_devices(
+      how, lambda x, s: both(x, s, "i"), args, (SHARDED, SHARDED), (SHARDED, SAME)
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_float32_agrees_within_reordering():
@@ -183,14 +146,14 @@ def test_float32_agrees_within_reordering():
       kernels.median_bandwidth(coinciding, axis_name=axis_name),
     )
 
-  got = on_eight_devices(
+  got = on_devices(
     "shard_map",
     lambda *args: everything(*args, "i"),
     (x, s, coinciding),
-    (SPREAD, SPREAD, SPREAD),
-    (SPREAD, SAME, SAME),
+    (SHARDED, SHARDED, SHARDED),
+    (SHARDED, SAME, SAME),
   )
-  assert_equal(got, everything(x, s, coinciding), rtol=1e-5, atol=1e-6)
+  chex.assert_trees_all_close(got, everything(x, s, coinciding), rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------- gradients, algorithms
@@ -325,12 +288,12 @@ def test_algorithms(name):
 
   specs = jax.tree.map(lambda _: SAME, state)
   if hasattr(state, "particles"):
-    specs = specs._replace(particles=SPREAD)
+    specs = specs._replace(particles=SHARDED)
   for how in WAYS:
-    got = on_eight_devices(
-      how, many.update, (key, state, batch), (SAME, specs, SPREAD), (specs, SAME)
+    got = on_devices(
+      how, many.update, (key, state, batch), (SAME, specs, SHARDED), (specs, SAME)
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_langevin_noise_in_float32_is_that_of_one_device():
@@ -348,8 +311,8 @@ def test_langevin_noise_in_float32_is_that_of_one_device():
 
   want = chains(x)
   for how in WAYS:
-    got = on_eight_devices(how, lambda x: chains(x, "i"), (x,), (SPREAD,), SPREAD)
-    assert_equal(got, want, rtol=1e-6, atol=1e-6)
+    got = on_devices(how, lambda x: chains(x, "i"), (x,), (SHARDED,), SHARDED)
+    chex.assert_trees_all_close(got, want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -369,10 +332,10 @@ def test_gradients_are_averaged_once():
 
   want = gradients(params, x)
   for how in WAYS:
-    got = on_eight_devices(
-      how, lambda p, x: gradients(p, x, "i"), (params, x), (SAME, SPREAD), SAME
+    got = on_devices(
+      how, lambda p, x: gradients(p, x, "i"), (params, x), (SAME, SHARDED), SAME
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -388,10 +351,8 @@ def test_svgd_moves_spread_particles():
 
   want = moved(x)
   for how in WAYS:
-    got = on_eight_devices(
-      how, lambda x: moved(x, "i"), (x,), (SPREAD,), (SPREAD, SAME)
-    )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    got = on_devices(how, lambda x: moved(x, "i"), (x,), (SHARDED,), (SHARDED, SAME))
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 class Normalized(nn.Module):
@@ -436,10 +397,10 @@ def test_stein_gan_with_batch_norm_over_all_devices(mix):
   moved = jax.tree.map(lambda a, b: abs(a - b).max(), want[0].params, state.params)
   assert max(jax.tree.leaves(moved["generator"])) > 1e-4
   for how in WAYS:
-    got = on_eight_devices(
-      how, many.update, (key, state, batch), (SAME, SAME, SPREAD), (SAME, SAME)
+    got = on_devices(
+      how, many.update, (key, state, batch), (SAME, SAME, SHARDED), (SAME, SAME)
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
@@ -451,14 +412,14 @@ def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
   assert abs(alone[0] - want[0][:2]).max() > 1e-3  # a device's own would show
   spread = generators.generate_fn(module.clone(axis_name="i"))
   for how in WAYS:
-    got = on_eight_devices(
+    got = on_devices(
       how,
       lambda *arguments: spread(*arguments, None),
       (params, stats, noise),
-      (SAME, SAME, SPREAD),
-      (SPREAD, SAME),
+      (SAME, SAME, SHARDED),
+      (SHARDED, SAME),
     )
-    assert_equal(got, want, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("x64")
@@ -481,7 +442,11 @@ def test_energies_of_pictures():
     )
 
   want = jax.jit(gradient)(params, batch)
-  got = on_eight_devices(
-    "shard_map", lambda p, b: gradient(p, b, "i"), (params, batch), (SAME, SPREAD), SAME
+  got = on_devices(
+    "shard_map",
+    lambda p, b: gradient(p, b, "i"),
+    (params, batch),
+    (SAME, SHARDED),
+    SAME,
   )
-  assert_equal(got, want, rtol=1e-10, atol=1e-12)
+  chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Particles that go round a ring of devices give what one device gives."""
+"""Particles that travel around a ring of devices give what one device gives."""
 
 import re
 from functools import partial
@@ -8,40 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 import stein_jax
 from stein_jax import (
+  Direction,
   kernels,
   ksd_squared,
   parallel,
   svgd,
   svgd_direction,
 )
+from stein_jax.kernels.bandwidths import of_particles
 from stein_jax.pairs import tiles
 from stein_jax.parallel import ring
+from tests.devices import SAME, SHARDED, mesh, on_devices
 
-SPREAD, SAME = PartitionSpec("i"), PartitionSpec()
 SIZES = (1, 2, 3, 4, 5, 8)
 
 
-def mesh(size):
-  kinds = (jax.sharding.AxisType.Auto,)
-  return jax.make_mesh((size,), ("i",), kinds, devices=jax.devices()[:size])
-
-
-def on_devices(size, fn, args, out_specs, *, how="shard_map"):
-  """fn(*args), the arguments' rows spread over so many devices."""
-  if how == "shard_map":
-    specs = tuple(SPREAD for _ in args)
-    body = jax.shard_map(fn, mesh=mesh(size), in_specs=specs, out_specs=out_specs)
-    return jax.jit(body)(*args)
-  split = [x.reshape(size, -1, *x.shape[1:]) for x in args]
-  out = jax.pmap(fn, axis_name="i", devices=jax.devices()[:size])(*split)
-  if out_specs == SAME:
-    return jax.tree.map(lambda x: x[0], out)
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+def on_ring(size, fn, args, out_specs, *, how="shard_map"):
+  """fn(*args), all of whose rows are sharded over this many devices."""
+  return on_devices(how, fn, args, (SHARDED,) * len(args), out_specs, size=size)
 
 
 def points(n, d, seed=0):
@@ -76,30 +64,41 @@ KERNELS = {
 
 @pytest.mark.parametrize("how", ["shard_map", "pmap"])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_two_devices_meet_once_for_both(size, how):
-  """A device hears of visitors itself, and of its hosts by what is due to it."""
-  here = np.arange(size) + 1.0
+def test_every_two_devices_are_paired_once_for_both(size, how):
+  """Every device has a number; it adds up 10ᵏ of the numbers k of all others.
+
+  It gets one part from the remote blocks that it is paired with, and the other part
+  from the partial sums of its own block.
+  """
+  numbers = np.arange(size) + 1.0
 
   def body(number):
-    def meet(carry, visitor, origin, mutual):
-      met, seen, lone = carry
-      # what a guest is told of its host, what a host learns of its guest
-      due = (10.0**number) if mutual else jnp.zeros_like(number)
-      at = (origin + 1).astype(number.dtype)[None]
-      lone = lone + (0.0 if mutual else 10.0**visitor)
-      return (met + 10.0**visitor, seen + abs(at - visitor), lone), due
+    def pair(carry, block, origin, mutual):
+      found, wrong_origins, one_sided = carry
+      partial = 10.0**number if mutual else jnp.zeros_like(number)
+      wrong = abs((origin + 1).astype(number.dtype)[None] - block)
+      one_sided = one_sided + (0.0 if mutual else 10.0**block)
+      return (found + 10.0**block, wrong_origins + wrong, one_sided), partial
 
-    nothing = 0 * number
-    start = (nothing, nothing, nothing)
-    (met, wrong, lone), owed = ring.half_way(meet, start, number, nothing, "i")
-    return met + owed, wrong, lone
+    zero = 0 * number
+    carry = (zero, zero, zero)
+    carry, partial = ring.half_ring(pair, carry, number, zero, "i")
+    found, wrong_origins, one_sided = carry
+    return found + partial, wrong_origins, one_sided
 
-  heard, wrong, lone = on_devices(size, body, (here,), SPREAD, how=how)
-  everyone = sum(10.0**k for k in here)
-  np.testing.assert_allclose(heard, everyone - 10.0**here, rtol=1e-6)
-  np.testing.assert_array_equal(wrong, 0)  # the origin is told right
-  meets_twice = size % 2 == 0
-  assert ((np.asarray(lone) > 0) == meets_twice).all()
+  found, wrong_origins, one_sided = on_ring(size, body, (numbers,), SHARDED, how=how)
+  total = sum(10.0**k for k in numbers)
+  np.testing.assert_allclose(found, total - 10.0**numbers, rtol=1e-6)
+  np.testing.assert_array_equal(wrong_origins, 0)
+  # Of an even number of devices, opposite ones both compute their pairs.
+  assert ((np.asarray(one_sided) > 0) == (size % 2 == 0)).all()
+
+
+def test_one_device_without_an_axis_has_no_remote_blocks():
+  def pair(*_):
+    raise AssertionError("there is no other device")
+
+  assert ring.half_ring(pair, 1, jnp.ones(2), 0, None) == (1, 0)
 
 
 # --------------------------------------------------------- sums over the particles
@@ -119,10 +118,11 @@ def test_directions_and_discrepancies(name, size):
   kernel = KERNELS[name]
   x, s = points(120, 3)
 
-  def both(x, s, **options):
-    phi = svgd_direction(x, s, kernel, **options)
-    v = ksd_squared(x, s, kernel, **options)
-    u = ksd_squared(x, s, kernel, statistic="U", **options)
+  def both(x, s, axis_name=None, **options):
+    direction = Direction(kernel, **options)
+    phi = direction(x, s, axis_name)
+    v = ksd_squared(x, s, direction, axis_name=axis_name)
+    u = ksd_squared(x, s, direction, statistic="U", axis_name=axis_name)
     return phi, jnp.stack([v, u])[None]
 
   want = jax.jit(both)(x, s)
@@ -131,7 +131,7 @@ def test_directions_and_discrepancies(name, size):
     def body(x, s, block=block):
       return both(x, s, axis_name="i", exchange="ring", block_size=block)
 
-    phi, discrepancies = on_devices(size, body, (x, s), SPREAD, how=how)
+    phi, discrepancies = on_ring(size, body, (x, s), SHARDED, how=how)
     np.testing.assert_allclose(phi, want[0], rtol=1e-10, atol=1e-13)
     for of_device in discrepancies:
       np.testing.assert_allclose(of_device, want[1][0], rtol=1e-10)
@@ -145,10 +145,15 @@ def test_row_sums(size):
   def direction(x, s, **options):
     return svgd_direction(x, s, kernels.imq(2.0), row_normalized=True, **options)
 
-  got = on_devices(
-    size, lambda x, s: direction(x, s, axis_name="i", exchange="ring"), (x, s), SPREAD
+  got = on_ring(
+    size, lambda x, s: direction(x, s, axis_name="i", exchange="ring"), (x, s), SHARDED
   )
   np.testing.assert_allclose(got, direction(x, s), rtol=1e-10)
+
+
+def median_in_a_ring(x, *, block_size, **policy):
+  streaming = tiles.streamed(x, block_size=block_size, axis_name="i", exchange="ring")
+  return of_particles(x, kernels.MedianBandwidth(**policy), streaming)
 
 
 @pytest.mark.usefixtures("x64")
@@ -165,30 +170,27 @@ def test_row_sums(size):
 )
 def test_medians(options, size):
   x, _ = points(120, 3)
-
-  def median(x, **more):
-    return kernels.median_bandwidth(x, **options, **more)
-
+  block_size = options.get("block_size")
+  policy = {name: options[name] for name in options if name != "block_size"}
   for points_ in (x, np.round(x), np.where(np.arange(120)[:, None] < 80, 0.0, x)):
-    got = on_devices(
+    got = on_ring(
       size,
-      lambda x: median(x, axis_name="i", exchange="ring")[None],
+      lambda x: median_in_a_ring(x, block_size=block_size, **policy)[None],
       (points_,),
-      SPREAD,
+      SHARDED,
     )
-    np.testing.assert_allclose(got, float(median(points_)), rtol=1e-12)
+    want = kernels.median_bandwidth(points_, **policy)
+    np.testing.assert_allclose(got, float(want), rtol=1e-12)
 
 
 @pytest.mark.parametrize("n", [1600, pytest.param(3200, marks=pytest.mark.slow)])
 def test_median_of_many_by_samples_and_tiles(n):
-  """A block of several tiles begins its search at a sample of its own pairs."""
+  """A block of several tiles begins its search with a sample of its own pairs."""
   x = points(n, 2)[0].astype(np.float32)
-  x[: n // 8] += 50  # one device has a cluster to itself
-  got = on_devices(
+  x[: n // 8] += 50  # the points of one device are a cluster of their own
+  got = on_ring(
     8,
-    lambda x: kernels.median_bandwidth(
-      x, axis_name="i", exchange="ring", log="none", block_size=64
-    ),
+    lambda x: median_in_a_ring(x, block_size=64, log="none"),
     (x,),
     SAME,
   )
@@ -198,15 +200,15 @@ def test_median_of_many_by_samples_and_tiles(n):
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_clusters_far_apart_in_float32(size):
-  """Distances are right to a part of h, also where ‖x‖² drowns h."""
+  """Distances are right to a part of h, also where h is far below an ulp of ‖x‖²."""
   x, s = (a.astype(np.float32) for a in points(48, 3))
   x = (x * 1e-1 + 1e2 * np.sign(x[:, :1])).astype(np.float32)
   kernel = kernels.rbf(1e-2)
-  got = on_devices(
+  got = on_ring(
     size,
     lambda x, s: svgd_direction(x, s, kernel, axis_name="i", exchange="ring"),
     (x, s),
-    SPREAD,
+    SHARDED,
   )
   with jax.enable_x64(True):
     wide = x.astype(np.float64)
@@ -226,17 +228,17 @@ def test_derivatives_through_the_ring(name, size):
   def loss(x, s):
     return (weights * svgd_direction(x, s, KERNELS[name])).sum()
 
-  def spread_loss(x, s):
+  def sharded_loss(x, s):
     phi = jax.shard_map(
       lambda x, s: svgd_direction(x, s, KERNELS[name], axis_name="i", exchange="ring"),
       mesh=mesh(size),
-      in_specs=(SPREAD, SPREAD),
-      out_specs=SPREAD,
+      in_specs=(SHARDED, SHARDED),
+      out_specs=SHARDED,
     )(x, s)
     return (weights * phi).sum()
 
   want = jax.grad(loss, argnums=(0, 1))(x, s)
-  got = jax.jit(jax.grad(spread_loss, argnums=(0, 1)))(x, s)
+  got = jax.jit(jax.grad(sharded_loss, argnums=(0, 1)))(x, s)
   for a, b in zip(got, want):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
@@ -245,11 +247,12 @@ def test_derivatives_through_the_ring(name, size):
 def test_svgd_moves_particles_in_a_ring():
   x, _ = points(24, 3)
 
-  def moved(x, **options):
-    rule = svgd(lambda x: -(x**3), kernels.rbf(), optax.adam(0.1), **options)
+  def moved(x, exchange=None, axis_name=None):
+    direction = Direction(kernels.rbf(), exchange=exchange)
+    rule = svgd(lambda x: -(x**3), direction, optax.adam(0.1), axis_name=axis_name)
     return rule.update(None, rule.init(None, x, None), None)[0].particles
 
-  got = on_devices(8, lambda x: moved(x, axis_name="i", exchange="ring"), (x,), SPREAD)
+  got = on_ring(8, lambda x: moved(x, "ring", "i"), (x,), SHARDED)
   np.testing.assert_allclose(got, moved(x), rtol=1e-9)
 
 
@@ -264,12 +267,12 @@ def generate(eta, stats, noise, context):
   return jnp.tanh(noise @ eta["w"]) + noise, stats
 
 
-def stein_gan(**options):
+def stein_gan(direction, axis_name):
   def noise_fn(key, m):
     return jax.random.normal(key, (m, 3))
 
   rule = stein_jax.stein_gan(
-    energy, generate, noise_fn, kernels.rbf(), SGD, SGD, mix=0.5, **options
+    energy, generate, noise_fn, direction, SGD, SGD, mix=0.5, axis_name=axis_name
   )
 
   def init(key, params, batch):
@@ -280,17 +283,23 @@ def stein_gan(**options):
 
 SGD = optax.sgd(1.0)
 RULES = {
-  "stein_cd": lambda **options: stein_jax.stein_cd(
-    energy, kernels.rbf(), SGD, step_size=0.1, **options
+  "stein_cd": lambda direction, axis: stein_jax.stein_cd(
+    energy, direction, SGD, step_size=0.1, axis_name=axis
   ),
-  "symmetric": lambda **options: stein_jax.stein_cd(
-    energy, kernels.rbf(), SGD, step_size=0.1, symmetric=True, **options
+  "symmetric": lambda direction, axis: stein_jax.stein_cd(
+    energy, direction, SGD, step_size=0.1, symmetric=True, axis_name=axis
   ),
-  "persistent": lambda **options: stein_jax.stein_cd(
-    energy, kernels.rbf(), SGD, step_size=0.1, persistent=True, num_steps=2, **options
+  "persistent": lambda direction, axis: stein_jax.stein_cd(
+    energy,
+    direction,
+    SGD,
+    step_size=0.1,
+    persistent=True,
+    num_steps=2,
+    axis_name=axis,
   ),
-  "score matching": lambda **options: stein_jax.stein_score_matching(
-    energy, kernels.rbf(), SGD, **options
+  "score matching": lambda direction, axis: stein_jax.stein_score_matching(
+    energy, direction, SGD, axis_name=axis
   ),
   "SteinGAN": stein_gan,
 }
@@ -309,12 +318,12 @@ def parameters():
     for name in RULES
   ],
 )
-def test_every_rule_takes_the_ring(name):
+def test_every_rule_exchanges_particles_in_a_ring(name):
   key, (batch, first) = jax.random.key(5), points(24, 3)
-  one = RULES[name]()
-  many = parallel.distribute(
-    RULES[name](axis_name=parallel.AXIS, exchange="ring"), parallel.make_mesh(8)
-  )
+  one = RULES[name](Direction(kernels.rbf()), None)
+  ring_direction = Direction(kernels.rbf(), exchange="ring")
+  many = RULES[name](ring_direction, parallel.AXIS)
+  many = parallel.distribute(many, parallel.make_mesh(8))
   state = one.init(key, parameters(), first)
   want = jax.jit(one.update)(key, state, batch)
   program = jax.jit(many.update).lower(key, state, batch).compile()
@@ -334,32 +343,32 @@ def compiled(n, d, exchange, kernel=FIXED):
   def body(x, s):
     return svgd_direction(x, s, kernel, axis_name="i", exchange=exchange)
 
-  spread = jax.shard_map(
-    body, mesh=mesh(8), in_specs=(SPREAD, SPREAD), out_specs=SPREAD
+  sharded = jax.shard_map(
+    body, mesh=mesh(8), in_specs=(SHARDED, SHARDED), out_specs=SHARDED
   )
   shape = jax.ShapeDtypeStruct((n, d), jnp.float32)
-  return jax.jit(spread).lower(shape, shape).compile()
+  return jax.jit(sharded).lower(shape, shape).compile()
 
 
-def test_nobody_holds_all_particles_in_a_ring():
-  ringed = compiled(4096, 64, "ring").as_text()
-  assert "all-gather" not in ringed
-  assert "collective-permute" in ringed
+def test_no_device_holds_all_particles_in_a_ring():
+  in_ring = compiled(4096, 64, "ring").as_text()
+  assert "all-gather" not in in_ring
+  assert "collective-permute" in in_ring
   gathered = compiled(4096, 64, "all_gather").as_text()
   assert "all-gather" in gathered
   assert "collective-permute" not in gathered
 
 
-def test_a_ring_where_the_table_of_pairs_is_large():
+def test_the_ring_is_chosen_if_the_table_of_pairs_is_large():
   assert "all-gather" in compiled(1024, 2, None).as_text()
   assert "collective-permute" in compiled(16384, 2, None).as_text()
   nearest = kernels.on_features(kernels.rbf(1.0), jnp.sin, num_neighbors=1)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(tiles, "_HELD_PAIRS", 64)
+    patch.setattr(tiles, "HELD_PAIRS", 64)
     assert "all-gather" in compiled(64, 2, None, nearest).as_text()
 
 
-def test_refusals():
+def test_exchanges_that_do_not_fit():
   x, s = (a.astype(np.float32) for a in points(16, 3))
   nearest = kernels.on_features(kernels.rbf(1.0), jnp.sin, num_neighbors=1)
   for kernel, eta in ((nearest, None), (FIXED, 0.1)):
@@ -370,10 +379,33 @@ def test_refusals():
       axis_name="i",
       exchange="ring",
     )
-    with pytest.raises(ValueError, match="needs all"):
-      on_devices(8, direction, (x, s), SPREAD)
-  for fn in (svgd_direction, ksd_squared):
+    with pytest.raises(ValueError, match="need all of them"):
+      on_ring(8, direction, (x, s), SHARDED)
+  for make in (Direction, partial(svgd_direction, x, s)):
     with pytest.raises(ValueError, match="exchange must be one of"):
-      fn(x, s, kernels.rbf(1.0), exchange="half")
-  with pytest.raises(ValueError, match="exchange must be one of"):
-    kernels.median_bandwidth(x, exchange="half")
+      make(kernels.rbf(1.0), exchange="half")
+
+
+@pytest.mark.parametrize("exchange", ["ring", "all_gather"])
+@pytest.mark.parametrize("kernel", [FIXED, None], ids=["rbf", "off"])
+def test_an_exchange_needs_the_axis_of_the_devices(kernel, exchange):
+  x, s = (a.astype(np.float32) for a in points(16, 3))
+  direction = Direction(kernel, exchange=exchange)
+  calls = [
+    lambda: direction(x, s),
+    lambda: svgd_direction(x, s, kernel, exchange=exchange),
+    lambda: stein_jax.repulsion_share(x, s, s, direction),
+  ]
+  if kernel is not None:
+    calls.append(lambda: ksd_squared(x, s, direction))
+  params = parameters()
+  for name in RULES:
+    rule = RULES[name](direction, None)
+    state = rule.init(None, params, x)
+    key = jax.random.key(0)
+    calls.append(lambda rule=rule, state=state: rule.update(key, state, x))
+  rule = svgd(jnp.negative, direction, optax.sgd(0.1))
+  calls.append(lambda: rule.update(None, rule.init(None, x), None))
+  for call in calls:
+    with pytest.raises(ValueError, match=f"exchange='{exchange}'.*needs axis_name"):
+      call()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stein_jax import kernels, ksd_squared, svgd_direction
+from stein_jax import Direction, kernels, ksd_squared, svgd_direction
 from tests import oracles
-from tests.stein.test_direction import KERNELS, points
+from tests.kernels.cases import KERNELS, points
 
 # ------------------------------------------------------- against the double loop
 
@@ -33,7 +33,8 @@ def test_more_pairs_than_int32_counts():
 def test_ksd_equals_the_double_loop(name, statistic, block_size):
   kernel, oracle = KERNELS[name]
   x, s = points(7, 2)
-  got = ksd_squared(x, s, kernel, statistic=statistic, block_size=block_size)
+  direction = Direction(kernel, block_size=block_size)
+  got = ksd_squared(x, s, direction, statistic=statistic)
   assert got.shape == ()
   want = oracles.ksd_squared(x, s, *oracle, statistic)
   np.testing.assert_allclose(got, want, rtol=1e-10)
@@ -49,7 +50,7 @@ def test_ksd_in_float32_and_any_shape(name, shape):
   np.testing.assert_allclose(got, oracles.ksd_squared(x, s, *oracle), rtol=1e-4)
 
 
-def test_ksd_far_from_the_origin_keeps_its_digits():
+def test_ksd_far_from_the_origin_is_accurate():
   x, s = points(20, 3)
   x, s = (x + 1e3).astype(np.float32), s.astype(np.float32)
   want = oracles.ksd_squared(x, s, *oracles.rbf(3.0))
@@ -104,7 +105,7 @@ def test_v_statistic_is_the_mean_stein_operator_of_the_direction(name):
 
 
 @pytest.mark.usefixtures("x64")
-def test_u_leaves_out_what_a_particle_says_of_itself():
+def test_u_leaves_out_the_pairs_of_a_particle_with_itself():
   # u_p(x, x) = ‖s‖² + 2d/h for the RBF kernel.
   x, s = points(7, 3)
   v = ksd_squared(x, s, kernels.rbf(1.7), statistic="V")
@@ -156,7 +157,7 @@ TARGETS = {
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", TARGETS)
 def test_stein_identity_on_exact_samples(name):
-  # E[U] = 0 when q = p, and U shrinks like 1/n; of shifted samples it stays.
+  # E[U] = 0 when q = p, and U shrinks like 1/n; for shifted samples it does not.
   score_fn, kernel = TARGETS[name]
   few = statistics(samples(name, 200, 25), score_fn, kernel, "U")
   many = statistics(samples(name, 50, 200), score_fn, kernel, "U")
@@ -204,7 +205,7 @@ def test_v_is_never_negative(x, s, h):
 @pytest.mark.parametrize("value", [0.1, 1234.5])
 @pytest.mark.parametrize("d", [1, 784])
 def test_equal_particles_have_the_discrepancy_of_one(d, value):
-  # All pairs say the same: u_p(x, y) = sₓᵀs_y + 2d/h.
+  # For all pairs u_p(x, y) = sₓᵀs_y + 2d/h.
   x = np.full((9, d), value, np.float32)
   s = points(9, d)[1].astype(np.float32)
   h = float(kernels.median_bandwidth(x))
@@ -243,13 +244,8 @@ def test_rows_of_a_differentiated_kernel_go_one_by_one(name):
 def test_particles_and_scores_of_two_precisions():
   x = np.random.default_rng(3).normal(size=(9, 2)).astype(np.float32)
   for narrow in (jnp.bfloat16, jnp.float16):
-    got = ksd_squared(jnp.asarray(x, narrow), -x, kernels.rbf(1.3), block_size=4)
+    direction = Direction(kernels.rbf(1.3), block_size=4)
+    got = ksd_squared(jnp.asarray(x, narrow), -x, direction)
     want = ksd_squared(jnp.asarray(x, narrow).astype(jnp.float32), -x, kernels.rbf(1.3))
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-def test_one_set_of_points_has_one_set_of_scores():
-  x = jnp.ones((4, 2))
-  with pytest.raises(ValueError, match="must have the sources' scores"):
-    kernels.rbf(1.0).stein_kernel_sums(x, 2 * x, x, x)
