@@ -113,11 +113,12 @@ def build(
     return Model(algorithm, params, generator, None)
   energy = energy_of(settings, task)
   energy_params = jax.jit(energy.init)(other_key, x[0], *(label[0] for label in labels))
+  kernel = None if method == "steingan_no_kernel" else kernel_fn(energy, settings)
   algorithm = stein_gan(
     energy.apply,
     generate_fn,
     NOISE_FN,
-    None if method == "steingan_no_kernel" else kernel_fn(energy, settings),
+    kernel,
     optax.adam(settings.energy_learning_rate, b1=settings.beta1),
     optax.adam(settings.generator_learning_rate, b1=settings.beta1),
     generator_stats=generator_stats,
@@ -126,6 +127,7 @@ def build(
     step_size=settings.step_size,
     discount=settings.discount_or_controller(),
     average=settings.average,
+    report_repulsion=kernel is not None,
     axis_name=axis_name,
   )
   params = {"energy": energy_params, "generator": generator_params}

@@ -10,6 +10,7 @@ from experiments.rbm.runs import Run, RunsOf, Setup
 from experiments.rbm.settings import Rules
 from stein_jax import (
   Algorithm,
+  Direction,
   contrastive_divergence,
   kernels,
   learn_from_negatives,
@@ -111,13 +112,13 @@ def _regularized_stein_cd(
 
   def build(s: Setup) -> Algorithm:
     on_features = _on_features(rbm, s.rules.feature_kernel())
+    kernel = s.rules.feature_kernel() if kind == "pixels" else on_features
     return stein_cd(
       rbm.apply,
-      s.rules.feature_kernel() if kind == "pixels" else on_features,
+      Direction(kernel, regularization=s.rules.regularization),
       s.optimizer,
       step_size=s.rules.stein_step_size,
       num_steps=s.rules.stein_steps,
-      regularization=s.rules.regularization,
       persistent=kind == "persistent",
       axis_name=s.axis_name,
     )
@@ -134,17 +135,19 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run
   del rules
 
   def build(s: Setup) -> Algorithm:
-    kernel_fn = _on_features(rbm, s.rules.feature_kernel())
+    direction = Direction(
+      _on_features(rbm, s.rules.feature_kernel()),
+      regularization=s.rules.regularization,
+    )
 
     def negatives(key: Key, params: Params, x: Array) -> tuple[Array, Metrics]:
       moved = stein_moves(
         params,
         rbm.apply,
         x,
-        kernels.at(kernel_fn, params),
+        direction,
         step_size=s.rules.stein_step_size,
         num_steps=s.rules.stein_steps,
-        regularization=s.rules.regularization,
         axis_name=s.axis_name,
       )
       score_fn = Partial(rbm.score, params)

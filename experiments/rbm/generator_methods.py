@@ -86,6 +86,7 @@ def _stein_gan_of(
     mix_scale=scale,
     step_size=rules.step_size,
     discount=rules.gamma(),
+    report_repulsion=kernel is not None,
     axis_name=setup.axis_name,
   )
 

@@ -96,6 +96,4 @@ def test_svgd_along_the_regularised_direction(x64):
   phi = svgd_direction(x, -x, kernels.rbf(1.5), regularization=0.3)
   np.testing.assert_allclose(state.particles, x + 0.2 * phi, rtol=1e-12)
   with pytest.raises(ValueError, match="regularization must be a finite number"):
-    svgd(
-      lambda x: -x, Direction(kernels.rbf(), regularization=-1.0), optax.sgd(0.2)
-    )
+    svgd(lambda x: -x, Direction(kernels.rbf(), regularization=-1.0), optax.sgd(0.2))

@@ -402,8 +402,7 @@ def test_an_exchange_needs_the_axis_of_the_devices(kernel, exchange):
   for name in RULES:
     rule = RULES[name](direction, None)
     state = rule.init(None, params, x)
-    key = jax.random.key(0)
-    calls.append(lambda rule=rule, state=state: rule.update(key, state, x))
+    calls.append(partial(rule.update, jax.random.key(0), state, x))
   rule = svgd(jnp.negative, direction, optax.sgd(0.1))
   calls.append(lambda: rule.update(None, rule.init(None, x), None))
   for call in calls:
