@@ -1,14 +1,14 @@
-"""Fits the classifier in whose view samples get scores, and prints its accuracy.
+"""Fits the classifier that the scores of samples are based on.
 
   python -m experiments.classifier --dataset=mnist
 
-fits `stein_jax.evaluation.DigitClassifier` to the training and validation images, and
-prints its accuracy on the test images and their inception score, which is what samples
-as good as real images would reach. On one CPU core MNIST takes two minutes (99.3 %) and
+fits `stein_jax.evaluation.DigitClassifier` to the training and validation images. It
+prints its accuracy on the test images, and their inception score: samples as good as
+real images would have the same. On one CPU core MNIST takes two minutes (99.3 %) and
 mnist5k half a minute (97.7 %).
 
-The fit is saved in --cache_dir, a file for each data set, --seed and --steps. A later
-call loads it, from this program or from any experiment; --refit fits it again.
+The fit is saved in --cache_dir, in a file for each data set, --seed and --steps. Later
+this command and all others load it from there; --refit fits it again.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Settings(loading.Data):
     f"{NUM_EPOCHS} epochs where that is less.",
     at_least=1,
   )
-  refit: bool = setting(False, "Fit again, though it was fitted before.")
+  refit: bool = setting(False, "Fit again, even if it was fitted before.")
   progress: bool = settings.like(workdirs.Run, "progress", help="Show a progress bar.")
 
 

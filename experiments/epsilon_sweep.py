@@ -5,11 +5,12 @@
 compares the forward (13) and the symmetric (17) difference with exact Stein score
 matching (15), their limit for ε → 0, on the RBM of section 5.1 and one batch of real
 digits: in float32 and in float64, at the start of a training run and after
---train_steps steps of exact maximum likelihood. The limit is computed in float64, of
+--train_steps steps of exact maximum likelihood. The limit is computed in float64, from
 the same float32 parameters and pixels.
 
-Takes about 20 seconds on one CPU core. In --workdir it leaves summary.json,
-epsilon_sweep.png (relative error against ε) and flags.txt, which is a flagfile itself.
+Takes about 20 seconds on one CPU core. In --workdir it writes summary.json,
+epsilon_sweep.png (relative error against ε) and flags.txt, which can be used as a
+flagfile.
 """
 
 import dataclasses
@@ -122,7 +123,7 @@ def sweep(
 
   Args:
     params, energy_fn, data, kernel: as in `stein_cd_gradient`; params and data are
-      taken as they are into float64, and into float32.
+      converted to float64 and to float32.
     epsilons: the step sizes.
     progress: whether to show a progress bar.
 
@@ -172,8 +173,8 @@ def _in_precision(
   kernel: kernels.Kernel | None,
   **options: Any,
 ) -> np.ndarray:
-  """The gradient computed in a precision throughout, as one vector of float64."""
-  # Without x64 nothing inside can be float64, whatever is computed there.
+  """The gradient, computed entirely in one precision, as a vector of float64."""
+  # Without x64 nothing inside the block can be float64.
   with jax.enable_x64(precision == "float64"):
     params, data = jax.tree.map(
       lambda leaf: jnp.asarray(np.asarray(leaf), precision), (params, data)

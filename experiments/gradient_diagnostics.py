@@ -1,21 +1,22 @@
-"""The bias and the noise of every gradient estimator, beside the exact gradient.
+"""The bias and the noise of every gradient estimator, relative to the exact gradient.
 
   python -m experiments.gradient_diagnostics
   python -m experiments.gradient_diagnostics --trained_by=stein_cd
 
-trains the RBM of section 5.1 by one method and stops at the steps of --at. There every
-method of `experiments.mnist_rbm` is asked for its gradient on the same --batches
-batches at the same parameters, and compared with the exact maximum-likelihood gradient
-over the whole training set: direction of the mean gradient (bias), of a single batch's
-(bias and noise), length, and variance tr Cov / ‖mean‖². Each is taken of all parameters
-together and of B, b and c. Exact MLE is among the methods: its row is what the choice
-of the batches alone does. Where the variance is near --batches, the mean gradient is
-itself noise: take more. Persistent particles go through --burn_in updates at those
-parameters first; their gradients depend on one another, unlike those of the others.
+trains the RBM of section 5.1 by one method and stops at the steps of --at. At each of
+them it computes the gradient of every method of `experiments.mnist_rbm` on the same
+--batches batches at the same parameters, and compares it with the exact
+maximum-likelihood gradient over the whole training set: the direction of the mean
+gradient (bias) and of a single batch's gradient (bias and noise), the length, and the
+variance tr Cov / ‖mean‖². Each number is computed for all parameters together, and for
+B, b and c. Exact MLE is among the methods: its row shows the effect of the choice of
+the batches alone. Where the variance is near --batches, the mean gradient itself is
+noise: use more batches. Persistent particles first make --burn_in updates at those
+parameters; unlike those of the other methods, their gradients depend on one another.
 
-Takes about two minutes on one CPU core. In --workdir it leaves summary.json,
+It takes about two minutes on one CPU core. In --workdir it writes summary.json,
 gradient_diagnostics.png (cosine of a single batch against the training step),
-training/ with the checkpoints, and flags.txt, which is a flagfile itself.
+training/ with the checkpoints, and flags.txt, which can be used as a flagfile.
 """
 
 import dataclasses
@@ -68,14 +69,16 @@ class Settings(loading.Data, summaries.FromSummary, workdirs.Run):
   )
   method: tuple[str, ...] = setting(
     METHODS,
-    f"Estimators to look at, separated by commas, some of: {', '.join(METHODS)}.",
+    f"Estimators to compare, separated by commas, some of: {', '.join(METHODS)}.",
     choices=METHODS,
   )
   trained_by: str = setting(
     "mle", f"The method that trains, one of: {', '.join(METHODS)}.", choices=METHODS
   )
   at: tuple[int, ...] = setting(
-    (0, 100, 1000, 5000, 10_000), "Training steps to stop and look at.", at_least=0
+    (0, 100, 1000, 5000, 10_000),
+    "Training steps at which gradients are compared.",
+    at_least=0,
   )
   batches: int = setting(
     50, "The number of batches whose gradients are taken.", at_least=2
@@ -83,7 +86,7 @@ class Settings(loading.Data, summaries.FromSummary, workdirs.Run):
   batch_size: int = settings.like(Training, "batch_size", help="m, points in a batch.")
   burn_in: int = setting(
     200,
-    "Updates of persistent particles, at fixed parameters, before they are looked at.",
+    "Updates of persistent particles at fixed parameters, before gradients are taken.",
     at_least=0,
   )
   langevin_steps: tuple[int, ...] = settings.like(
@@ -151,7 +154,7 @@ def main(own: Settings) -> None:
 
 
 def keep_gradient() -> optax.GradientTransformation:
-  """An optimizer that leaves the parameters alone; its state is the last gradient."""
+  """An optimizer that changes no parameters; its state is the last gradient."""
 
   def init(params: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, params)
@@ -189,8 +192,8 @@ def gradients(
     params: where the gradients are taken.
     data: the training set, `[N, ...]`; uint8 is scaled to [0, 1].
     rows: the batches, `[burn_in + n, m]`.
-    burn_in: updates that only move persistent particles. Algorithms without particles
-      do without them.
+    burn_in: updates that only move persistent particles. They are left out where the
+      algorithm has no particles.
   """
   state = algorithm.init(key, params, training.unit_interval(data[rows[0]]))
   if hasattr(state, "particles"):
@@ -224,12 +227,12 @@ def exact_gradient(params: Any, rbm: GaussianBernoulliRBM, data: jax.Array) -> A
 
 
 def compare(gradients: Any, exact: Any) -> dict[str, dict[str, float]]:
-  """How gradients of single batches, `[n, ...]`, lie to the exact one, by part.
+  """Compares gradients of single batches, `[n, ...]`, with the exact one, by part.
 
   Returns:
     "all", "B", "b", "c" -> `cosine_of_mean` and `relative_norm` of the mean gradient,
-    `mean_cosine` of single ones, `variance` tr Cov / ‖mean‖² (NaN of a single batch),
-    and `exact_norm`. Directions of zeros count as a cosine of 0.
+    `mean_cosine` of single ones, `variance` tr Cov / ‖mean‖² (NaN for a single batch),
+    and `exact_norm`. The cosine of a gradient of zeros is 0.
   """
   parts = {
     name: (np.asarray(gradients["params"][name], np.float64), exact["params"][name])
@@ -239,8 +242,11 @@ def compare(gradients: Any, exact: Any) -> dict[str, dict[str, float]]:
     name: (g.reshape(len(g), -1), np.asarray(e, np.float64).ravel())
     for name, (g, e) in parts.items()
   }
-  every, whole = zip(*flat.values())
-  flat["all"] = np.concatenate(every, axis=1), np.concatenate(whole)
+  gradients_of_parts, exact_of_parts = zip(*flat.values())
+  flat["all"] = (
+    np.concatenate(gradients_of_parts, axis=1),
+    np.concatenate(exact_of_parts),
+  )
   return {name: _compare(*flat[name]) for name in PARTS}
 
 
@@ -272,7 +278,7 @@ def _params_at(
   own: Settings,
   label: str,
 ) -> Any:
-  """The parameters after this many steps of the run, which goes on where it stopped."""
+  """The parameters after this many steps; the run continues where it stopped before."""
   if step == 0:
     return start
   fit = training.fit(
@@ -293,7 +299,7 @@ def markdown(summary: Mapping[str, Any], steps: Sequence[int] | None = None) -> 
   """The tables of a `summary.json` in Markdown, one for each training point.
 
   Args:
-    summary: as it was read.
+    summary: the contents of summary.json.
     steps: only these training points.
   """
   if steps is None:

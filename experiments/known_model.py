@@ -3,16 +3,17 @@
   python -m experiments.known_model
 
 draws random Gaussian-Bernoulli RBMs with ten visible units, samples from them exactly,
-and trains a model of the same architecture by every method, from one start on the same
-batches. Reported is KL(p* ‖ p), the mean of log p*(x) − log p(x) over --test points:
-every method could reach 0 but for the finite training set, so the gap is the method's.
-The truths have B ~ N(0, weight_scale²), b ~ N(0, 1) and c = −Bᵀb + N(0, ¼), which
-keeps a few of the 2^ℓ components alive: apart, but overlapping. Ten dimensions are few
-enough that the kernel matters: a second table has multiples of its bandwidth.
+and trains a model of the same form by every method, from the same start on the same
+batches. It reports KL(p* ‖ p), the mean of log p*(x) − log p(x) over --test points.
+Apart from the finite size of the training set, every method could reach 0: the gap is
+due to the method. The true models have B ~ N(0, weight_scale²), b ~ N(0, 1) and
+c = −Bᵀb + N(0, ¼), so that a few of the 2^ℓ components have most of the weight; these
+are separate, but overlap. In ten dimensions the kernel matters: a second table shows
+multiples of its bandwidth.
 
-Takes about three minutes on one CPU core. In --workdir it leaves summary.json,
-known_model.png (the gap against training steps) and flags.txt, which is a flagfile
-itself.
+It takes about three minutes on one CPU core. In --workdir it writes summary.json,
+known_model.png (the gap against training steps) and flags.txt, which can be used as a
+flagfile.
 """
 
 import dataclasses
@@ -141,7 +142,7 @@ def main(own: Settings) -> None:
 
 
 class Problem:
-  """A random truth, samples of it to train and to test on, and a learner's start."""
+  """A random true model, samples of it for training and testing, and a start."""
 
   def __init__(
     self, seed: int, rbm: GaussianBernoulliRBM, num_train: int, num_test: int
@@ -172,7 +173,7 @@ class Problem:
     return float(np.mean(np.asarray(self._log_truth) + 0.5 * (squares + log_det)))
 
   def effective_components(self) -> float:
-    """exp(entropy) of the weights of the truth's Gaussians, of which there are 2^ℓ."""
+    """exp(entropy) of the weights of the true model's 2^ℓ Gaussians."""
     log_weights = np.asarray(self.rbm.mixture(self.truth)[0], np.float64)
     return float(np.exp(-np.sum(np.exp(log_weights) * log_weights)))
 
@@ -209,7 +210,7 @@ def _algorithms(
 
 
 def _train(algorithm: Algorithm, problem: Problem, own: Settings) -> dict[str, Any]:
-  """The gap after the training, and on the way; or where it diverged."""
+  """The gap after and during training; or the step at which training diverged."""
   try:
     fit = training.fit(
       problem.fit_key,
@@ -241,7 +242,7 @@ def _default_bandwidth(methods: Mapping[str, Any]) -> list[str]:
 
 
 def _curve(by_seed: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Mean, least and greatest gap over the seeds that did not diverge."""
+  """Mean, smallest and largest gap over the seeds that did not diverge."""
   curves = [result["curve"] for result in by_seed.values() if "curve" in result]
   if not curves:
     return None
@@ -262,9 +263,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def _tables(
   summary: Mapping[str, Any],
 ) -> list[tuple[list[str], list[list[str]]]]:
-  """Gaps of the methods, and of the bandwidths; the latter only where there are some.
+  """Gaps of the methods and, if there are several, of the bandwidths.
 
-  Each is a header and rows.
+  A table is a header and rows.
   """
   methods = summary["methods"]
   seeds = [str(seed) for seed in summary["seeds"]]

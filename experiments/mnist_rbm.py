@@ -13,12 +13,13 @@ with the energy:
 
   python -m experiments.mnist_rbm --flagfile=experiments/flags/figure1b.flags
 
-Any flag after the flagfile wins: add `--seeds=0 --steps=1000 --workdir=runs/look` for a
-shorter look. A run that was stopped goes on where it stopped when the same command is
-given again; more seeds, methods or steps extend it. In --workdir it leaves
+A flag after the flagfile takes precedence: for a quick test add
+`--seeds=0 --steps=1000 --workdir=runs/test`. If a run was stopped, the same command
+continues it; more seeds, methods or steps extend it. In --workdir it writes
 figure1a.png, a picture of filters and samples for every method, summary.json,
-metrics.jsonl, checkpoints, and flags.txt, which is a flagfile itself; of generators
-also their samples over training, samples.png and, for several α, figure1b.png.
+metrics.jsonl, checkpoints, and flags.txt, which can be used as a flagfile; for
+generators also their samples over training, samples.png and, for several α,
+figure1b.png.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from typing import Any, ClassVar
 from jax.sharding import Mesh
 
 from experiments.rbm import generators, problem, results
-from experiments.rbm.methods import Run, Setup
+from experiments.rbm.runs import Run, Setup
 from experiments.rbm.settings import Rules, of_curves
 from experiments.rbm.training import Training, energy_params, runs_of, train
 from experiments.shared import devices, logs, settings, workdirs
@@ -85,9 +86,9 @@ def main(own: Settings) -> None:
 
 
 def _fixed(own: Settings) -> Sequence[str]:
-  """What must not grow when a run goes on, though it usually may."""
-  # The schedule's shape depends on the number of steps. Nor may a generator be trained
-  # half on one energy and half on another.
+  """The settings that must not grow when this run is continued."""
+  # The schedule depends on the number of steps; and a generator would be trained on two
+  # energies, the one before and the one after.
   scheduled = own.schedule != "constant" or "schedule=" in own.overrides
   return ("steps",) if scheduled or own.generator_after else ()
 
@@ -132,7 +133,7 @@ def _train_all(
         print(f"{run.label}, seed {seed}: {error}", file=sys.stderr)
         diverged[seed] = found.diverged[run.name, seed] = error.step
         continue
-      except AnotherRun as error:  # on other data, by its fingerprint
+      except AnotherRun as error:  # the data is not that of the checkpoints
         sys.exit(f"{run.label}, seed {seed}: {error}")
       histories[seed] = fit.history
       energies[run.name, seed] = energy_params(fit.state)

@@ -7,7 +7,7 @@
 Preparing needs TensorFlow (pip install "stein_jax[prepare]"); reading does not.
 Without a network, fetch the files elsewhere and name their directory with
 --manual_dir: the message of a failed run lists them. MNIST takes about 20 seconds,
-and the same again when it is first read. Data that is prepared already is left alone.
+and 20 more when it is first read. Data that is prepared already is not changed.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class Settings(settings.Settings):
     help="Where to prepare it; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.",
   )
   manual_dir: str | None = setting(
-    None, "Where files lie that are downloaded already, if any."
+    None, "A folder with files that were downloaded before, if there are some."
   )
 
 

@@ -2,10 +2,10 @@
 
   python -m experiments.rbm_summary experiments/results/figure1a/summary.json
 
-prints the table of a summary as it stands in the README. With a number after the path
-it prints every seed's test log-likelihood at that step instead, with the word samples
-the scores of the generators' samples, and with several paths the final test
-log-likelihoods side by side.
+prints the table of a summary, as in the README. With a number after the path it prints
+each seed's test log-likelihood at that step instead, with the word `samples` the scores
+of the generators' samples, and with several paths the final test log-likelihoods side
+by side.
 """
 
 import json
@@ -17,7 +17,7 @@ from experiments.rbm import tables
 
 
 def main(arguments: Sequence[str]) -> str:
-  """What the command line prints."""
+  """The table that the arguments ask for."""
   last = arguments[-1] if arguments else ""
   special = last == "samples" or last.isdigit()
   paths = [Path(text) for text in (arguments[:-1] if special else arguments)]

@@ -4,10 +4,10 @@
 
 Every curve gets --budget runs of the full length: the flags' own settings first, then
 learning rates, schedules and step sizes drawn from a Sobol sequence that all methods
-share. A run is judged by the exact log-likelihood of the validation set at its last
-step; the test set is not looked at. The winners are written to --write_flags as a
-flagfile for experiments.mnist_rbm, all trials to summary.json in --workdir. A search
-that was stopped goes on where it stopped. All of MNIST takes about half an hour.
+share. The criterion is the exact log-likelihood of the validation set at the last step;
+the test set is not used. The winners are written to --write_flags as a flagfile for
+experiments.mnist_rbm, all trials to summary.json in --workdir. If a search was stopped,
+the same command continues it. All of MNIST takes about half an hour.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import scipy.stats.qmc
 from tqdm import tqdm
 
 from experiments.rbm import problem
-from experiments.rbm.methods import Run, Setup
+from experiments.rbm.runs import Run, Setup
 from experiments.rbm.training import Training, runs_of, train
 from experiments.shared import devices, logs, settings, summaries, tables, workdirs
 from experiments.shared.settings import setting
@@ -55,7 +55,7 @@ STEP_SIZES = {
   "step_size": (0.01, 3.0),
   "stein_step_size": (0.2, 1.2),
 }
-"""Ranges of the search, logarithmic; which step size a curve has follows its name."""
+"""Logarithmic ranges of the search; the name of a curve says which step size it has."""
 
 
 def main(own: Settings) -> None:
@@ -64,12 +64,14 @@ def main(own: Settings) -> None:
   logs.quiet_checkpoints()
   runs = runs_of(own)
   if any(run.has_generator for run in runs):
-    sys.exit("tuning is for methods that learn an energy alone, without a generator.")
+    sys.exit("tuning is for methods that learn an energy without a generator.")
   if len(own.langevin_step_size) > 1 or own.overrides:
     sys.exit("tuning chooses --langevin_step_size (give one) and --overrides itself.")
   if devices.are_given(own):
-    sys.exit("tuning runs on one device: start several with methods of their own.")
-  # A longer run is another one, since every trial runs to its end.
+    sys.exit(
+      "tuning runs on one device: start several searches, each with some methods."
+    )
+  # Every trial has run to its end: more steps would be another search.
   workdirs.check(own, fixed=("steps", "mix"))
   task = problem.load(own, own.batch_size)
   workdir = workdirs.prepare(own)
@@ -91,20 +93,20 @@ def main(own: Settings) -> None:
 def _run_trials(
   own: Settings, task: problem.Problem, runs: list[Run], record: Path
 ) -> list[dict[str, Any]]:
-  """All trials, those that the record does not hold appended to it."""
+  """All trials: those of the record, and those that are missing there, run now."""
   trials = _recorded_trials(record)
   known = {(trial["curve"], trial["place"]) for trial in trials}
   planned = [
-    (run, place, changes)
+    (run, index, changes)
     for run in runs
-    for place, changes in enumerate(candidates(run.name, own.budget))
-    if (run.name, place) not in known
+    for index, changes in enumerate(candidates(run.name, own.budget))
+    if (run.name, index) not in known
   ]
   bar = tqdm(planned, disable=not own.progress)
   own = dataclasses.replace(own, progress=False)  # one bar, not one for each run
-  for run, place, changes in bar:
-    bar.set_description(f"{run.label}, {place + 1} of {own.budget}")
-    trial = {"curve": run.name, "label": run.label, "place": place, "settings": changes}
+  for run, index, changes in bar:
+    bar.set_description(f"{run.label}, {index + 1} of {own.budget}")
+    trial = {"curve": run.name, "label": run.label, "place": index, "settings": changes}
     trial["validation"] = _validation(task, run, dataclasses.replace(own, **changes))
     trials.append(trial)
     with record.open("a") as file:
@@ -113,7 +115,7 @@ def _run_trials(
 
 
 def _recorded_trials(record: Path) -> list[dict[str, Any]]:
-  """The trials of a search that was stopped, without a line that was cut off."""
+  """The trials of a search that was stopped; an incomplete last line is removed."""
   if not record.exists():
     return []
   *whole, cut_off = record.read_text().split("\n")
@@ -123,13 +125,13 @@ def _recorded_trials(record: Path) -> list[dict[str, Any]]:
 
 
 def candidates(curve: str, budget: int) -> list[dict[str, Any]]:
-  """Settings to try: none of one's own first, then points of one Sobol sequence.
+  """Settings to try: first no changes, then the points of a Sobol sequence.
 
   The k-th candidates of all curves have the same learning rate and schedule, and step
-  sizes at the same place of their ranges.
+  sizes at the same fraction of their ranges.
   """
-  # Drawn by a power of two, over which the sequence is balanced, and then cut; its
-  # first point is the corner of the ranges.
+  # The sequence is balanced over a power of two; its first point is a corner of the
+  # ranges, and left out.
   sequence = scipy.stats.qmc.Sobol(d=3, scramble=False)
   points = sequence.random_base2(math.ceil(math.log2(budget + 1)))[1:]
   step = step_size_of(curve)
@@ -154,13 +156,13 @@ def step_size_of(curve: str) -> str | None:
   return "step_size" if curve.startswith("stein_cd") else None
 
 
-def _log_between(place: float, ends: tuple[float, float]) -> float:
-  """The number at this place, 0 to 1, of a logarithmic range; to three digits."""
-  return float(f"{ends[0] * (ends[1] / ends[0]) ** place:.3g}")
+def _log_between(fraction: float, ends: tuple[float, float]) -> float:
+  """The number at a fraction, 0 to 1, of a logarithmic range; to three digits."""
+  return float(f"{ends[0] * (ends[1] / ends[0]) ** fraction:.3g}")
 
 
 def _validation(task: problem.Problem, run: Run, own: Settings) -> float | None:
-  """The validation log-likelihood of the last step; None where the run diverged."""
+  """The validation log-likelihood of the last step; None if the run diverged."""
   algorithm = run.build(Setup(own, own.energy_optimizer()))
   try:
     fit = train(task, algorithm, 0, own, run.label)

@@ -1,13 +1,14 @@
-"""Many devices: what they send, hold and reckon, and how long it takes.
+"""Many devices: how much each one sends, holds and computes, and how long it takes.
 
   python -m experiments.benchmarks.devices
 
-makes devices of the CPU and compiles the SVGD direction for 1, 2, 4 and 8 of them, with
-all particles gathered and in a ring, for the same number of particles (strong scaling)
-and for the same number on each device (weak scaling), and a step of SteinCD on the RBM.
-Bytes and memory are a device's, read off the compiled program. Times are of all devices
-on the same cores, for each of the n² pairs: where they are one device's, the devices
-together do no more work than it. In --workdir it leaves summary.json.
+divides the CPU into devices. It compiles the SVGD direction for 1, 2, 4 and 8 of them,
+with all particles gathered and in a ring, for the same number of particles in all
+(strong scaling) and for the same number on each device (weak scaling), and a step of
+SteinCD on the RBM. Bytes and memory are those of one device, from the compiled program.
+Times are per pair of particles, of all devices on the same cores: if they are equal to
+one device's time, the devices together do no additional work. In --workdir it writes
+summary.json.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ _BYTES = {"pred": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.devices"
@@ -76,7 +77,7 @@ def main(own: Settings) -> None:
 
 
 def of_direction(count: int, n: int, exchange: str, own: Settings) -> dict[str, Any]:
-  """What the direction of n particles costs each of so many devices."""
+  """The costs of the direction of n particles for each of `count` devices."""
   mesh = parallel.make_mesh(count)
   x, s = jax.random.normal(jax.random.key(0), (2, n, own.d))
   kernel = kernels.rbf(2.0 * own.d)
@@ -90,7 +91,7 @@ def of_direction(count: int, n: int, exchange: str, own: Settings) -> dict[str, 
 
 
 def of_step(count: int, repeats: int) -> dict[str, Any]:
-  """The same of a step of SteinCD, 1 024 points of 784 numbers and 10 hidden units."""
+  """The costs of a SteinCD step with 1 024 points of 784 numbers, 10 hidden units."""
   mesh = parallel.make_mesh(count)
   rbm = energies.GaussianBernoulliRBM(10)
   rule = parallel.distribute(
@@ -133,21 +134,22 @@ def _measured(
 
 
 def sent_bytes(program: str, num_devices: int) -> float:
-  """The bytes that a device sends in a compiled program, over links of a ring.
+  """The bytes that a device sends in a compiled program, if the links form a ring.
 
-  Of P devices an all-gather and a reduce-scatter send (P − 1)/P of the whole, an
-  all-reduce twice that, and a permute what it is given. A loop counts as often as it is
-  known to run, or once; of a condition's branches the one that sends most counts.
+  With P devices an all-gather and a reduce-scatter send (P − 1)/P of the whole array,
+  an all-reduce twice that, and a permute its operand. The body of a loop is counted as
+  often as it runs, or once if that is unknown; of a condition, the branch that sends
+  most is counted.
 
   Args:
-    program: its text in XLA's language.
+    program: the program as HLO text.
     num_devices: P.
   """
   computations = dict(_computations(program))
   share = (num_devices - 1) / num_devices
   factors = {
     "all-gather": share,
-    "reduce-scatter": num_devices - 1,  # of what it leaves
+    "reduce-scatter": num_devices - 1,  # of the result
     "all-reduce": 2 * share,
     "collective-permute": 1.0,
     "all-to-all": share,
@@ -177,7 +179,7 @@ def sent_bytes(program: str, num_devices: int) -> float:
 
 
 def _computations(program: str) -> Iterator[tuple[str, list[str]]]:
-  """The name and the lines of every computation; the one that begins is ENTRY."""
+  """The name and the lines of every computation; the program itself is called ENTRY."""
   name, lines = None, []
   for line in program.splitlines():
     opened = re.match(r"(ENTRY )?%([\w.\-]+) .*\{$", line)
@@ -199,30 +201,30 @@ def _size(shape: str) -> int:
 
 
 def ring_bytes(devices: int, n: int, d: int) -> float:
-  """What the ring of an RBF kernel sends by rule: 12 (d + 1) bytes a point and round.
+  """The bytes that the ring sends for an RBF kernel: 12 (d + 1) a point and round.
 
-  The point and its norm, its column of the product, and what is owed to it; the last
-  round of an even number of devices owes nothing.
+  They are the point and its norm, its column of the product, and its partial sums. In
+  the last round of an even number of devices no partial sums are sent.
   """
   rounds = devices // 2
   if not rounds:
     return 0.0
-  owed = rounds + 1 if devices % 2 else rounds
-  return 4.0 * (d + 1) * n / devices * (2 * rounds + owed)
+  partial_sums = rounds + 1 if devices % 2 else rounds
+  return 4.0 * (d + 1) * n / devices * (2 * rounds + partial_sums)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a summary.json."""
   lines = []
   for row in summary["rows"]:
-    ofone = next(
+    single = next(
       r
       for r in summary["rows"]
       if r["devices"] == 1
       and (r["what"] == "SteinCD") == (row["what"] == "SteinCD")
       and r["scaling"] == row["scaling"]
     )
-    pairs = (row["n"] / ofone["n"]) ** 2
+    pairs = (row["n"] / single["n"]) ** 2
     by_rule = "—"
     if row["what"] == "ring":
       by_rule = f"{ring_bytes(row['devices'], row['n'], summary['d']) / 1e6:.3g}"
@@ -236,7 +238,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"{row['sent_bytes'] / 1e6:.3g}",
         by_rule,
         f"{row['held_bytes'] / 1e6:.3g}",
-        f"{row['seconds']['median'] / ofone['seconds']['median'] / pairs:.2f}",
+        f"{row['seconds']['median'] / single['seconds']['median'] / pairs:.2f}",
       ]
     )
   header = [

@@ -1,14 +1,14 @@
-"""The repulsion through an encoder's features: exact, and of nearest neighbours.
+"""The repulsion of a kernel on an encoder's features: exact, and by neighbours.
 
   python -m experiments.benchmarks.features
 
-The kernel lives on the features of the autoencoder of CIFAR-10 (section 5.2), at smooth
-random pictures. Exact, every pair of pictures has a product of its own with the
-encoder's Jacobian; num_neighbors=k takes the k nearest pictures of each. A line for
-every n has the time of one neighbour's step, that of others ÷ it, and the relative
-error of the repulsion. At the start of training an encoder's features are nearly linear
-in the picture and the median bandwidth lets all pictures repel alike: that is the worst
-case for few neighbours.
+The kernel is applied to the features of the autoencoder for CIFAR-10 (section 5.2), of
+smooth random pictures. The exact repulsion multiplies the encoder's Jacobian with a
+vector for every pair of pictures; num_neighbors=k uses the k nearest pictures of each.
+For every n the table shows the time with one neighbour, the ratios of the others to it,
+and the relative error of the repulsion. At the start of training an encoder's features
+are nearly linear in the picture, and with the median bandwidth all pictures repel
+equally: that is the worst case for few neighbours.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from stein_jax.types import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.features"
@@ -94,7 +94,7 @@ def _features(energy: energies.Autoencoder, theta: Any, pictures: Array) -> Arra
 
 
 def smooth_pictures(key: Key, n: int) -> Array:
-  """n pictures [32, 32, 3] in (−1, 1) that run between 4 × 4 random colours."""
+  """n pictures [32, 32, 3] in (−1, 1), interpolated between 4 × 4 random colours."""
   colours = jax.random.normal(key, (n, 4, 4, 3))
   return jnp.tanh(jax.image.resize(colours, (n, 32, 32, 3), "cubic"))
 

@@ -2,9 +2,10 @@
 
   python -m experiments.benchmarks.likelihood
 
-On one CPU core (--cores), in float32, 784 visible units. The floor of log Z is what the
-2^ℓ exponentials that define it take at the machine's own rate of exponentials; the sum
-over 2^(ℓ/2) × 2^(ℓ/2) states needs as many, but of a product's entries.
+It runs on one CPU core (--cores), in float32, with 784 visible units. The lower bound
+for log Z is the time of 2^ℓ exponentials, one for each state, at the machine's rate;
+the sum over 2^(ℓ/2) × 2^(ℓ/2) states computes the same number, of the entries of a
+matrix product.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from experiments.benchmarks import timing
-from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared import plots, settings, summaries, tables, workdirs
 from experiments.shared.settings import setting
 from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.types import Params
@@ -26,7 +27,7 @@ NUM_VISIBLE, NUM_IMAGES = 784, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.likelihood"
@@ -36,7 +37,7 @@ class Settings(timing.Benchmark):
     workdirs.Run, "workdir", default="runs/benchmarks/likelihood"
   )
   num_hidden: tuple[int, ...] = setting((5, 10, 15, 20, 25, 30), "ℓ.", at_least=1)
-  repeats: int = settings.like(timing.Benchmark, "repeats", default=9)
+  repeats: int = settings.like(timing.Repeated, "repeats", default=9)
 
 
 def main(own: Settings) -> None:
@@ -68,7 +69,7 @@ def _seconds_of_an_exponential() -> float:
 
 def _measure(num_hidden: int, exponential: float, own: Settings) -> dict[str, Any]:
   rbm, params = _params(num_hidden)
-  # as logged in training: all images at once
+  # all images at once, as in training
   images = jax.random.uniform(jax.random.key(1), (NUM_IMAGES, NUM_VISIBLE))
   log_z = functools.partial(rbm.log_partition, params)
   functions = {"log Z": log_z}
@@ -118,8 +119,7 @@ def _draw(path: Any, rows: list[Mapping[str, Any]]) -> None:
   axes.set(yscale="log", xlabel="ℓ hidden units", ylabel="seconds")
   axes.grid(alpha=0.3)
   axes.legend()
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  plots.save(path, figure, dpi=110, bbox_inches=None)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib
 import os
-import resource
 import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -18,21 +17,29 @@ from tqdm import tqdm
 from experiments.shared import summaries, workdirs
 from experiments.shared.settings import setting
 
-_SHORTEST = 2e-3  # seconds that a clock is trusted with
-_COLD = 0.5  # seconds beyond which a call does not mind what was in the cache
-_LONGEST = 10.0  # seconds in all for a function, which may mean a single repeat
+_SHORTEST = (
+  2e-3  # seconds; shorter calls are repeated, so that the clock is precise enough
+)
+_COLD = 0.5  # seconds; for longer calls it does not matter what was in the cache
+_LONGEST = 10.0  # seconds in all for a function, perhaps for a single repeat
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark(summaries.FromSummary, workdirs.Run):
   """The settings of a benchmark."""
 
-  repeats: int = setting(5, "How often every function is timed.", at_least=1)
   cores: int = setting(1, "CPU cores to use; 0 for all.", at_least=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Repeated(Benchmark):
+  """The settings of a benchmark that times functions several times."""
+
+  repeats: int = setting(5, "How often every function is timed.", at_least=1)
+
+
 class Times(NamedTuple):
-  """Seconds a call: the median over repeats, and the quartiles."""
+  """Seconds per call: the median over repeats, and the quartiles."""
 
   median: float
   low: float
@@ -48,8 +55,8 @@ def interleaved(
 ) -> dict[str, Times]:
   """Calls all functions in turn, `repeats` times, after a first call of each.
 
-  A call that is too short to be timed is made several times in a repeat, and one that
-  takes many seconds has fewer repeats.
+  A repeat of a very short call makes it several times; a call of many seconds has fewer
+  repeats.
   """
   calls = {}
   seconds: dict[str, list[float]] = {}
@@ -79,7 +86,7 @@ def _timed(function: Callable[[], Any], calls: int) -> float:
 
 
 def matrix_rate(repeats: int) -> float:
-  """10⁹ floating-point operations a second of a float32 product in the cache."""
+  """GFLOP/s of a float32 matrix product whose operands fit in the cache."""
   b, d = 512, 784
   x = jnp.ones((b, d))
   product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
@@ -95,13 +102,8 @@ def use_cores(number: int) -> None:
 
 
 def peer(name: str) -> ModuleType | None:
-  """A package to compare with, or None where it is not installed."""
+  """A package to compare with, or None if it is not installed."""
   try:
     return importlib.import_module(name)
   except ImportError:
     return None
-
-
-def peak_megabytes() -> float:
-  """The most memory that this process has held so far."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,12 +1,12 @@
-"""Training steps against PyTorch, their own multiplications, and one another.
+"""Training steps, compared with PyTorch, with their multiplications, and each other.
 
   python -m experiments.benchmarks.training
 
-Every ratio is one of medians of calls made in turn, on one CPU core (--cores), in
-float32. The RBM has 784 visible and 10 hidden units and batches of 100. The peer is the
-same SteinCD step by PyTorch's autograd, run eagerly; the floor is what the step's
-matrix products take at the machine's own rate.
-`pip install -e '.[peers]'` installs PyTorch.
+Every number is a ratio of medians over calls made in turn, on one CPU core (--cores),
+in float32. The RBM has 784 visible and 10 hidden units and batches of 100. In PyTorch
+the same SteinCD step is run eagerly, with autograd. The lower bound is the time of the
+step's matrix products at the machine's matrix rate. `pip install -e '.[peers]'`
+installs PyTorch.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ NUM_VISIBLE, NUM_HIDDEN, BATCH_SIZE, NUM_POINTS = 784, 10, 100, 10_000
 STEP_SIZE = 0.1
 NUM_STEPS = 500
 
-MARKS = {
+TARGETS = {
   "PyTorch ÷ fit": "≥ 6",
   "fit ÷ its multiplications": "≤ 1.8",
   "shuffling, metrics and set-up ÷ step": "≤ 0.15",
@@ -56,8 +56,9 @@ class SmallAutoencoder(nn.Module):
   """½‖x − D(E(x))‖² of pictures [28, 28, 1], with convolutions and softplus.
 
   Attributes:
-    by_products: stein_jax's convolutions, which a compiled loop needs on a CPU; else
-      flax's own, which are faster in a call by itself.
+    by_products: whether convolutions are computed as matrix products, as stein_jax
+      does, which is faster in a compiled loop on a CPU; else as flax does, which is
+      faster in a single call.
   """
 
   by_products: bool
@@ -80,7 +81,7 @@ class SmallAutoencoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(timing.Benchmark):
+class Settings(timing.Repeated):
   """The settings of this command."""
 
   command: ClassVar[str] = "experiments.benchmarks.training"
@@ -88,7 +89,7 @@ class Settings(timing.Benchmark):
   workdir: str = settings.like(
     workdirs.Run, "workdir", default="runs/benchmarks/training"
   )
-  repeats: int = settings.like(timing.Benchmark, "repeats", default=15)
+  repeats: int = settings.like(timing.Repeated, "repeats", default=15)
 
 
 def main(own: Settings) -> None:
@@ -143,7 +144,7 @@ def main(own: Settings) -> None:
 
 
 def _data() -> np.ndarray:
-  """Pixels like MNIST's in number, 0 to 255."""
+  """Random pixels 0 to 255, in images of MNIST's size."""
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, size=(NUM_POINTS, NUM_VISIBLE), dtype=np.uint8)
 
@@ -167,8 +168,9 @@ def _algorithm() -> Algorithm:
 def _operations() -> int:
   """Floating-point operations of a SteinCD step's matrix products.
 
-  The distances and K V; y = Bᵀx + c and its pull-back to x for the scores; y and the
-  pull-back to B for the energies of the batch and of the moved batch.
+  They are: the distances and K V; for the scores y = Bᵀx + c and the product with its
+  transposed Jacobian; for the energies of the batch and of the moved batch y and the
+  gradient in B.
   """
   m, d, num_hidden = BATCH_SIZE, NUM_VISIBLE, NUM_HIDDEN
   return 2 * (2 * m * m * d + 6 * m * d * num_hidden)
@@ -191,11 +193,11 @@ def _training(cores: int) -> dict[str, Callable[[], Any]]:
       progress=False,
     ).state
 
-  # Batches cut from the data in their order: no shuffling, no metrics, no host.
+  # Consecutive rows as batches: no shuffling, no metrics, no work on the host.
   @jax.jit
   def updates(state: Any, data: Array) -> Any:
-    def step(state: Any, place: tuple[Array, Array]) -> tuple[Any, None]:
-      first, key = place[0] * BATCH_SIZE % NUM_POINTS, place[1]
+    def step(state: Any, inputs: tuple[Array, Array]) -> tuple[Any, None]:
+      first, key = inputs[0] * BATCH_SIZE % NUM_POINTS, inputs[1]
       batch = training.unit_interval(data[first + jnp.arange(BATCH_SIZE)])
       return algorithm.update(key, state, batch)[0], None
 
@@ -291,7 +293,7 @@ def _directions() -> dict[str, Callable[[], Any]]:
 
 
 def _score_matching() -> dict[str, Callable[[], Any]]:
-  """The gradient of (15), exact and by SteinCD's forward difference, of two models."""
+  """The gradient of (15) for each model: exact, and by SteinCD's forward difference."""
   rbm, rbm_params = _rbm()
   pictures = _batch().reshape(-1, 28, 28, 1)
   models: dict[str, tuple] = {"RBM": (rbm.apply, rbm_params, _batch())}
@@ -313,7 +315,7 @@ def _score_matching() -> dict[str, Callable[[], Any]]:
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a summary.json."""
   lines = [
-    [name, "—" if value is None else f"{value:.3g}", MARKS[name]]
+    [name, "—" if value is None else f"{value:.3g}", TARGETS[name]]
     for name, value in summary["ratios"].items()
   ]
   table = tables.markdown(["", "measured", "mark"], lines)

@@ -18,8 +18,10 @@ import numpy as np
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from experiments.rbm import methods, statistics
+from experiments.rbm import statistics
+from experiments.rbm.generator_methods import NOISE_FN
 from experiments.rbm.problem import Problem
+from experiments.rbm.runs import Run
 from experiments.shared import classifiers, plots, scores, summaries
 from stein_jax import evaluation, generators, kernels, ksd_squared, parallel
 from stein_jax.algorithms.stein_gan import SteinGANState
@@ -27,7 +29,7 @@ from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.training.files import open_atomically
 
 PICTURED = 100
-"""Samples that are kept for pictures at every evaluation."""
+"""The number of samples that are saved for pictures at every evaluation."""
 
 
 class Evaluator(NamedTuple):
@@ -59,7 +61,7 @@ class Evaluator(NamedTuple):
     }
 
   def final_scores(self, state: SteinGANState, num_samples: int) -> dict[str, float]:
-    """All scores of a finished run, with standard errors where they have one."""
+    """All scores of a finished run, with standard errors where there are some."""
     images = sample(self.generator, state, num_samples)
     return self._of_images(images, self.features) | _discrepancies(
       self.rbm, state.params["energy"], images[: scores.COMPARED]
@@ -87,7 +89,7 @@ def evaluator_of(
 ) -> Evaluator:
   """The test set, and a classifier of its classes, which is fitted once and kept.
 
-  A message ends the program where the data set does not allow it.
+  The program ends with a message if the data set has other images, or no labels.
 
   Args:
     problem: the data and the energy.
@@ -116,7 +118,7 @@ def evaluator_of(
 
 
 def sample(generator: nn.Module, state: SteinGANState, num_samples: int) -> np.ndarray:
-  """Pictures [num_samples, 28, 28, 1], the same noise at every call."""
+  """Samples [num_samples, 28, 28, 1], from the same noise at every call."""
   keys = jax.random.split(jax.random.key(0), -(-num_samples // 500))
   params, stats = state.params["generator"], state.generator_stats
   batches = [np.asarray(_sample(generator, params, stats, key)) for key in keys]
@@ -125,17 +127,17 @@ def sample(generator: nn.Module, state: SteinGANState, num_samples: int) -> np.n
 
 @functools.partial(jax.jit, static_argnames="generator")
 def _sample(generator: nn.Module, params: Any, stats: Any, key: jax.Array) -> jax.Array:
-  noise = methods.NOISE_FN(key, 500)
+  noise = NOISE_FN(key, 500)
   return generators.sample(generator, params, stats, noise)
 
 
 def _discrepancies(
   rbm: GaussianBernoulliRBM, theta: Any, images: np.ndarray
 ) -> dict[str, float]:
-  """The unbiased KSD² between samples and energy; and that of exact samples, near 0.
+  """The unbiased KSD² between samples and energy, and that of exact samples, near 0.
 
-  RBF kernel with the exact samples' median bandwidth: a generator's own median would
-  shrink with it where it collapses.
+  The RBF kernel has the exact samples' median bandwidth. The median of the generator's
+  own samples would shrink if the generator collapses.
   """
   exact = rbm.sample(jax.random.key(1), theta, len(images))
   kernel = kernels.rbf(kernels.median_bandwidth(exact))
@@ -153,7 +155,7 @@ def _discrepancies(
 def keeping_samples(
   generator: nn.Module, folder: Path
 ) -> Callable[[int, SteinGANState], None]:
-  """`observe` of `training.fit`: saves samples of every evaluation, the same noise."""
+  """`observe` of `training.fit`, which saves samples of always the same noise."""
 
   def observe(step: int, state: SteinGANState) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,7 @@ def keeping_samples(
 def finished_scores(
   evaluator: Evaluator, state: SteinGANState, step: int, num_samples: int, record: Path
 ) -> dict[str, float]:
-  """The scores of a finished run, read from `record` where they were written before."""
+  """The scores of a finished run, read from `record` if they were saved before."""
   asked = {
     "step": step,
     "num_samples": num_samples,
@@ -182,7 +184,7 @@ def finished_scores(
 
 
 def draw_training(path: Path, folder: Path, *, title: str, last: int) -> None:
-  """Ten samples at each of up to eight steps of a run, the same noise in every row."""
+  """Ten samples at each of up to eight steps of a run; all rows have the same noise."""
   kept = (int(file.stem) for file in folder.glob("*.npy"))
   steps = sorted(step for step in kept if step <= last)
   if not steps:
@@ -226,7 +228,7 @@ def _load(folder: Path, step: int) -> np.ndarray:
 
 def draw_mix(
   path: Path,
-  runs: Sequence[methods.Run],
+  runs: Sequence[Run],
   summaries: Mapping[str, Any],
   *,
   title: str,
@@ -239,7 +241,7 @@ def draw_mix(
     if "samples" in summaries.get(run.label, {})
   ]
   by_alpha = {run.mix: summaries[run.label] for run in drawn}
-  if len(by_alpha) < 2 or len(by_alpha) < len(drawn):  # or several mix scales of an α
+  if len(by_alpha) < 2 or len(by_alpha) < len(drawn):  # or an α has several mix scales
     return
   alphas = sorted(by_alpha)
   entries = [by_alpha[alpha] for alpha in alphas]

@@ -1,4 +1,4 @@
-"""What experiments.mnist_rbm leaves in its workdir."""
+"""The files that experiments.mnist_rbm writes in its workdir."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.rbm import generators, statistics, tables
-from experiments.rbm.methods import Run
 from experiments.rbm.problem import Problem
+from experiments.rbm.runs import Run
 from experiments.rbm.training import Training
 from experiments.shared import plots, settings, summaries
 from experiments.shared import tables as shared_tables
 from stein_jax.training.files import write_atomically
 
 FILES = (
-  "*.png",
+  "figure1a.png",
+  "figure1b.png",
+  "samples.png",
+  "training_*.png",
+  "filters_and_samples_*.png",
   "metrics.jsonl",
   "*/seed_*/metrics.jsonl",
   "*/seed_*/scores.json",
@@ -29,12 +33,12 @@ FILES = (
 
 
 class Results:
-  """What a command leaves in its workdir, written again after every method.
+  """The results so far: summary.json and the figures, written after every method.
 
   Args:
     own: the command's settings.
     problem: what is learned.
-    evaluator: of generators, where there are some.
+    evaluator: of generators; None without generators.
     runs: the curves.
   """
 
@@ -137,7 +141,7 @@ class Results:
       )
 
   def gather_metrics(self, seeds: Sequence[int]) -> None:
-    """Joins the metrics of all runs into one file, rows with their method and seed."""
+    """Joins the metrics of all runs in one file; each row gets its method and seed."""
     lines = []
     for run in self.runs:
       for seed in seeds:
@@ -148,7 +152,7 @@ class Results:
     write_atomically(self.workdir / "metrics.jsonl", "".join(lines))
 
   def tables(self) -> str:
-    """What the program prints at its end."""
+    """The tables that the program prints at its end."""
     lines = tables.rows(self.summaries, float(self.problem.baseline.mean))
     text = shared_tables.plain(tables.HEADER, lines)
     if self.evaluator is not None:
@@ -164,7 +168,7 @@ def _draw_model(
   problem: Problem,
   params: Any,
 ) -> None:
-  """Pictures the columns of B, and exact samples with and without pixel noise."""
+  """Draws the columns of B, and exact samples with and without pixel noise."""
   rbm, weights = problem.rbm, params["params"]["B"]
   samples = rbm.sample(jax.random.key(0), params, 10)
   y = jax.vmap(lambda x: rbm.features(params, x))(samples)

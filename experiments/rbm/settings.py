@@ -14,7 +14,7 @@ from stein_jax import AlignmentController, generators, kernels
 from stein_jax.energies import GaussianBernoulliRBM
 
 BY_CURVE = "by curve"
-"""The tag of settings that a single curve may have of its own, by --overrides."""
+"""The tag of settings that --overrides may change for a single curve."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,15 +260,15 @@ class Rules(settings.Settings):
 
 
 def of_curves(rules: Rules, overrides: str, curves: Sequence[str]) -> dict[str, Rules]:
-  """The rules of the curves that have some of their own.
+  """The hyper-parameters of the curves that `overrides` names.
 
   Args:
-    rules: what they have in common with the other curves.
+    rules: the hyper-parameters of all other curves.
     overrides: "cd_10: learning_rate=1e-3 schedule=cosine; mle: ...".
     curves: the names of all curves.
 
   Raises:
-    ValueError: a clause that does not read like this, or a value that is not allowed.
+    ValueError: a clause has another form, or a value is not allowed.
   """
   allowed = settings.names(Rules, tag=BY_CURVE)
   found = {}

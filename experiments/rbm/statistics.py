@@ -9,7 +9,7 @@ SPLITS = ("test", "train", "validation")
 
 
 def summarize(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-  """What the seeds of one method came to.
+  """Summarises the seeds of one method.
 
   Args:
     histories: seed -> the rows of `training.fit`, of which those that hold
@@ -39,7 +39,7 @@ def summarize(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str,
     {row["step"]: row["log_likelihood/test"] for row in rows}
     for rows in evaluations.values()
   ]
-  # A run that was continued may have one evaluation more, where it first ended.
+  # A run that was continued has one more evaluation, at the step where it first ended.
   steps = sorted(set.intersection(*map(set, by_step)))
   test = np.array([[values[step] for step in steps] for values in by_step])
   return {
@@ -64,7 +64,7 @@ def _nats_over_seeds(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str,
 
 
 def over_seeds(numbers: Sequence[float]) -> dict[str, Any]:
-  """Mean, standard deviation and values of one number of every seed."""
+  """Mean, standard deviation and values of a number over seeds."""
   values = np.array(numbers)
   return {
     "mean": float(values.mean()),

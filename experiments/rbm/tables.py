@@ -93,7 +93,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def markdown_side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> str:
   """Final test log-likelihoods of several summaries, a column for each name.
 
-  Methods that one of the summaries lacks are left out.
+  Only methods that all summaries have are shown.
   """
   first, *others = (summary["methods"] for summary in summaries.values())
   labels = [label for label in first if all(label in other for other in others)]
@@ -111,7 +111,7 @@ def markdown_side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def markdown_at(summary: Mapping[str, Any], step: int) -> str:
-  """Test log-likelihoods in nats after so many steps, a column for each seed."""
+  """Test log-likelihoods in nats after this many steps, a column for each seed."""
   curves = {k: m["curve"] for k, m in summary["methods"].items() if "curve" in m}
   seeds = next(m["seeds"] for m in summary["methods"].values() if "seeds" in m)
   header = [f"after {step} steps", *(f"seed {seed}" for seed in seeds)]
@@ -119,8 +119,8 @@ def markdown_at(summary: Mapping[str, Any], step: int) -> str:
   for label, curve in curves.items():
     if step not in curve["steps"]:
       raise ValueError(f"{label} was not evaluated at step {step}: {curve['steps']}")
-    place = curve["steps"].index(step)
-    lines.append([label, *(f"{values[place]:.2f}" for values in curve["values"])])
+    index = curve["steps"].index(step)
+    lines.append([label, *(f"{values[index]:.2f}" for values in curve["values"])])
   return tables.markdown(header, lines)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from experiments.rbm import generators, methods
-from experiments.rbm.methods import GENERATOR_METHODS, METHODS, Run
+from experiments.rbm import generators
+from experiments.rbm.generator_methods import generator_after, start_generator
+from experiments.rbm.methods import GENERATOR_METHODS, METHODS, runs
 from experiments.rbm.problem import Problem
+from experiments.rbm.runs import Run
 from experiments.rbm.settings import BY_CURVE, Model, Rules
 from experiments.shared import devices, scores, settings, workdirs
 from experiments.shared.settings import setting
@@ -20,7 +22,7 @@ from stein_jax.algorithms.stein_gan import SteinGANState
 
 @dataclasses.dataclass(frozen=True)
 class Training(devices.Devices, Rules, workdirs.Run, Model):
-  """The settings of training runs that are compared: curves and seeds."""
+  """The settings of several training runs that are compared."""
 
   method: tuple[str, ...] = setting(
     ("cd", "stein_cd", "stein_score_matching", "mle"),
@@ -66,15 +68,15 @@ class Training(devices.Devices, Rules, workdirs.Run, Model):
 def runs_of(own: Training) -> list[Run]:
   """The curves of --method, and the generators of --generator_after."""
   rbm = own.rbm()
-  runs = methods.runs(own.method, rbm, own)
+  found = runs(own.method, rbm, own)
   if not own.generator_after:
-    return runs
-  after = [methods.generator_after(rbm, run) for run in runs if not run.has_generator]
+    return found
+  after = [generator_after(rbm, run) for run in found if not run.has_generator]
   if not after:
     sys.exit("--generator_after: every --method already trains a generator.")
   if own.schedule != "constant":
     sys.exit("--generator_after needs --schedule=constant: it has its own steps.")
-  return runs + after
+  return found + after
 
 
 def train(
@@ -108,7 +110,7 @@ def train(
   observe = None
   if evaluator is not None:
     generator_key = jax.random.fold_in(init_key, 1)
-    eta, _ = methods.start_generator(generator_key, evaluator.generator)
+    eta, _ = start_generator(generator_key, evaluator.generator)
     params = {"energy": params, "generator": eta}
     evaluate["samples"] = evaluator.while_training
     if workdir is not None:

@@ -25,14 +25,15 @@ def cache_of(
   cache_dir: Path,
   files: Iterable[str | os.PathLike[str]] | None = None,
 ) -> Path:
-  """The folder for the decoded arrays of one state of a source.
+  """The folder for the decoded arrays of a source in its present state.
 
   Args:
-    full_name: the source's, such as "mnist/3.0.1".
-    directory: where it lies.
+    full_name: the name of the source, such as "mnist/3.0.1".
+    directory: the folder of the source.
     cache_dir: the folder of all caches.
-    files: the source's own; by default all in the directory. Their sizes and times
-      tell apart preparations that came after one another.
+    files: the files of the source; by default all in its folder. The name of the cache
+      depends on their sizes and times, so that a source that was prepared again gets a
+      new cache.
   """
   identity = [str(directory)]
   for path in sorted(directory.iterdir()) if files is None else files:
@@ -53,21 +54,22 @@ def read_through(
   name: str,
   labelled: bool,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """A split's images memory-mapped, and its labels in memory, out of the cache.
+  """A split's images, memory-mapped from the cache, and its labels in memory.
 
   Args:
-    cache: the folder of `cache_of`.
-    split: which names the files.
-    examples: decodes the split where the cache does not hold it: pairs of a uint8
-      image [h, w, c], the same for all, and a label or None.
-    n: how many examples there are.
-    name: the data set's, for messages.
+    cache: the folder, from `cache_of`.
+    split: the name of the split, and of its files.
+    examples: decodes the split; called where the cache does not hold it. It yields
+      pairs of a uint8 image, all of one shape [h, w, c], and a label or None.
+    n: the number of examples.
+    name: the name of the data set, for messages.
     labelled: whether the examples have labels.
 
   Returns: images uint8 [n, h, w, c]; labels int32 [n], or None without labels.
 
   Raises:
-    ValueError: images of several shapes.
+    ValueError: the images have several shapes.
+    OSError: the cache cannot be written or read.
   """
   image_path, label_path = cache / f"{split}-images.npy", cache / f"{split}-labels.npy"
 
@@ -91,10 +93,10 @@ def read_through(
 
 
 def _read_npy(path: Path, n: int, dtype: type, ndim: int) -> np.ndarray | None:
-  """The array of n entries in `path`, memory-mapped, or None if it is not whole."""
+  """The array of n entries in `path`, memory-mapped, or None if it is incomplete."""
   try:
     array = np.lib.format.open_memmap(path, mode="r")
-  except Exception:  # whatever is wrong with it: a cache can be made again
+  except Exception:  # of any kind: the cache can be built again
     return None
   whole = array.dtype == dtype and array.ndim == ndim and len(array) == n
   return array if whole else None
@@ -124,6 +126,6 @@ def _write(
       image_file.write(image.tobytes())
       if label is not None:
         labels[i] = label
-    if label_path is not None:  # labels first, so that images mean both
+    if label_path is not None:  # first: where there are images, there are labels
       with open_atomically(label_path) as label_file:
         np.save(label_file, labels)

@@ -1,4 +1,4 @@
-"""The classifier in whose view samples get scores: its fit, its file, its answers."""
+"""The classifier that the scores of samples are based on: fitted once, and saved."""
 
 import functools
 import hashlib
@@ -25,11 +25,11 @@ from stein_jax.types import Array, Batch, Key, Metrics, Params, PyTree
 
 BATCH_SIZE = 100
 LEARNING_RATE = 3e-3  # Adam's, at the start; it goes to zero along a cosine
-NUM_STEPS = 3000  # at most; fewer where that would be more than so many epochs
+NUM_STEPS = 3000  # at most, and no more than NUM_EPOCHS epochs
 NUM_EPOCHS = 15
 MAX_SHIFT = 2  # pixels
 
-_ANSWERED_AT_ONCE = 500  # images
+_BATCH_OF_ANSWERS = 500  # images
 
 
 class Classifier(NamedTuple):
@@ -41,8 +41,8 @@ class Classifier(NamedTuple):
     network: a module that maps images in [0, 1] to logits, with a method `features`.
     params: its parameters; of a network with batch norm, all its variables.
     image_shape: of the images that it was fitted to, (h, w, c).
-    test_accuracy: the share of test images that it classifies correctly; nan where it
-      was not asked for.
+    test_accuracy: the share of test images that it classifies correctly; NaN where it
+      was not computed.
     path: the file it is saved in, or None.
   """
 
@@ -74,13 +74,13 @@ class Classifier(NamedTuple):
       )
     num_images = len(images)
     # One shape, hence one compilation, whatever the number of images.
-    padding = -num_images % _ANSWERED_AT_ONCE
+    padding = -num_images % _BATCH_OF_ANSWERS
     images = np.concatenate(
       [images, np.zeros((padding, *images.shape[1:]), images.dtype)]
     )
     parts = [
       np.asarray(_predict(self.network, self.params, part, method, then))
-      for part in np.split(images, len(images) // _ANSWERED_AT_ONCE)
+      for part in np.split(images, len(images) // _BATCH_OF_ANSWERS)
     ]
     return np.concatenate(parts)[:num_images]
 
@@ -133,7 +133,7 @@ def classification(
 
 
 def shifted(key: Key, images: Array, *, max_shift: int = MAX_SHIFT) -> Array:
-  """Every image `[h, w, c]` shifted by up to max_shift pixels, zeros moving in."""
+  """Every image `[h, w, c]` shifted by up to max_shift pixels; zeros fill the gap."""
   padded = jnp.pad(
     images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
   )
@@ -156,19 +156,19 @@ def load_or_fit(
 ) -> Classifier:
   """The classifier of a data set: loaded where it was fitted before, else fitted.
 
-  It learns from the training and the validation set, since no choice is left that
-  validation images would be needed for.
+  It learns from the training and the validation set, because no setting is chosen by
+  validation.
 
   Args:
     dataset: with labels.
-    cache_dir: where it is kept; as in `datasets.load`.
+    cache_dir: where it is saved; as in `datasets.load`.
     seed: of its start, its batches and its shifts.
     num_steps: batches of 100; None: 3000, or 15 epochs where that is less.
-    refit: fit it anew.
+    refit: fit it again, even if it was fitted before.
     progress: whether to show a progress bar.
 
   Raises:
-    ValueError: a data set without labels, or a file that is not what was saved.
+    ValueError: the data set has no labels, or the saved file is damaged.
   """
   if dataset.train_labels is None:
     raise ValueError("a classifier needs labels, and this data set has none.")
@@ -210,11 +210,11 @@ def cache_path(
   arrays: Sequence[np.ndarray],
   cache_dir: str | os.PathLike[str] | None,
 ) -> Path:
-  """The file of a fit: one for each data, its name, and the settings of the fit.
+  """The file of a fit, whose name depends on the data and on the settings of the fit.
 
   Args:
-    name: of the data, for people; what a file's name cannot hold is replaced.
-    settings: everything but the data that the fit depends on, by its repr.
+    name: the readable part; characters that do not fit in a file name are replaced.
+    settings: all that the fit depends on, except the data; their repr is hashed.
     arrays: the data.
     cache_dir: as in `datasets.load`.
   """
@@ -230,16 +230,16 @@ def cache_path(
 def kept(
   path: Path, like: PyTree, fit: Callable[[], PyTree], *, refit: bool = False
 ) -> PyTree:
-  """What was fitted before and saved in `path`, or else `fit()`, saved there first.
+  """The result of `fit`: read from a file where it was saved before, else computed.
 
   Args:
-    path: the file.
+    path: the file. A new result is saved there.
     like: a tree of the same structure.
-    fit: called where the file does not exist, or has to be made anew.
-    refit: make it anew.
+    fit: computes the result.
+    refit: compute it again, even if the file exists.
 
   Raises:
-    ValueError: a file that is not what was saved.
+    ValueError: the file holds something else, or is damaged.
   """
   if refit or not path.exists():
     fitted = fit()

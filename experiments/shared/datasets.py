@@ -23,7 +23,8 @@ from experiments.shared import caches, embedded, tfds_data
 class Dataset(NamedTuple):
   """Images uint8 [n, h, w, c] and labels int32 [n], or None without labels.
 
-  All arrays are read-only. `source` is one sentence: which data, from where.
+  All arrays are read-only. `source` says in one sentence which data it is, and where it
+  was read.
   """
 
   name: str
@@ -43,15 +44,16 @@ def load(
   cache_dir: str | os.PathLike[str] | None = None,
   validation_fraction: float = 0.1,
 ) -> Dataset:
-  """Loads a data set whole, split into train, validation and test.
+  """Loads a whole data set, split into train, validation and test.
 
   The splits are the same at every call. Validation is the data set's own split where
   it has one, else the last `validation_fraction` of train: in the shuffled order of
   `mnist5k`, and in the order in which tfds prepared any other.
 
   tfds data is decoded once (MNIST takes about half a minute) and then memory-mapped
-  from a cache of .npy files. The cache knows its source by directory and file times,
-  so a subset and the whole, or an old and a new preparation, never share one.
+  from a cache of .npy files. The name of the cache depends on the directory and the
+  times of its files, so that a subset and the whole, or an old and a new preparation,
+  have caches of their own.
 
   Args:
     name: "mnist5k", or a tfds name: "mnist", "emnist/letters", "mnist:3.0.1".
@@ -59,7 +61,7 @@ def load(
       ~/tensorflow_datasets.
     cache_dir: where decoded arrays are kept; by default $STEIN_JAX_CACHE, else
       ~/.cache/stein_jax.
-    validation_fraction: in [0, 1); of no effect on a data set with its own split.
+    validation_fraction: in [0, 1); ignored where the data set has its own split.
 
   Returns: a `Dataset`.
 
@@ -67,7 +69,8 @@ def load(
     DatasetNotPrepared: tfds knows the data, but it is not prepared in `data_dir`
       (`WrongFileFormat`: prepared, but not as array_record).
     UnknownDataset: tfds has no data set of this name.
-    ValueError: no train or test split, no 8-bit images, or images of several shapes.
+    ValueError: there is no train or test split, or the images are not 8-bit images, or
+      have several shapes.
     ImportError: the package that holds or reads the data is not installed.
   """
   if not 0 <= validation_fraction < 1:
@@ -81,7 +84,7 @@ def load(
 def _hold_out(
   images: np.ndarray, labels: np.ndarray | None, fraction: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-  """The first and the last `fraction`: images, images, labels, labels."""
+  """Splits off the last `fraction`: images, images, labels, labels."""
   n = len(images) - round(len(images) * fraction)
   if labels is None:
     return images[:n], images[n:], None, None
@@ -145,7 +148,7 @@ def _load_tfds(
 def _read_split(
   prepared: tfds_data.Prepared, split: str, cache: Path
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """As `read_through`, of a split that tfds has prepared."""
+  """`caches.read_through` for a split that tfds has prepared."""
   image_key, label_key = prepared.image_key, prepared.label_key
 
   def examples() -> Iterator[tuple[np.ndarray, int | None]]:

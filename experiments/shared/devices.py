@@ -54,7 +54,7 @@ def are_given(own: Devices) -> bool:
 
 
 def join(own: Devices) -> Mesh | None:
-  """The devices that the flags ask for; None: the one that JAX takes by itself.
+  """The devices that the flags ask for; None: the one that JAX chooses.
 
   It must be called before JAX does anything, since it joins the other processes.
   """

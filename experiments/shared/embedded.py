@@ -21,5 +21,5 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
   order = np.random.default_rng(0).permutation(len(images))
   images = images[order].astype(np.uint8).reshape(-1, 28, 28, 1)
   labels = labels[order].astype(np.int32)
-  images.flags.writeable = labels.flags.writeable = False  # every caller shares them
+  images.flags.writeable = labels.flags.writeable = False  # all callers share them
   return images, labels

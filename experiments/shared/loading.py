@@ -38,13 +38,13 @@ class Data(Folders):
 
 
 def load(own: Data, batch_size: int, **options: Any) -> datasets.Dataset:
-  """The data that the flags ask for, prepared first where that can be done.
+  """The data that the flags ask for, prepared first if necessary and possible.
 
-  A message ends the program where there is none.
+  The program ends with a message if it cannot be loaded.
 
   Args:
     own: the settings.
-    batch_size: which must not be more than the training set holds.
+    batch_size: at most the size of the training set.
     **options: as in `datasets.load`.
   """
   dataset = load_named(own.dataset, own, **options)
@@ -54,7 +54,7 @@ def load(own: Data, batch_size: int, **options: Any) -> datasets.Dataset:
 
 
 def load_named(name: str, folders: Folders, **options: Any) -> datasets.Dataset:
-  """`load`, of any name, without its message about where the data is from."""
+  """As `load`, for any name, and without printing where the data was read."""
   try:
     with parallel.first_process_first("data"):
       return preparing.load_or_prepare(
@@ -67,7 +67,7 @@ def load_named(name: str, folders: Folders, **options: Any) -> datasets.Dataset:
 
 
 def check_batch_size(batch_size: int, dataset: datasets.Dataset) -> None:
-  """Ends the program where a batch is larger than the training set."""
+  """Ends the program if a batch is larger than the training set."""
   if batch_size > len(dataset.train):
     sys.exit(
       f"--batch_size={batch_size} is more than the {len(dataset.train)} training "

@@ -12,11 +12,11 @@ from typing import Any
 
 from experiments.shared import datasets, tfds_data
 
-CONNECT_S, READ_S = 5.0, 60.0  # how long a download host may stay silent, seconds
+CONNECT_S, READ_S = 5.0, 60.0  # seconds that a download host has to answer
 
 
 class CannotPrepare(tfds_data.DatasetNotPrepared):
-  """The data set is not prepared, and cannot be prepared here and now."""
+  """The data set is not prepared, and preparing it failed."""
 
 
 def load_or_prepare(
@@ -27,7 +27,7 @@ def load_or_prepare(
   cache_dir: str | os.PathLike[str] | None = None,
   validation_fraction: float = 0.1,
 ) -> datasets.Dataset:
-  """`datasets.load`, preparing the data first where that is needed and possible.
+  """`datasets.load`, which prepares the data first if necessary and possible.
 
   Args:
     name, data_dir, cache_dir, validation_fraction: as in `datasets.load`.
@@ -36,7 +36,8 @@ def load_or_prepare(
   Returns: a `datasets.Dataset`.
 
   Raises:
-    CannotPrepare: within seconds, with the reason and all ways out.
+    CannotPrepare: preparing failed. It is raised within seconds; the message has the
+      reason, and all that can be done.
     Otherwise as `datasets.load`.
   """
   load = functools.partial(
@@ -49,7 +50,7 @@ def load_or_prepare(
   try:
     return load()
   except tfds_data.WrongFileFormat:
-    raise  # its own way out: another directory
+    raise  # preparing it again in the same directory would not help
   except tfds_data.DatasetNotPrepared as missing:
     try:
       prepare(name, data_dir, manual_dir)
@@ -68,12 +69,12 @@ def prepare(
   Args:
     name: a tfds name: "mnist", "emnist/letters".
     data_dir: where to prepare it; by default as in `datasets.load`.
-    manual_dir: where files lie that need no download, under their own names.
+    manual_dir: a folder with files that were downloaded before, under their own names.
 
   Returns: the directory of the prepared data.
 
   Raises:
-    CannotPrepare: TensorFlow is missing, a download host is out of reach, or
+    CannotPrepare: TensorFlow is missing, a download host cannot be reached, or
       tfds fails.
     tfds_data.WrongFileFormat: it is prepared there, but not as array_record.
     tfds_data.UnknownDataset: tfds has no data set of this name.
@@ -89,13 +90,13 @@ def prepare(
       f'Preparing "{name}" needs TensorFlow, which is not installed: '
       'pip install "stein_jax[prepare]" (reading what is prepared needs none of it).'
     )
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hide its start-up remarks
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hide its start-up messages
   import requests
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  # Pictures are encoded on the host; TensorFlow would take the memory of the GPUs
-  # from JAX. Where it has done so already, nothing can be changed.
+  # TensorFlow would take the memory of the GPUs from JAX, and does not need it here.
+  # Where it is initialised already, this cannot be changed.
   with contextlib.suppress(RuntimeError):
     tf.config.set_visible_devices([], "GPU")
   root = tfds_data.resolve_data_dir(data_dir)
@@ -104,7 +105,7 @@ def prepare(
   try:
     builder = tfds.builder(name, data_dir=root, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-    with _impatient_requests():
+    with _requests_with_time_limit():
       builder.download_and_prepare(download_config=config)
   except requests.ConnectionError as error:
     url = error.request.url if error.request else error
@@ -114,33 +115,33 @@ def prepare(
       "--manual_dir=DIR. The files that may be needed:\n"
       + _files_to_fetch((builder and builder.url_infos) or {}, manual)
     ) from error
-  except Exception as error:  # from a hundred builders, anything may come
+  except Exception as error:  # tfds has hundreds of builders, with errors of all kinds
     raise CannotPrepare(f'tfds could not prepare "{name}": {error}') from error
   return tfds_data.find_prepared(name, data_dir)
 
 
 @contextlib.contextmanager
-def _impatient_requests() -> Iterator[None]:
-  """Within it a host that cannot be reached is given up in seconds.
+def _requests_with_time_limit() -> Iterator[None]:
+  """A context in which a host that cannot be reached is an error within seconds.
 
-  tfds tries ten times without a time limit, which takes minutes. Looking at its list
-  of files beforehand would not do: it names those of all configurations, and only
-  tfds knows which of them it needs and has.
+  tfds tries ten times without a time limit, which takes minutes. Checking its list of
+  files in advance would not help: the list holds the files of all configurations, and
+  only tfds knows which of them it needs and has.
   """
   import requests
 
-  patient_get = requests.Session.get
+  original_get = requests.Session.get
 
   def get(session: requests.Session, url: str, **kwargs: Any) -> requests.Response:
     for adapter in session.adapters.values():
       adapter.max_retries = adapter.max_retries.new(connect=0)
-    return patient_get(session, url, **{"timeout": (CONNECT_S, READ_S), **kwargs})
+    return original_get(session, url, **{"timeout": (CONNECT_S, READ_S), **kwargs})
 
   requests.Session.get = get
   try:
     yield
   finally:
-    requests.Session.get = patient_get
+    requests.Session.get = original_get
 
 
 def _files_to_fetch(url_infos: dict[str, Any], manual: Path | None) -> str:

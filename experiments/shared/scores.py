@@ -1,11 +1,11 @@
-"""Scores of samples in a classifier's view of them."""
+"""Scores of samples that are based on a classifier."""
 
 import numpy as np
 
 from stein_jax import evaluation
 
 COMPARED = 2000
-"""Samples of the scores that look at all pairs."""
+"""The number of samples that the scores over all pairs use."""
 
 
 def compared(
@@ -14,7 +14,22 @@ def compared(
   features: np.ndarray,
   real_features: np.ndarray,
 ) -> dict[str, float]:
-  """`scores`, of pictures in [0, 1] and rows that are in no order of their own."""
+  """How good and how diverse samples are, from a classifier's view of them.
+
+  All rows must be in random order: the distances over pairs use the first `COMPARED`,
+  the Fréchet distance the same number of samples and of real images, since it is biased
+  by their number.
+
+  Args:
+    pixels: the samples, `[n, h, w, c]` in [0, 1].
+    probabilities: the classifier's p(y | x) of them, `[n, classes]`.
+    features: the classifier's features of them, `[n', d]`.
+    real_features: its features of real images that no model has seen, `[n'', d]`.
+
+  Returns:
+    inception_score, label_entropy, mean_pairwise_distance, frechet_distance and
+    kernel_inception_distance, each also with _standard_error; precision and recall.
+  """
   equal = min(len(features), len(real_features))
   few, few_real = features[:COMPARED], real_features[:COMPARED]
   estimates = {

@@ -216,12 +216,11 @@ def of_flags(
   argv: Sequence[str] = (),
   flag_values: flags.FlagValues = flags.FLAGS,
 ) -> _S:
-  """The values of the flags; a message ends the program where one is not allowed.
+  """The values of the flags; the program ends with a message if one is not allowed.
 
   Args:
     cls: the class whose flags were defined.
-    argv: the program's name, and what the command line holds apart from flags: an
-      error.
+    argv: the program's name and the arguments that are not flags, which are an error.
     flag_values: where the flags are.
   """
   if len(argv) > 1:
@@ -247,7 +246,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def record(own: Settings, of: type[Settings] | None = None) -> dict[str, str]:
-  """The recorded settings as texts of flags, without those that are None.
+  """The recorded settings as texts of flags, except those that are None.
 
   Args:
     own: the settings.
@@ -264,7 +263,7 @@ def record(own: Settings, of: type[Settings] | None = None) -> dict[str, str]:
 def differences(
   own: Settings, before: dict[str, str], *, fixed: Sequence[str] = ()
 ) -> list[str]:
-  """The settings with which a recorded run cannot be continued, as texts.
+  """What keeps a recorded run from being continued with other settings, as texts.
 
   A setting that the record does not hold had its default: it may be newer than the
   record.
@@ -272,7 +271,7 @@ def differences(
   Args:
     own: the settings now.
     before: the record of the earlier run.
-    fixed: settings that must not grow, though they may by their rules.
+    fixed: settings that must not grow, although their rules allow it.
   """
   fields = {f.name: f for f in _fields(type(own)) if f.rules.recorded}
   found = []
@@ -311,7 +310,8 @@ def _checked(field: _Field, value: Any) -> Any:
   if not field.several:
     fault, converted = _converted(field, value)
     if fault:
-      raise ValueError(f"--{field.name} must be {fault}, got {value}.")
+      separator = ";" if field.rules.choices else ","
+      raise ValueError(f"--{field.name} must be {fault}{separator} got {value}.")
     return converted
   entries = _entries(value)
   pairs = [_converted(field, entry) for entry in entries]
@@ -343,8 +343,10 @@ def _converted(field: _Field, value: Any) -> tuple[str | None, Any]:
     number = kind(written)
   except ValueError:
     return _wanted(field), None
-  if not math.isfinite(number):
-    return _limits(rules) or "finite", None
+  if math.isinf(number):
+    return f"finite and {_limits(rules)}".removesuffix(" and "), None
+  if math.isnan(number):
+    return _limits(rules) or "a number", None
   fits = (
     (rules.above is None or number > rules.above)
     and (rules.at_least is None or number >= rules.at_least)

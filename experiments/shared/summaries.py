@@ -53,12 +53,12 @@ def write(own: workdirs.Run, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-  """What the results were computed with."""
+  """The software and the device that the results were computed with."""
   return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
 
 
 def read(path: str, *, flag: str = "from_summary") -> dict[str, Any]:
-  """A summary.json; a message ends the program where it is none."""
+  """Reads a summary.json; the program ends with a message if that fails."""
   try:
     return json.loads(Path(path).read_text())
   except (OSError, ValueError) as error:

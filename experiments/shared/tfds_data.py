@@ -25,15 +25,15 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class DatasetNotPrepared(FileNotFoundError):
-  """A tfds data set that cannot be read here yet; the message names the ways out."""
+  """A tfds data set that is not prepared; the message says what can be done."""
 
 
 class WrongFileFormat(DatasetNotPrepared):
-  """Prepared, but as tfrecord or the like: only array_record is read here."""
+  """Prepared in another file format than array_record, the one that is read here."""
 
 
 class UnknownDataset(ValueError):
-  """A name that is neither the embedded data, nor on disk, nor known to tfds."""
+  """A name that is not the embedded data, not on disk, and not known to tfds."""
 
 
 def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -43,9 +43,9 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
-  """The directory of the prepared data, by looking at files only.
+  """The directory of the prepared data, found by looking at files only.
 
-  tfds's own look-up may go to the network, and then hangs for minutes without one.
+  tfds's own search may use the network, and hangs for minutes where there is none.
 
   Args:
     name: a tfds name, with or without a configuration and a version; without a
@@ -60,7 +60,7 @@ def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> 
   parsed = _NAME.fullmatch(name)
   if parsed is None:
     raise UnknownDataset(
-      f'"{name}" does not read like a tfds name (mnist, emnist/letters, mnist:3.0.1); '
+      f'"{name}" is not a tfds name (mnist, emnist/letters, mnist:3.0.1); '
       f"the embedded data set is {embedded.NAME}."
     )
   dataset, config, version = parsed.group("dataset", "config", "version")
@@ -95,7 +95,7 @@ def _versions(directory: Path) -> list[Path]:
 
 
 def _default_config(directory: Path) -> str | None:
-  """What tfds noted as the configuration meant when none is named."""
+  """The configuration that tfds recorded as the default."""
   try:
     noted = json.loads((directory / ".config" / "metadata.json").read_text())
     return noted["default_config_name"]
@@ -105,7 +105,7 @@ def _default_config(directory: Path) -> str | None:
 
 def _file_formats(directory: Path) -> list[str]:
   info = json.loads((directory / "dataset_info.json").read_text())
-  # tfds wrote no format while tfrecord was the only one.
+  # tfds did not write the format when tfrecord was the only one.
   return [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
 
 
@@ -116,7 +116,7 @@ def _require_known(dataset: str) -> None:
   near = difflib.get_close_matches(dataset, [*known, embedded.NAME], n=4)
   raise UnknownDataset(
     f'tfds has no data set "{dataset}"'
-    + (f"; near it: {', '.join(near)}" if near else "")
+    + (f"; similar names: {', '.join(near)}" if near else "")
     + f". The embedded data set is {embedded.NAME}."
   )
 
@@ -139,7 +139,7 @@ def _not_prepared(
   return (
     f'Data set "{name}" is not prepared: looked in {root} ({origin}){note}.\n'
     + (f"Prepared there: {', '.join(there)}.\n" if there else "")
-    + "Ways out:\n"
+    + "What you can do:\n"
     "  prepare it there (needs TensorFlow, and the network or the downloaded files):\n"
     f"    python -m experiments.prepare_data --dataset={name}{option}\n"
     "  say where it is prepared, as array_record:\n"
@@ -161,7 +161,7 @@ def _import_tfds() -> ModuleType:
 
 
 class Prepared(NamedTuple):
-  """A prepared data set that has proved to be one of images."""
+  """A prepared data set of images."""
 
   name: str
   directory: Path
@@ -176,23 +176,23 @@ class Prepared(NamedTuple):
 
   @property
   def counts(self) -> str:
-    """How many examples the splits hold: "train 60000, test 10000"."""
+    """The sizes of the splits as text: "train 60000, test 10000"."""
     splits = self.builder.info.splits
     return ", ".join(f"{split} {self.size(split)}" for split in splits)
 
   def size(self, split: str) -> int:
-    """How many examples a split holds; 0 if there is none."""
+    """The number of examples of a split; 0 if there is no such split."""
     splits = self.builder.info.splits
     return splits[split].num_examples if split in splits else 0
 
   def encoded(self, split: str) -> Callable[[int], bytes]:
-    """The pictures of a split by index, as they were encoded (JPEG, PNG)."""
+    """A function from an index to an encoded picture of the split (JPEG, PNG)."""
     tfds = _import_tfds()
     with _quiet_absl():
       examples = self.builder.as_data_source(
         split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
       )
-    # Only this one: CelebA's attributes would take longer than its pictures.
+    # Only the image: decoding CelebA's attributes takes longer than its pictures.
     image = {self.image_key: self.builder.info.features[self.image_key]}
     features = tfds.features.FeaturesDict(image)
     skip = {self.image_key: tfds.decode.SkipDecoding()}
@@ -207,7 +207,7 @@ class Prepared(NamedTuple):
 def open_prepared(
   name: str, data_dir: str | os.PathLike[str] | None = None
 ) -> Prepared:
-  """Opens what tfds has prepared; name, data_dir and errors are those of `load`."""
+  """Opens what tfds has prepared; name, data_dir and errors as in `datasets.load`."""
   directory = find_prepared(name, data_dir)
   with _quiet_absl():
     return _open_prepared(name, directory)
@@ -215,8 +215,8 @@ def open_prepared(
 
 def _open_prepared(name: str, directory: Path) -> Prepared:
   tfds = _import_tfds()
-  # Unlike tfds.data_source, which starts from the data set's code, this reads the
-  # directory and nothing else: no other version, no look-up, no network.
+  # tfds.data_source starts from the data set's code and may use the network. This reads
+  # the directory only, and the version that is there.
   builder = tfds.builder_from_directory(directory)
   features = builder.info.features
 
@@ -243,7 +243,7 @@ def examples(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet_absl() -> Iterator[None]:
-  """Holds back tfds's remarks, such as the one that PIL decodes without OpenCV."""
+  """A context that hides tfds's messages, such as that PIL decodes without OpenCV."""
   logger = logging.getLogger("absl")
   level = logger.level
   logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Where a run leaves its results: one folder, one setting, recorded as a flagfile."""
+"""The folder of a run's results: it belongs to one run, whose settings it records."""
 
 import dataclasses
 import fnmatch
@@ -34,14 +34,14 @@ class Run(settings.Settings):
 
 
 def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
-  """Ends the program if --workdir holds something that this run would mix with.
+  """Ends the program if --workdir holds something else than this run's results.
 
-  It only looks, so that it can be called before data is loaded.
+  It changes nothing, and can be called before data is loaded.
 
   Args:
     own: this run's settings.
-    fixed: settings that must be those of the run that the folder holds, though by their
-      rules they may grow.
+    fixed: settings that must not have changed since the folder's run, although their
+      rules let them grow.
   """
   workdir = Path(own.workdir)
   record = workdir / RECORD
@@ -73,9 +73,9 @@ def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
 
 
 def prepare(own: Run) -> Path:
-  """Makes --workdir, emptied if it is to be overwritten, and writes flags.txt.
+  """Creates --workdir, deletes an earlier run if asked to, and writes flags.txt.
 
-  Of several processes the first does, and the others wait for it.
+  With several processes the first one does it, and the others wait.
 
   Returns: the folder.
   """
@@ -109,7 +109,7 @@ def _prepare(own: Run, workdir: Path) -> None:
 
 
 def _check_deletable(own: Run, workdir: Path) -> None:
-  """Ends the program unless all that the folder holds is a run of this command."""
+  """Ends the program if the folder holds something else than a run of this command."""
   record = workdir / RECORD
   if not _is_own(own, record):
     sys.exit(
@@ -129,8 +129,8 @@ def _check_deletable(own: Run, workdir: Path) -> None:
 def _is_own(own: Run, record: Path) -> bool:
   """Whether this command wrote the record.
 
-  Older records do not name their command. They must hold all settings that have a
-  value by default, and no others than this command's.
+  Records of earlier versions do not name the command. They must hold all settings that
+  have a value by default, and no settings of another command.
   """
   command, values = _read(record)
   if command is not None:
@@ -141,7 +141,7 @@ def _is_own(own: Run, record: Path) -> bool:
 
 def _foreign_files(own: Run, workdir: Path) -> list[str]:
   """The files under the folder that this command does not write."""
-  patterns = (RECORD, "summary.json", "*.tmp", *own.files)
+  patterns = (RECORD, "summary.json", *own.files)
   found = (
     path.relative_to(workdir).as_posix()
     for path in sorted(workdir.rglob("*"))
@@ -151,7 +151,15 @@ def _foreign_files(own: Run, workdir: Path) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-  """As `fnmatch`; a pattern without a slash is of files at the top."""
+  """As `fnmatch`; a pattern without a slash is of files at the top.
+
+  The temporary file of a writer that was killed, `.<name>.<...>.tmp`, counts as the
+  file.
+  """
+  folder, _, last = name.rpartition("/")
+  if last.startswith(".") and last.endswith(".tmp"):
+    last = last[1:].rsplit(".", 2)[0]
+    name = f"{folder}/{last}" if folder else last
   nested = "/" in name and "/" not in pattern
   return fnmatch.fnmatchcase(name, pattern) and not nested
 
@@ -159,7 +167,7 @@ def _matches(name: str, pattern: str) -> bool:
 def _read(record: Path) -> tuple[str | None, dict[str, str]]:
   """The command that a record names, and its flags.
 
-  Other comments, and switches without a value, are passed over.
+  Other comments, and flags without a value, are skipped.
   """
   lines = record.read_text().splitlines()
   commands = [line for line in lines if line.startswith("# python -m ")]

@@ -1,4 +1,4 @@
-"""The benchmarks run, their ratios are of what they say, and bad input is named."""
+"""The benchmarks run, their ratios are right, and bad input is named."""
 
 import json
 import time
@@ -58,7 +58,7 @@ def test_likelihood(tmp_path):
 def test_training(tmp_path):
   shown = run("training", "--repeats=1", f"--workdir={tmp_path / 'w'}")
   summary = summary_of(tmp_path / "w")
-  assert summary["ratios"].keys() == training_benchmark.MARKS.keys()
+  assert summary["ratios"].keys() == training_benchmark.TARGETS.keys()
   assert training_benchmark.markdown(summary) in shown.stdout
 
 
@@ -97,7 +97,7 @@ def test_times_are_medians_of_calls_in_turn():
   assert times["b"].median >= 0.02
 
 
-def test_a_peer_that_is_missing_is_none():
+def test_a_missing_peer_is_none():
   assert timing.peer("no_such_package") is None
   assert timing.peer("jax") is jax
 
@@ -153,7 +153,7 @@ def test_devices(tmp_path):
       assert row["sent_bytes"] == pytest.approx(2 * 4 * 3 * n * 3 / 4, abs=100)
 
 
-def test_what_a_program_sends_is_counted_in_loops_and_branches():
+def test_sent_bytes_are_counted_in_loops_and_branches():
   def body(x, index):
     size = jax.lax.axis_size("i")
     ways = [(k, (k + 1) % size) for k in range(size)]

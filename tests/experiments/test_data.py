@@ -1,4 +1,4 @@
-"""The data door against independent readings; no test here may use the network."""
+"""Data sets against independent readings; no test here may use the network."""
 
 import functools
 import gzip
@@ -106,7 +106,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def decodes(monkeypatch):
-  """Grows by one split's name with each decoding."""
+  """A list that gets the name of each split that is decoded."""
   seen = []
   examples = tfds_data.examples
 
@@ -126,7 +126,7 @@ def bag(images, labels):
 
 
 def idx(kind, split):
-  """MNIST's own files, read by hand: 16 bytes of header for images, 8 for labels."""
+  """MNIST's original files: a header of 16 bytes for images, of 8 for labels."""
   file = SHARED / "raw" / "mnist" / f"{split}-{kind}-ubyte.gz"
   if not file.exists():
     pytest.skip(f"MNIST's original files are not in {file.parent}")
@@ -202,7 +202,7 @@ def test_validation_fraction_outside_the_interval(fraction):
 
 
 def test_tfds_digits_equal_an_independent_reading(tmp_path):
-  """MNIST's test split where it is at hand, else embedded digits in tfds's form."""
+  """MNIST's test split if it is available, else embedded digits in tfds's form."""
   if (SHARED / "tfds" / "mnist").is_dir() and (SHARED / "raw" / "mnist").is_dir():
     root, used = SHARED / "tfds", "tfds's MNIST against MNIST's original files"
     expected = bag(idx("images-idx3", "t10k"), idx("labels-idx1", "t10k"))
@@ -315,7 +315,7 @@ def test_second_load_does_not_decode(tiny, decodes):
   }.items(),
   ids=lambda item: item[0],
 )
-def test_broken_cache_is_made_again(tiny, decodes, tmp_path, file, damage):
+def test_broken_cache_is_rebuilt(tiny, decodes, tmp_path, file, damage):
   datasets.load("tiny", data_dir=tiny[0])
   (path,) = (tmp_path / "cache").rglob(file)
   damage[1](path)
@@ -365,7 +365,7 @@ def test_killed_decoding_leaves_no_broken_cache(tiny, tmp_path):
   np.testing.assert_array_equal(d.train, tiny[1]["train"][0][:18])
 
 
-def test_cache_tells_sources_apart(tmp_path):
+def test_each_source_has_its_own_cache(tmp_path):
   a, b, c = (
     {"train": pictures(8, seed=s), "test": pictures(4, seed=s + 9)} for s in range(3)
   )
@@ -411,7 +411,7 @@ def test_not_prepared_says_where_and_what_to_do(tmp_path, monkeypatch, given):
   assert ("does not exist" in message) == (given == "default")
 
 
-def test_not_prepared_names_what_is_there(tmp_path):
+def test_not_prepared_lists_what_is_prepared(tmp_path):
   write_tfds(tmp_path, "emnist/letters", {"train": pictures(2)})
   with pytest.raises(
     tfds_data.DatasetNotPrepared, match="Prepared there: emnist/letters"
@@ -440,9 +440,9 @@ def test_prepared_in_another_format(tmp_path, noted):
 @pytest.mark.parametrize(
   ("name", "says"),
   [
-    ("fashion_mnits", "near it: fashion_mnist"),
+    ("fashion_mnits", "similar names: fashion_mnist"),
     ("qqqqqqq", 'tfds has no data set "qqqqqqq". The embedded'),
-    ("../mnist", "does not read like a tfds name"),
+    ("../mnist", "is not a tfds name"),
   ],
 )
 def test_unknown_name(tmp_path, name, says):
@@ -471,7 +471,7 @@ def test_prepare_without_tensorflow_says_so(tmp_path, monkeypatch):
   assert "--dataset=mnist5k" in message  # and still every other way out
 
 
-def test_prepare_gives_up_on_a_silent_host_in_seconds():
+def test_prepare_fails_within_seconds_if_a_host_does_not_answer():
   import requests
   from urllib3.util.retry import Retry
 
@@ -484,7 +484,10 @@ def test_prepare_gives_up_on_a_silent_host_in_seconds():
       retries = Retry(total=10, backoff_factor=0.2)  # tfds's: 200 s in all
       session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retries))
       patient = requests.Session.get
-      with preparing._impatient_requests(), pytest.raises(requests.ConnectionError):
+      with (
+        preparing._requests_with_time_limit(),
+        pytest.raises(requests.ConnectionError),
+      ):
         session.get(url)
       assert requests.Session.get is patient
   assert time.monotonic() - start < 5
@@ -509,7 +512,7 @@ def test_prepare_as_a_program(tiny):
   assert str(tiny[0] / "tiny" / "1.0.0") in there.stdout
   unknown = run("--dataset=mnits", f"--data_dir={tiny[0]}")
   assert unknown.returncode == 1
-  assert "near it: mnist" in unknown.stderr
+  assert "similar names: mnist" in unknown.stderr
   assert "Traceback" not in unknown.stderr
 
 

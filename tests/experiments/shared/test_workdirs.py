@@ -1,4 +1,4 @@
-"""A folder holds the results of one run, and nothing foreign is deleted."""
+"""A folder belongs to one run, and other files are not deleted."""
 
 import dataclasses
 from typing import ClassVar
@@ -83,7 +83,7 @@ def test_workdir_is_checked_and_overwritten(tmp_path):
 
 
 def test_a_folder_of_another_command_is_neither_continued_nor_deleted(tmp_path):
-  """Before, one flag of the same name was enough to delete it."""
+  """One flag of the same name was once enough to delete the folder."""
   other = Other(workdir=str(tmp_path / "w"))
   workdirs.prepare(other)
   (tmp_path / "w" / "summary.json").touch()
@@ -115,7 +115,7 @@ def test_an_older_record_of_the_command_itself_is_overwritten(tmp_path):
   assert [path.name for path in (tmp_path / "w").iterdir()] == ["flags.txt"]
 
 
-def test_files_of_somebody_else_stop_the_overwriting(tmp_path):
+def test_other_files_keep_a_folder_from_being_overwritten(tmp_path):
   workdir = tmp_path / "w"
   workdirs.prepare(run(workdir))
   (workdir / "cd" / "seed_0").mkdir(parents=True)
@@ -130,6 +130,8 @@ def test_files_of_somebody_else_stop_the_overwriting(tmp_path):
   assert (workdir / "cd" / "seed_0" / "metrics.jsonl").exists()
   (workdir / "thesis.md").unlink()
   (workdir / "cd" / "result").unlink()
+  for killed in (".result.0a1b.tmp", "cd/seed_0/.metrics.jsonl.0a1b.tmp"):
+    (workdir / killed).touch()  # left by a writer that was killed
   workdirs.check(again)
   workdirs.prepare(again)
   assert [path.name for path in workdir.iterdir()] == ["flags.txt"]

@@ -1,4 +1,4 @@
-"""SteinGAN through the binary: what it leaves, and that its limits are its limits."""
+"""Generators by the command: their files, scores and limiting cases."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import mnist_rbm
-from experiments.rbm import generators, methods, tables
+from experiments.rbm import generators, methods, runs, tables
 from experiments.rbm.settings import Rules
 from experiments.shared import loading, plots
 from tests.experiments.parsing import parsed
@@ -68,14 +68,14 @@ def curve(summary, label):
   return np.array(summary["methods"][label]["curve"]["values"])
 
 
-def test_wholly_mixed_is_stein_cd_and_steingan_is_not(finished):
+def test_the_mix_with_alpha_1_is_stein_cd_and_steingan_is_not(finished):
   _, summary, _, _ = finished
   alone = curve(summary, "SteinCD")
   np.testing.assert_allclose(curve(summary, "SteinCD-GAN(1)"), alone, atol=2e-2)
   assert np.abs(curve(summary, "SteinGAN") - alone).max() > 0.05
 
 
-def test_a_generator_afterwards_leaves_the_energy_alone(finished):
+def test_a_generator_that_is_trained_afterwards_does_not_change_the_energy(finished):
   workdir, summary, _, _ = finished
   after = curve(summary, "SteinCD, then a generator")
   assert (after == curve(summary, "SteinCD")[:, -1:]).all()
@@ -99,7 +99,7 @@ def test_the_same_command_reads_the_scores_it_wrote(finished):
     np.testing.assert_array_equal(curve(after, label), curve(summary, label))
 
 
-def test_a_run_may_be_longer_but_not_below_a_generator_that_came_after(finished):
+def test_an_energy_with_a_generator_trained_on_it_cannot_be_trained_further(finished):
   _, _, _, arguments = finished
   longer = run_binary(*arguments, "--steps=30")
   assert longer.returncode != 0
@@ -143,30 +143,30 @@ def test_every_alpha_and_every_scale_has_a_curve():
   assert len(methods.runs(["steingan"], None, rules)) == 1
 
 
-def test_the_trade_off_is_drawn_of_the_mixes_alone(tmp_path, monkeypatch):
+def test_the_trade_off_is_drawn_for_the_mixes_only(tmp_path, monkeypatch):
   drawn = {}
   monkeypatch.setattr(
     plots,
     "mix_trade_off",
     lambda path, alphas, **values: drawn.update(values, x=alphas),
   )
-  runs = [
-    methods.Run(f"steincd_gan_{alpha}", f"mix {alpha}", None, mix=alpha)
+  curves = [
+    runs.Run(f"steincd_gan_{alpha}", f"mix {alpha}", None, mix=alpha)
     for alpha in (1.0, 0.25)
   ]
-  runs.append(methods.Run("steingan_no_kernel", "off", None, mix=0.0))
-  runs.append(methods.Run("mle", "mle", None))
+  curves.append(runs.Run("steingan_no_kernel", "off", None, mix=0.0))
+  curves.append(runs.Run("mle", "mle", None))
   summaries = {
     run.label: {
-      "samples": {"inception_score": {"values": [place]}},
-      "final": {"test": {"values": [-place]}},
+      "samples": {"inception_score": {"values": [index]}},
+      "final": {"test": {"values": [-index]}},
     }
-    for place, run in enumerate(runs)
+    for index, run in enumerate(curves)
   }
-  generators.draw_mix(tmp_path / "x.png", runs, summaries, title="")
+  generators.draw_mix(tmp_path / "x.png", curves, summaries, title="")
   assert drawn["x"] == [0.25, 1.0]
   assert drawn["inception_scores"] == [[1], [0]]
   assert drawn["log_likelihoods"] == [[-1], [0]]
   drawn.clear()
-  generators.draw_mix(tmp_path / "x.png", runs[1:], summaries, title="")
+  generators.draw_mix(tmp_path / "x.png", curves[1:], summaries, title="")
   assert not drawn

@@ -1,4 +1,4 @@
-"""The digit classifier: its loss by hand, its reproducibility, and what it learns."""
+"""The digit classifier: its loss by hand, its reproducibility, its accuracy."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_reproducible_from_its_seed(digits, tmp_path):
   assert any((a != b).any() for a, b in zip(leaves[0], leaves[2]))
 
 
-def test_kept_and_reused_for_the_same_data_and_settings(digits, tmp_path, monkeypatch):
+def test_saved_and_reused_for_the_same_data_and_settings(digits, tmp_path, monkeypatch):
   first = fit(small(digits), tmp_path)
   others = [fit(small(digits), tmp_path, seed=1), fit(small(digits, 299), tmp_path)]
   assert len({first.path, *(other.path for other in others)}) == 3
@@ -51,14 +51,14 @@ def test_kept_and_reused_for_the_same_data_and_settings(digits, tmp_path, monkey
     fit(small(digits), tmp_path, refit=True)
 
 
-def test_a_broken_file_is_named(digits, tmp_path):
+def test_a_damaged_file_is_named(digits, tmp_path):
   first = fit(small(digits), tmp_path)
   first.path.write_bytes(first.path.read_bytes()[:1000])
   with pytest.raises(ValueError, match=f"{first.path.name} is no saved classifier"):
     fit(small(digits), tmp_path)
 
 
-def test_pixels_on_another_scale_are_refused(digits, tmp_path):
+def test_pixels_on_another_scale_are_an_error(digits, tmp_path):
   fitted = fit(small(digits), tmp_path)
   for wrong in (digits.test[:3].astype(np.float32), np.full((1, 784), np.nan)):
     with pytest.raises(ValueError, match=r"uint8 or floats in \[0, 1\]"):
@@ -71,7 +71,7 @@ def test_learns_and_answers_any_number_of_images(digits, tmp_path):
   p = fitted.probabilities(digits.test)
   assert (p.argmax(axis=1) == digits.test_labels).mean() == fitted.test_accuracy
   np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
-  # 501 needs a second batch, whose padding must not show
+  # 501 needs a second batch, whose padding must not appear
   scaled = digits.test[:501].reshape(501, -1) / np.float32(255)
   np.testing.assert_allclose(fitted.probabilities(scaled), p[:501], atol=1e-5)
   features = fitted.features(digits.test[:3])
@@ -126,7 +126,7 @@ def test_network_takes_images_of_any_size():
   assert network.apply(params, images).shape == (2, 4)
 
 
-def test_data_without_labels_is_refused(digits, tmp_path):
+def test_data_without_labels_is_an_error(digits, tmp_path):
   bare = digits._replace(
     train_labels=None, validation_labels=None, test_labels=None, name="bare"
   )
@@ -134,7 +134,7 @@ def test_data_without_labels_is_refused(digits, tmp_path):
     fit(bare, tmp_path)
 
 
-def test_the_binary_fits_prints_and_keeps(tmp_path):
+def test_the_command_fits_prints_and_saves(tmp_path):
   result = binaries.run(
     "classifier", "--steps=5", "--noprogress", f"--cache_dir={tmp_path}"
   )

@@ -16,7 +16,7 @@ class Example(summaries.FromSummary, workdirs.Run):
   num: int = settings.setting(3, "A number.")
 
 
-def test_a_summary_that_is_none_ends_with_a_message(tmp_path):
+def test_a_file_that_is_not_a_summary_ends_with_a_message(tmp_path):
   path = tmp_path / "summary.json"
   with pytest.raises(SystemExit, match=r"--from_summary=.*summary\.json"):
     summaries.read(str(path))
@@ -36,7 +36,7 @@ def test_the_table_of_a_summary_is_printed(tmp_path, capsys):
 
 
 def test_a_summary_is_replaced_as_a_whole(tmp_path):
-  """A reader of the old file reads it to its end; before, it was cut off below him."""
+  """A reader of the old file can read it to its end."""
   own = Example(workdir=str(tmp_path), overwrite=True)
   first = summaries.write(own, {"rows": list(range(1000))})
   with (tmp_path / "summary.json").open() as reader:
@@ -52,3 +52,13 @@ def test_markdown_table():
   assert tables.markdown(["a", "b"], [["1", "2"]]) == (
     "| a | b |\n| --- | --- |\n| 1 | 2 |"
   )
+
+
+def test_table_aligns_its_columns():
+  text = tables.plain(("a", "b"), [("long name", "1"), ("x", "22")])
+  assert text.splitlines() == [
+    "a           b",
+    "---------  --",
+    "long name   1",
+    "x          22",
+  ]
