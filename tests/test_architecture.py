@@ -31,7 +31,7 @@ MAY_IMPORT = {
   "kernels": PAIRS,
   "stein": PAIRS | {"kernels"},
   "samplers": BASE | {"compiled"},
-  "algorithms": BASE | {"pairs", "kernels", "stein", "samplers"},
+  "algorithms": BASE | {"compiled", "pairs", "kernels", "stein", "samplers"},
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},
   "evaluation": {"types", "networks"},

@@ -16,6 +16,7 @@ from stein_jax.algorithms.energy import (
   split_batch,
   with_points,
 )
+from stein_jax.compiled import compiled
 from stein_jax.kernels import Kernel, KernelLike
 from stein_jax.parallel import axes
 from stein_jax.stein.direction import svgd_direction
@@ -172,7 +173,22 @@ def stein_score_matching(
 DivergenceFn = Callable[..., Array]
 """`divergence_fn(params, x)` -> ∇·s(x) = tr ∇ₓ∇ₓ log p(x) of one point."""
 
+_MAX_TANGENTS = 2**20
+"""How many numbers the exact trace holds for a block of directions: m · d · block."""
 
+
+def _check_score_matching_loss(
+  key: Key | None, num_probes: int | None, divergence_fn: DivergenceFn | None
+) -> None:
+  if num_probes is not None:
+    checks.at_least_one("num_probes", num_probes)
+    if key is None:
+      raise ValueError("num_probes (Hutchinson) needs a key to draw the probes with.")
+  if key is not None and divergence_fn is not None:
+    raise ValueError("give a key (Hutchinson) or divergence_fn, not both.")
+
+
+@compiled(_check_score_matching_loss, static=("num_probes", "axis_name"))
 def score_matching_loss(
   params: Params,
   energy_fn: EnergyFn,
@@ -193,11 +209,14 @@ def score_matching_loss(
     params: θ.
     energy_fn: E(x; θ) of one point, three times differentiable.
     data: `[m, ...]`, or `{"x": ..., "context": ...}`.
-    key: where given, the trace is Hutchinson's unbiased estimate from random probes,
-      at the cost of `num_probes` directional derivatives; without it all d are taken.
-    num_probes: how many probes for each point; 1 where only a key is given.
-    divergence_fn: the trace in closed form, where the energy knows it (the RBM does).
-    axis_name: the axis over which the data is spread; the loss is this device's share.
+    key: if given, the trace is Hutchinson's unbiased estimate from random probes, at
+      the cost of `num_probes` directional derivatives. Without a key the trace is
+      exact and costs d directional derivatives, computed in blocks: memory grows with
+      m · d, not with m · d².
+    num_probes: the number of probes for each point; with a key, 1 by default.
+    divergence_fn: the trace in closed form, if the energy has one (the RBM has).
+    axis_name: the axis over which the data is sharded; the loss is the mean over this
+      device's data.
 
   Returns:
     A scalar; the mean over the (local) data.
@@ -208,38 +227,8 @@ def score_matching_loss(
 
   Source: Liu & Wang (2017), equation 18; Hyvärinen (2005); Hutchinson (1990).
   """
-  if num_probes is not None:
-    checks.at_least_one("num_probes", num_probes)
-    if key is None:
-      raise ValueError("num_probes (Hutchinson) needs a key to draw the probes with.")
-  if key is not None and divergence_fn is not None:
-    raise ValueError("give a key (Hutchinson) or divergence_fn, not both.")
-  return _score_matching_loss(
-    params,
-    energy_fn,
-    data,
-    key,
-    num_probes=num_probes or 1,
-    divergence_fn=divergence_fn,
-    axis_name=axis_name,
-  )
-
-
-@partial(
-  jax.jit, static_argnames=("energy_fn", "num_probes", "divergence_fn", "axis_name")
-)
-def _score_matching_loss(
-  params: Params,
-  energy_fn: EnergyFn,
-  data: Batch,
-  key: Key | None,
-  *,
-  num_probes: int,
-  divergence_fn: DivergenceFn | None,
-  axis_name: str | None,
-) -> Array:
   x, context = split_batch(data)
-  indices = axes.global_indices(checks.num_particles(x), axis_name)
+  m = checks.num_particles(x)
 
   def at_point(index: Array, x: PyTree, *context: PyTree) -> Array:
     flat, unravel = ravel_pytree(x)
@@ -256,16 +245,50 @@ def _score_matching_loss(
         )
     elif key is not None:
       point_key = jax.random.fold_in(key, index)
-      probes = jax.random.rademacher(point_key, (num_probes, flat.size), flat.dtype)
+      shape = (num_probes or 1, flat.size)
+      probes = jax.random.rademacher(point_key, shape, flat.dtype)
       s, slope = jax.linearize(flat_score, flat)
       divergence = jax.vmap(lambda v: v @ slope(v))(probes).mean()
     else:
       s, slope = jax.linearize(flat_score, flat)
-      basis = axes.local(jnp.eye(flat.size, dtype=flat.dtype), axis_name)
-      divergence = jnp.trace(jax.vmap(slope)(basis))
+      divergence = _trace(slope, flat, m, axis_name)
     return s @ s / 2 + divergence
 
+  indices = axes.global_indices(m, axis_name)
   return jax.vmap(at_point)(indices, x, *context).mean()
+
+
+def _trace(
+  slope: Callable[[Array], Array], x: Array, num_points: int, axis_name: str | None
+) -> Array:
+  """Σₖ [slope(eₖ)]ₖ over the d unit vectors, a block of directions at a time.
+
+  Args:
+    slope: the linear function v -> J v.
+    x: the point `[d]`.
+    num_points: how many points `vmap` evaluates at once.
+    axis_name: the axis over which the points are sharded.
+  """
+  d = x.size
+  block = min(d, max(1, _MAX_TANGENTS // (num_points * d)))
+  num_blocks = -(-d // block)
+  block = -(-d // num_blocks)  # blocks of nearly equal size
+
+  def of_direction(k: Array) -> Array:
+    # Beyond the last direction, k ≥ d, the vector is 0 and adds nothing.
+    unit = axes.local(jax.nn.one_hot(k, d, dtype=x.dtype), axis_name)
+    return slope(unit)[k]
+
+  def of_block(directions: Array) -> Array:
+    return jax.vmap(of_direction)(directions).sum()
+
+  directions = jnp.arange(num_blocks * block).reshape(num_blocks, block)
+  if num_blocks == 1:
+    return of_block(directions[0])
+  # Without the checkpoint a gradient would keep the intermediate values of all blocks.
+  # (A loop needs no barrier against common subexpressions.)
+  of_block = jax.checkpoint(of_block, prevent_cse=False)
+  return jax.lax.map(of_block, directions).sum()
 
 
 def score_matching(
@@ -281,9 +304,9 @@ def score_matching(
   Args:
     energy_fn: E(x; θ) of one point.
     optimizer: an optax optimizer.
-    num_probes: use Hutchinson's trace with so many probes; None takes the exact trace.
+    num_probes: use Hutchinson's trace with this many probes; None: the exact trace.
     divergence_fn: the trace in closed form.
-    axis_name: the axis over which the batch is spread.
+    axis_name: the axis over which the batch is sharded.
 
   Raises:
     ValueError: both num_probes and divergence_fn.

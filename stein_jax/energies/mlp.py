@@ -59,7 +59,7 @@ class MLP(nn.Module):
     x = jnp.asarray(x)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = x.reshape(-1).astype(dtype)
-    hidden = jnp.concatenate([x, self._encode(context).astype(dtype)])
+    hidden = jnp.concatenate([x, self._context_vector(context).astype(dtype)])
     for width in self.widths:
       hidden = self.activation(self._dense(width, dtype)(hidden))
     net = self._dense(1, dtype)(hidden)[0]
@@ -72,7 +72,7 @@ class MLP(nn.Module):
     return nn.Dense(width, param_dtype=dtype, precision=jax.lax.Precision.HIGHEST)
 
   @nn.nowrap
-  def _encode(self, context: Array | None) -> Array:
+  def _context_vector(self, context: Array | None) -> Array:
     if context is None:
       if self.num_classes is not None:
         raise ValueError(f"num_classes={self.num_classes} needs a context.")

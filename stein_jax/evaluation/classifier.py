@@ -13,6 +13,7 @@ class DigitClassifier(nn.Module):
 
   images [n, h, w, c] → ⌈h/2⌉×⌈w/2⌉×32 → ⌈h/4⌉×⌈w/4⌉×64 → 128 → num_classes
 
+  >>> import jax, jax.numpy as jnp
   >>> classifier = DigitClassifier()
   >>> images = jnp.zeros((5, 28, 28, 1))
   >>> params = classifier.init(jax.random.key(0), images)
