@@ -217,8 +217,8 @@ def _scores(
   features = reference.features(dataset.test)
   images = {figure2.REAL: real_images, figure2.DUPLICATE: duplicates[0], **samples}
   results = {
-    column: scores.scores_in_view_of(reference, drawn, features)
-    for column, drawn in images.items()
+    column: scores.scores_in_view_of(reference, images[column], features)
+    for column in (*samples, figure2.REAL, figure2.DUPLICATE)
   }
   training_sets = {figure2.DUPLICATE: duplicates} | {
     column: (samples[column], t.labels(len(samples[column])))

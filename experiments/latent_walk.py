@@ -38,7 +38,7 @@ class Settings(settings.Settings):
   steps: int = setting(2000, "The number of steps of the walk.", at_least=2)
   stride: int = setting(20, "Steps between two images of the walk.", at_least=1)
   step_size: float = setting(
-    0.01, "The step size of the walk; the default is the paper's.", above=0, at_most=1.0
+    0.01, "The step size of the walk; the default is the paper's.", above=0, at_most=1
   )
   seed: int = setting(
     0,

@@ -63,8 +63,8 @@ class ModelSettings(settings.Settings):
   dcgan_learning_rate: float = setting(
     2e-4, "Adam's, of both networks of DCGAN.", above=0
   )
-  beta1: float = setting(0.5, "Adam's β₁.", at_least=0.0, at_most=0.999)
-  mix: float = setting(0.25, "α of steincd_gan.", at_least=0.0, at_most=1.0)
+  beta1: float = setting(0.5, "Adam's β₁.", at_least=0, at_most=0.999)
+  mix: float = setting(0.25, "α of steincd_gan.", at_least=0, at_most=1)
   mix_scale: float = setting(
     1.0, "A factor on SteinCD's gradient in steincd_gan.", above=0
   )

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -15,32 +14,15 @@ from experiments import evaluate
 from experiments.pictures import (
   figure2,
   inception,
-  models,
   resnet,
   saved_generators,
   square_images,
   testing_accuracy,
 )
-from experiments.pictures.model_settings import ModelSettings
 from experiments.shared import settings
 from experiments.shared.datasets import Dataset
-from stein_jax import generators
 from tests import binaries
-
-
-def saved(folder, method, num_classes):
-  task = models.Task(size=32, num_classes=num_classes)
-  narrow = ModelSettings(generator_width=0.02)
-  module = models.generator_of(narrow, task)
-  labels = () if num_classes is None else (np.zeros(2, np.int32),)
-  noise = np.zeros((2, 100), np.float32)
-  made = generators.initialize(jax.random.key(0), module, noise, *labels)
-  about = {"method": method, "label": method, "dataset": "cifar10", "seed": 0}
-  about |= {"step": 7}
-  about["settings"] = saved_generators.generator_settings(narrow, task)
-  about["label_counts"] = None if num_classes is None else [5] * num_classes
-  saved_generators.save(folder, saved_generators.Trained(module, *made, about))
-  return str(folder)
+from tests.experiments.pictures.examples import save_generator
 
 
 def dataset(labelled):
@@ -113,7 +95,7 @@ def run(labelled, workdir, runs, *arguments):
 
 
 def test_every_column_gets_scores_and_keeps_its_labels(tmp_path):
-  runs = [saved(tmp_path / m, m, 3) for m in ("dcgan", "steingan")]
+  runs = [save_generator(tmp_path / m, m, 3) for m in ("dcgan", "steingan")]
   out = tmp_path / "out"
   done = run(True, out, runs, "--inception_weights=given")
   assert done.returncode == 0, done.stderr
@@ -139,7 +121,7 @@ def test_every_column_gets_scores_and_keeps_its_labels(tmp_path):
 
 
 def test_without_labels_there_is_no_testing_accuracy(tmp_path):
-  runs = [saved(tmp_path / "steingan", "steingan", None)]
+  runs = [save_generator(tmp_path / "steingan", "steingan", None)]
   done = run(False, tmp_path / "out", runs)
   assert done.returncode == 0, done.stderr
   assert "mean distance between pictures" in done.stdout
@@ -155,7 +137,7 @@ def test_without_labels_there_is_no_testing_accuracy(tmp_path):
   ],
 )
 def test_runs_that_cannot_be_compared_are_errors(runs, message, tmp_path):
-  saved(tmp_path / "one", "dcgan", 3)
+  save_generator(tmp_path / "one", "dcgan", 3)
   done = run(True, tmp_path / "out", [str(tmp_path / name) for name in runs])
   assert done.returncode == 1
   assert message in done.stderr

@@ -1,19 +1,16 @@
-"""The commands images, latent_walk and table1, on a few images made here."""
+"""The command images, on a few images made here."""
 
 import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import images, latent_walk, table1
-from experiments.pictures import models, saved_generators
-from experiments.pictures.model_settings import ModelSettings
+from experiments import images
+from experiments.pictures import saved_generators
 from experiments.shared import workdirs
-from stein_jax import generators
 from tests import binaries
 from tests.experiments.parsing import parsed
 
@@ -180,73 +177,6 @@ def test_a_generator_is_loaded_as_it_was_saved(trained):
   assert saved.labels(5) is None
   with pytest.raises(SystemExit, match=r"holds no generator.*WORKDIR/METHOD/seed_0"):
     saved_generators.load(workdir)
-
-
-def test_labels_are_as_frequent_as_in_the_training_set():
-  task = models.Task(size=32, num_classes=3)
-  settings = ModelSettings(generator_width=0.02)
-  module = models.generator_of(settings, task)
-  noise, label = jnp.zeros((2, 100)), jnp.zeros(2, jnp.int32)
-  made = generators.initialize(jax.random.key(0), module, noise, label)
-  about = {
-    "label_counts": [10, 0, 30],
-    "settings": saved_generators.generator_settings(settings, task),
-  }
-  trained = saved_generators.Trained(module, *made, about)
-  labels = trained.labels(4000)
-  counts = np.bincount(labels, minlength=3)
-  assert counts[1] == 0
-  assert abs(counts[2] / 4000 - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)
-  images = trained.sample(300, labels=labels[:300])
-  assert images.shape == (300, 32, 32, 3)
-  assert images.dtype == np.uint8
-
-
-def test_a_latent_walk_writes_strips_and_an_animation(trained, tmp_path):
-  workdir, _ = trained
-  done = binaries.run(
-    "latent_walk",
-    f"--run={workdir / 'dcgan' / 'seed_0'}",
-    "--rows=2",
-    "--steps=6",
-    "--stride=2",
-    "--pictures=3",
-    f"--workdir={tmp_path}",
-  )
-  assert done.returncode == 0, done.stderr
-  assert {file.name for file in tmp_path.iterdir()} == {
-    "walk.png",
-    "interpolation.png",
-    "walk.gif",
-  }
-  with Image.open(tmp_path / "walk.gif") as animation:
-    assert animation.size == (64, 32)
-
-
-def test_a_walk_has_small_steps_and_stays_within_its_limits():
-  start = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, size=(3, 100)))
-  start = start.astype(jnp.float32)
-  path = latent_walk.walk(jax.random.key(0), start, num_steps=50, step_size=0.2)
-  assert path.shape == (51, 3, 100)
-  np.testing.assert_array_equal(path[0], start)
-  assert np.abs(path).max() <= 1
-  steps = np.abs(np.diff(path, axis=0))
-  assert steps.max() <= 0.2 + 1e-6
-  assert abs(steps[:, :, np.abs(start).max(axis=0) < 0.5].mean() - 0.1) < 0.01
-  ends = latent_walk.interpolation(start, num_images=5)
-  np.testing.assert_allclose(ends[0], start, atol=1e-6)
-  np.testing.assert_allclose(ends[-1], np.roll(start, -1, axis=0), atol=1e-6)
-  np.testing.assert_allclose(ends[2], (ends[0] + ends[-1]) / 2, atol=1e-6)
-
-
-def test_table_1_counts_the_parameters_of_the_modules():
-  lines = table1.table().splitlines()
-  cells = {line.split("|")[1].strip(): line.split("|")[2:] for line in lines}
-  dcgan = [int(cells["DCGAN"][i].replace(",", "")) for i in (0, 2)]
-  assert all(abs(count - 17e6) < 0.5e6 for count in dcgan)
-  steingan = [int(cells["SteinGAN"][i].replace(",", "")) for i in (0, 2)]
-  assert steingan[0] < 10e6
-  assert abs(steingan[1] - 2.5e6) < 0.5e6
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
-"""Images, folders and lmdbs that the tests make, and real data that they look for."""
+"""Images, folders, lmdbs and generators for the tests, and real data, if present."""
 
 import io
 import os
 from collections import Counter
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
+from experiments.pictures import models, saved_generators
+from experiments.pictures.model_settings import ModelSettings
 from experiments.shared import tfds_data
+from stein_jax import generators
 from tests.conftest import SHARED_TFDS
 
 
@@ -94,3 +98,19 @@ def through_tfds(name, split, root, indices):
   builder = tfds.builder_from_directory(tfds_data.find_prepared(name, root))
   source = builder.as_data_source(split=split)
   return [source[i]["image"] for i in indices]
+
+
+def save_generator(folder, method, num_classes):
+  """Saves an untrained, narrow generator; returns its folder."""
+  task = models.Task(size=32, num_classes=num_classes)
+  narrow = ModelSettings(generator_width=0.02)
+  module = models.generator_of(narrow, task)
+  labels = () if num_classes is None else (np.zeros(2, np.int32),)
+  noise = np.zeros((2, 100), np.float32)
+  made = generators.initialize(jax.random.key(0), module, noise, *labels)
+  about = {"method": method, "label": method, "dataset": "cifar10", "seed": 0}
+  about |= {"step": 7}
+  about["settings"] = saved_generators.generator_settings(narrow, task)
+  about["label_counts"] = None if num_classes is None else [5] * num_classes
+  saved_generators.save(folder, saved_generators.Trained(module, *made, about))
+  return str(folder)
