@@ -2,6 +2,7 @@
 
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,11 +93,13 @@ def moved(rule, x, num_steps=4):
 
 
 def assert_same(got, want):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-    if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
-      a, b = jax.random.key_data(a), jax.random.key_data(b)
-    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+  got, want = (jax.tree.map(numbers, tree) for tree in (got, want))
+  chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def numbers(x):
+  is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.random.key_data(x) if is_key else x
 
 
 @pytest.mark.usefixtures("x64")
