@@ -2,8 +2,8 @@
 
 Then each device may apply it to its own rows, and the result is that of one device.
 The answer is read off the function's jaxpr, the list of JAX's operations that make it.
-It is True only where every operation is known to keep rows apart. Where it is False, the
-function must be applied to all rows together, which is right for every function.
+It is True only where every operation is known to keep rows apart. Where it is False,
+the function must be applied to all rows together, which is right for every function.
 """
 
 from collections.abc import Callable, Sequence
