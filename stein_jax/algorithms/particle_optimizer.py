@@ -61,10 +61,14 @@ def update_particles(
   if treats_rows_alone(optimizer.update, all_arguments, in_axes, out_axes):
     return optimizer.update(*arguments)
 
+  # shard_map must know that what follows is the same on all devices; vmap cannot.
+  is_manual = axis_name in jax.sharding.get_abstract_mesh().manual_axes
+  to = "invarying" if is_manual else "varying"
+
   def gathered(x: Array, axis: int | None) -> Array:
     if axis is None:
       return x
-    return jax.lax.all_gather(x, axis_name, axis=axis, tiled=True, to="invarying")
+    return jax.lax.all_gather(x, axis_name, axis=axis, tiled=True, to=to)
 
   def own(x: Array, axis: int | None) -> Array:
     if axis is None:

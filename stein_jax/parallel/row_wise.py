@@ -2,8 +2,8 @@
 
 Then each device may apply it to its own rows, and the result is that of one device.
 The answer is read off the function's jaxpr, the list of JAX's operations that make it.
-It is True only where every operation is known to keep rows apart. Otherwise it is
-False, perhaps without need: a caller then does what is right for any function.
+It is True only where every operation is known to keep rows apart. Where it is False,
+the function must be applied to all rows together, which is right for every function.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,10 +53,9 @@ def treats_rows_alone(
     fn: a function of arrays or pytrees. A number that it computes in Python from the
       number of rows is not noticed.
     arguments: its arguments, or their types and shapes.
-    in_axes: for each array of the arguments, 0 where its leading axis is that of the
-      rows, and None where it has no rows and all share it. Any other number is an
-      axis of rows with which the answer is False.
-    out_axes: the same for the results. An array without rows must not depend on them.
+    in_axes: for each array of the arguments, the axis of its rows, or None where it has
+      none: then all rows share it. With an axis other than 0 the answer is False.
+    out_axes: the same for the results. Those without rows must not depend on any.
   """
   if not {*in_axes, *out_axes} <= {0, None}:
     return False

@@ -18,7 +18,7 @@ from stein_jax.training.feeds import chunk_rows, take_rows
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics
 
 RESERVED = ("step", "ms_per_step")
-"""Entries of a row that are the loop's own, and no names of metrics."""
+"""Names of entries that the loop itself adds to a row: no metric may have them."""
 
 
 class TrainingDiverged(FloatingPointError):
@@ -55,8 +55,8 @@ class Carry(NamedTuple):
 def first_carry(state: Any, step: Array | int, num_examples: int | None) -> Carry:
   """The carry before the first chunk, which shares no buffer with the caller's arrays.
 
-  One compiled function makes all its arrays, so that all have strong types and are
-  placed alike. Otherwise the second chunk would be compiled again.
+  One compiled function makes all its arrays. So they have the types and devices that a
+  chunk returns; otherwise the second chunk would be compiled again.
 
   Args:
     state: the algorithm's state.
@@ -207,8 +207,8 @@ def check_metrics(metrics: Any) -> None:
   """Checks the metrics of a chunk, [length] each, before any step is run.
 
   Raises:
-    TypeError: no dict.
-    ValueError: a metric that is no scalar, or has a reserved name.
+    TypeError: they are not a dict.
+    ValueError: a metric is not a scalar, or has a reserved name.
   """
   if not isinstance(metrics, dict):
     raise TypeError(f"metrics must be a dict of scalars, got {type(metrics).__name__}")

@@ -115,7 +115,7 @@ def test_several_devices_give_what_one_gives(name):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["adam", "lamb"])
-@pytest.mark.parametrize("how", ["shard_map", "pmap"])
+@pytest.mark.parametrize("how", ["shard_map", "pmap", "vmap"])
 def test_with_a_kernel_and_a_state_made_on_each_device(how, name):
   def last(x, axis_name=None):
     return moved(rule(ALL[name], axis_name, kernels.rbf(2.0)), x)[0].particles
@@ -131,7 +131,8 @@ def test_with_a_kernel_and_a_state_made_on_each_device(how, name):
     )(x)
   else:
     split = jax.tree.map(lambda leaf: leaf.reshape(4, 2, *leaf.shape[1:]), x)
-    got = jax.pmap(lambda x: last(x, "i"), axis_name="i")(split)
+    mapped = jax.pmap if how == "pmap" else jax.vmap
+    got = mapped(lambda x: last(x, "i"), axis_name="i")(split)
     got = jax.tree.map(lambda leaf: leaf.reshape(8, *leaf.shape[2:]), got)
   assert_same(got, last(x))
 
