@@ -42,8 +42,8 @@ def _check_call(
   if self.regularization is not None:
     checks.positive("regularization", self.regularization)
   self.check_axis(axis_name)
-  n = jax.tree.leaves(particles)[0].shape[0]
-  if self.leave_one_out and axis_name is None and n < 2:
+  n = num_rows(particles) * axes.size(axis_name)
+  if self.leave_one_out and n < 2:
     raise ValueError(f"leave_one_out needs at least 2 particles, got {n}.")
 
 

@@ -1,7 +1,7 @@
 """With `axis_name`, eight devices give what one gives, by pmap and by shard_map.
 
-Every function is called in the body of a mapped function, with its leading axes spread
-over the devices; results are held against one call without `axis_name`.
+Every function is called in the body of a mapped function, with its leading axes sharded
+over the devices. The results are compared with one call without `axis_name`.
 """
 
 import chex
@@ -14,7 +14,9 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 import stein_jax
-from stein_jax import generators, kernels, ksd_squared, svgd_direction
+from stein_jax import Direction, generators, kernels, ksd_squared, svgd_direction
+from stein_jax.kernels.bandwidths import of_particles
+from stein_jax.pairs.tiles import streamed
 from tests.devices import SAME, SHARDED, WAYS, on_devices
 
 
@@ -64,21 +66,22 @@ def discrepancies(x, s, axis_name=None):
     name: ksd_squared(x, s, kernel, axis_name=axis_name)
     for name, kernel in all_kernels(x.dtype).items()
   }
-  u = ksd_squared(
-    x, s, kernels.rbf(2.0), statistic="U", block_size=2, axis_name=axis_name
-  )
+  direction = Direction(kernels.rbf(2.0), block_size=2)
+  u = ksd_squared(x, s, direction, statistic="U", axis_name=axis_name)
   return v | {"U": u}
 
 
 def bandwidths(x, axis_name=None):
-  return {
+  found = {
     str(options): kernels.median_bandwidth(x, **options, axis_name=axis_name)
     for options in [
-      {"log": "none", "block_size": 2},
       {"log": "m+1", "diagonal": True, "multiple": 3.0},
       {"subsample": 7},
     ]
   }
+  streaming = streamed(x, block_size=2, axis_name=axis_name)
+  policy = kernels.MedianBandwidth(log="none")
+  return found | {"in blocks": of_particles(x, policy, streaming)}
 
 
 @pytest.mark.usefixtures("x64")
@@ -193,6 +196,11 @@ def own_features(params):
   return kernels.on_features(kernels.rbf(1.5), Partial(feature, params["weights"]))
 
 
+def affine_features(params):
+  features = Partial(jnp.matmul, b=params["weights"])
+  return kernels.on_features(kernels.rbf(), features, affine=True)
+
+
 SGD = optax.sgd(1.0)  # the parameters move by the whole gradient
 
 ALGORITHMS = {
@@ -204,36 +212,31 @@ ALGORITHMS = {
   ),
   "stein_cd regularised": lambda axis: stein_jax.stein_cd(
     bent,
-    own_features,
+    Direction(own_features, regularization=0.3),
     SGD,
     step_size=0.1,
     num_steps=2,
-    regularization=0.3,
     axis_name=axis,
   ),
   "stein_cd affine": lambda axis: stein_jax.stein_cd(
     bent,
-    lambda params: kernels.on_features(
-      kernels.rbf(), Partial(jnp.matmul, b=params["weights"]), affine=True
-    ),
+    Direction(affine_features, regularization=0.3),
     SGD,
     step_size=0.1,
     num_steps=2,
-    regularization=0.3,
     axis_name=axis,
   ),
   "stein_cd persistent": lambda axis: stein_jax.stein_cd(
     bent,
-    kernels.rbf(),
+    Direction(kernels.rbf(), regularization=0.3),
     SGD,
     step_size=0.1,
     num_steps=2,
-    regularization=0.3,
     persistent=True,
     axis_name=axis,
   ),
   "stein_score_matching regularised": lambda axis: stein_jax.stein_score_matching(
-    bent, kernels.rbf(1.5), SGD, regularization=0.3, axis_name=axis
+    bent, Direction(kernels.rbf(1.5), regularization=0.3), SGD, axis_name=axis
   ),
   "cd antithetic": lambda axis: stein_jax.contrastive_divergence(
     bent, SGD, num_steps=2, step_size=0.2, antithetic=True, axis_name=axis
@@ -339,7 +342,7 @@ def test_gradients_are_averaged_once():
 
 
 @pytest.mark.usefixtures("x64")
-def test_svgd_moves_spread_particles():
+def test_svgd_moves_sharded_particles():
   x, _ = points(16, 3)
 
   def moved(x, axis_name=None):
@@ -409,12 +412,12 @@ def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
   params, stats = generators.initialize(jax.random.key(4), module, noise)
   want = generators.generate_fn(module)(params, stats, noise, None)
   alone = generators.generate_fn(module)(params, stats, noise[:2], None)
-  assert abs(alone[0] - want[0][:2]).max() > 1e-3  # a device's own would show
-  spread = generators.generate_fn(module.clone(axis_name="i"))
+  assert abs(alone[0] - want[0][:2]).max() > 1e-3  # one device's statistics differ
+  sharded = generators.generate_fn(module.clone(axis_name="i"))
   for how in WAYS:
     got = on_devices(
       how,
-      lambda *arguments: spread(*arguments, None),
+      lambda *arguments: sharded(*arguments, None),
       (params, stats, noise),
       (SAME, SAME, SHARDED),
       (SHARDED, SAME),
@@ -423,7 +426,7 @@ def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
 
 
 @pytest.mark.usefixtures("x64")
-def test_energies_of_pictures():
+def test_energies_of_images():
   """Transposed convolutions and labels, in the gradients that SteinGAN needs."""
   energy = stein_jax.energies.JointAutoencoder(
     stein_jax.energies.Autoencoder(

@@ -398,11 +398,11 @@ def test_an_exchange_needs_the_axis_of_the_devices(kernel, exchange):
   ]
   if kernel is not None:
     calls.append(lambda: ksd_squared(x, s, direction))
-  params = parameters()
+  params, key = parameters(), jax.random.key(0)
   for name in RULES:
     rule = RULES[name](direction, None)
-    state = rule.init(None, params, x)
-    calls.append(partial(rule.update, jax.random.key(0), state, x))
+    state = rule.init(key, params, x)
+    calls.append(lambda rule=rule, state=state: rule.update(key, state, x))
   rule = svgd(jnp.negative, direction, optax.sgd(0.1))
   calls.append(lambda: rule.update(None, rule.init(None, x), None))
   for call in calls:
