@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import jax
+
 from experiments.shared import settings
 from experiments.shared.settings import setting
 from stein_jax import parallel
@@ -55,7 +57,8 @@ def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
       "Choose another --workdir."
     )
   if own.overwrite:
-    if parallel.is_first_process():
+    # Asked alone, is_first_process would start JAX, whose options may not be set yet.
+    if not jax.distributed.is_initialized() or parallel.is_first_process():
       _check_deletable(own, workdir)
     return
   command, before = _read(record)

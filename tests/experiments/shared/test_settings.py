@@ -84,6 +84,7 @@ def test_the_command_line_gives_typed_values():
     ("--seeds=-1", "--seeds must be integers from 0 to 4294967295, separated by"),
     ("--seeds=0.5", "--seeds must be integers"),
     ("--seeds=4294967296", "--seeds must be integers"),
+    (f"--seeds={10**400}", "--seeds must be integers"),
     ("stray", "unexpected arguments ['stray']; flags begin with --."),
   ],
 )
@@ -115,11 +116,12 @@ def test_what_must_be_given():
 
 
 def test_the_record_is_a_flagfile_of_what_says_something_about_the_run():
-  own = Example(mix=(0, 0.05, 1), overwrite=True)
+  own = Example(mix=(0, 0.05, 1), files=("v1.0", "x"), overwrite=True)
   record = settings.record(own)
   assert "overwrite" not in record
   assert "limit" not in record
   assert record["mix"] == "0,0.05,1"
+  assert record["files"] == "v1.0,x"
   assert record["rate"] == "0.0003"
   assert record["share"] == "0.1"
   assert record["center"] == "False"
@@ -152,6 +154,7 @@ def test_differences_to_an_earlier_record():
   assert settings.differences(dataclasses.replace(same, kind="b"), older) == [
     "--kind: a before, b now"
   ]
+  assert settings.differences(same, before | {"overwrite": "False"}) == []
   # Settings that are gone, and values that are not allowed any more.
   assert settings.differences(same, before | {"old": "1", "kind": "z"}) == [
     "--kind: z before, a now",
