@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import devices, features, images, likelihood, svgd, timing
+from experiments.benchmarks import (
+  devices,
+  features,
+  images,
+  likelihood,
+  startup,
+  svgd,
+  timing,
+)
 from experiments.benchmarks import training as training_benchmark
 from stein_jax import kernels, svgd_direction
 from tests import binaries
@@ -60,6 +68,26 @@ def test_training(tmp_path):
   summary = summary_of(tmp_path / "w")
   assert summary["ratios"].keys() == training_benchmark.TARGETS.keys()
   assert training_benchmark.markdown(summary) in shown.stdout
+
+
+@pytest.mark.slow
+def test_startup(tmp_path):
+  shown = run("startup", "--repeats=1", f"--workdir={tmp_path / 'w'}")
+  summary = summary_of(tmp_path / "w")
+  assert all(found > 0 for found in summary["cpu_seconds"].values())
+  assert startup.markdown(summary) in shown.stdout
+  found = summary["cpu_seconds"]
+  assert f"{found['direction'] / found['direction, naive']:.2f}" in shown.stdout
+
+
+def test_the_naive_direction_is_the_same_but_for_its_median():
+  # Its median is over all n² squared distances, the zeros included.
+  x, s = np.random.default_rng(0).normal(size=(2, 40, 6)).astype(np.float32)
+  squared = np.square(x[:, None] - x[None]).sum(axis=2)
+  h = np.median(squared) / np.log(40)
+  got = startup.naive_direction(jnp.asarray(x), jnp.asarray(s))
+  want = svgd_direction(x, s, kernels.rbf(h))
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
 
 
 def test_the_dense_peer_is_the_same_direction():
