@@ -229,7 +229,6 @@ def _first_pivots(
       batch_size=4096,
     )
   )
-  beyond = selection.beyond(points.dtype)
   nothing = jnp.zeros_like(total)
   quantile = selection.minus(rank, nothing) / selection.minus(total, nothing)
   deviation = 1.5 * _SAMPLE**0.5  # three times that of the rank of a median
@@ -237,7 +236,8 @@ def _first_pivots(
   ends = jnp.clip(ends, 0, _SAMPLE - 1)
 
   guess = selection.ordered_bits(jnp.asarray([0.5, 1.0, 2.0, 4.0], points.dtype))
-  guess = axes.varying_as(sample, guess)
+  # Constants of the loop and the branch in `neighbours` vary over devices as the sample.
+  guess, beyond = axes.varying_as(sample, (guess, selection.beyond(points.dtype)))
 
   def at_rank(rank: Array) -> Array:
     wanted = selection.as_count(rank, 1)
