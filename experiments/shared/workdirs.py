@@ -100,7 +100,8 @@ def prepare(own: Run) -> Path:
 def _prepare(own: Run, workdir: Path) -> None:
   if own.overwrite and (workdir / RECORD).exists():
     _check_deletable(own, workdir)
-    for path in workdir.iterdir():
+    # The record goes last: until then the folder is known as this command's.
+    for path in sorted(workdir.iterdir(), key=lambda path: path.name == RECORD):
       if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
       else:
