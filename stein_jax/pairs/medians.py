@@ -236,7 +236,7 @@ def _first_pivots(
   ends = jnp.clip(ends, 0, _SAMPLE - 1)
 
   guess = selection.ordered_bits(jnp.asarray([0.5, 1.0, 2.0, 4.0], points.dtype))
-  # Constants of the loop and the branch in `neighbours` vary over devices as it does.
+  # Constants of the loop and branch in `neighbours` vary over devices as the sample.
   guess, beyond = axes.varying_as(sample, (guess, selection.beyond(points.dtype)))
 
   def at_rank(rank: Array) -> Array:
