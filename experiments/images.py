@@ -37,6 +37,7 @@ from experiments.pictures import (
   streams,
 )
 from experiments.pictures.model_settings import ModelSettings
+from experiments.pictures.results import markdown
 from experiments.shared import (
   datasets,
   devices,
@@ -118,7 +119,7 @@ class Settings(
 
 
 def main(own: Settings) -> None:
-  if summaries.printed(own, results.table):
+  if summaries.printed(own, markdown):
     return
   logs.quiet_checkpoints()
   mesh = devices.join(own)
@@ -155,7 +156,7 @@ def _report(own: Settings, name: str, runs: Mapping[str, Any]) -> None:
   title = f"{name}, {own.steps} steps of {own.batch_size}"
   summary = summaries.write(own, {"runs": runs})
   results.draw(workdir, list(runs), own.seeds, title=title)
-  print(results.table(summary))
+  print(markdown(summary))
   print(f"\nFigures and summary.json: {workdir}")
 
 

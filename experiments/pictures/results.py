@@ -131,7 +131,7 @@ def finished_run(seed: int, history: Sequence[Mapping[str, Any]]) -> dict[str, A
   }
 
 
-def table(summary: Mapping[str, Any]) -> str:
+def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a summary.json in Markdown: the last metrics of every run."""
   lines = []
   for method, runs in summary["runs"].items():
