@@ -325,7 +325,8 @@ def as_direction(kernel: DirectionLike, params: Params = None) -> DirectionFn:
     return Direction(kernel)
   if _num_arguments(kernel) == 1:
     return as_direction(kernel(jax.lax.stop_gradient(params)), params)
-  return kernel if isinstance(kernel, Partial) else Partial(kernel)
+  is_leaf = jax.tree_util.all_leaves([kernel])  # otherwise a pytree, as Partial is
+  return Partial(kernel) if is_leaf else kernel
 
 
 def call(

@@ -1,5 +1,8 @@
 """SteinCD against finite differences with the double-loop φ, and closed forms."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,82 +21,24 @@ from stein_jax import (
 from stein_jax import stein_score_matching_gradient as exact_gradient
 from stein_jax.algorithms.energy import energies
 from tests import oracles
+from tests.algorithms.by_hand import (
+  DATA,
+  direction_by_hand,
+  energy,
+  energy_gradient,
+  limit_by_hand,
+  mean_of,
+  score_by_hand,
+  some_params,
+  stein_cd_by_hand,
+)
 
 KEY = jax.random.key(0)
 RATE = 0.3
-DATA = np.random.default_rng(0).normal(size=(6, 3)) * 1.3 + 0.5
 SIDES = pytest.mark.parametrize("symmetric", [False, True])
 
 
-def energy(params, x):
-  """½ (x − μ)ᵀA(x − μ) + wᵀ tanh x, for any A."""
-  centred = x - params["mean"]
-  return 0.5 * centred @ params["A"] @ centred + params["w"] @ jnp.tanh(x)
-
-
-def some_params(dtype=np.float64):
-  rng = np.random.default_rng(1)
-  A = np.eye(3) + 0.3 * rng.normal(size=(3, 3))
-  params = {"A": A, "mean": rng.normal(size=3), "w": rng.normal(size=3)}
-  return {name: value.astype(dtype) for name, value in params.items()}
-
-
-def score_by_hand(params, x):
-  A, mean, w = params["A"], params["mean"], params["w"]
-  return -0.5 * (A + A.T) @ (x - mean) - w * (1 - np.tanh(x) ** 2)
-
-
-def energy_gradient(params, x):
-  """∇θ E(x), by hand."""
-  centred = x - params["mean"]
-  A = params["A"]
-  return {
-    "A": 0.5 * np.outer(centred, centred),
-    "mean": -0.5 * (A + A.T) @ centred,
-    "w": np.tanh(x),
-  }
-
-
-def cross_derivative(params, x, phi):
-  """∇θ [∇ₓE(x)ᵀ φ], by hand."""
-  centred = x - params["mean"]
-  A = params["A"]
-  return {
-    "A": 0.5 * (np.outer(phi, centred) + np.outer(centred, phi)),
-    "mean": -0.5 * (A + A.T) @ phi,
-    "w": (1 - np.tanh(x) ** 2) * phi,
-  }
-
-
-def mean_of(gradients):
-  return {name: np.mean([g[name] for g in gradients], axis=0) for name in gradients[0]}
-
-
-def direction_by_hand(params, x, kernel):
-  scores = np.array([score_by_hand(params, p) for p in x])
-  return scores if kernel is None else oracles.svgd_direction(x, scores, *kernel)
-
-
-def stein_cd_by_hand(params, x, kernel, step_size, symmetric):
-  """Equations 13 and 17, divided by the distance between the two sides."""
-  phi = direction_by_hand(params, x, kernel)
-  back = step_size if symmetric else 0.0
-  positive = mean_of([energy_gradient(params, p) for p in x - back * phi])
-  negative = mean_of([energy_gradient(params, p) for p in x + step_size * phi])
-  distance = step_size + back
-  return {name: (positive[name] - negative[name]) / distance for name in positive}
-
-
-def limit_by_hand(params, x, kernel):
-  """Equation 15: −(1/m) Σᵢ ∇θ [∇ₓE(xᵢ)ᵀ φᵢ]."""
-  phi = direction_by_hand(params, x, kernel)
-  mean = mean_of([cross_derivative(params, p, v) for p, v in zip(x, phi)])
-  return {name: -value for name, value in mean.items()}
-
-
-def assert_same(got, expected, rtol=1e-9, atol=1e-12):
-  assert jax.tree.structure(got) == jax.tree.structure(expected)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), got, expected)
+assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-9, atol=1e-12)
 
 
 def distance(a, b):
