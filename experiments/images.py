@@ -1,347 +1,265 @@
-"""Trains SteinGAN and DCGAN on pictures: section 5.2, figures 2 to 4.
+"""Trains SteinGAN and DCGAN on images: section 5.2, figures 2 to 4.
 
-Half an hour on a CPU core, with narrow networks, where CIFAR-10 is prepared:
+With narrow networks, half an hour on one CPU core (CIFAR-10 must be prepared):
 
   python -m experiments.images --flagfile=experiments/flags/images_small.flags
 
-The networks and settings of the paper, on a GPU:
+With the networks and settings of the paper, on a GPU:
 
   python -m experiments.images --flagfile=experiments/flags/cifar10.flags
   python -m experiments.images --flagfile=experiments/flags/celeb_a.flags
   python -m experiments.images --flagfile=experiments/flags/lsun.flags
 
-Any flag after the flagfile wins. A run that was stopped goes on where it stopped when
-the same command is given again; more methods, seeds or steps extend it. In --workdir it
-leaves samples.png, training.png, reconstructions.png, summary.json and, for every
-METHOD/seed_K, samples and reconstructions over training, metrics.jsonl, checkpoints
-and the generator, which experiments.evaluate and experiments.latent_walk read; and
-flags.txt, a flagfile itself.
+A flag after the flagfile overrides it. The same command continues a run that was
+interrupted; with more methods, seeds or steps it extends the run. It writes to
+--workdir: samples.png, training.png, reconstructions.png, summary.json and flags.txt,
+which is itself a flagfile; and for every METHOD/seed_K the samples and reconstructions
+during training, metrics.jsonl, checkpoints, and the generator, which
+experiments.evaluate and experiments.latent_walk load.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from jax.sharding import Mesh
 
 from experiments.pictures import (
-  image_data,
-  image_models,
-  image_results,
+  models,
+  results,
+  saved_generators,
+  square_images,
+  streams,
 )
-from experiments.shared import common
-from stein_jax import AlignmentController, energies, kernels, parallel, training
-from stein_jax.algorithms.stein_gan import AUTHORS_ALIGNMENT
+from experiments.pictures.model_settings import ModelSettings
+from experiments.pictures.results import markdown
+from experiments.shared import (
+  datasets,
+  devices,
+  loading,
+  logs,
+  settings,
+  summaries,
+  workdirs,
+)
+from experiments.shared.settings import setting
+from stein_jax import parallel, training
 from stein_jax.training.records import AnotherRun
 
-_ALIGNMENTS = {
-  "aligned": AlignmentController(),
-  "aligned_authors": AUTHORS_ALIGNMENT,
-}
-_LARGE = 2**31  # bytes of pictures; more are streamed
-
-_MAY_GROW = frozenset(("method", "seeds", "steps"))
+_MAX_IN_MEMORY = 2**31  # bytes of images; more are streamed
+_NUM_HELD_OUT = 256
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(
+  ModelSettings, loading.Folders, devices.Devices, summaries.FromSummary, workdirs.Run
+):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.images"
+  files: ClassVar[tuple[str, ...]] = (
+    "samples.png",
+    "training.png",
+    "reconstructions.png",
+    *(f"{method}/seed_*" for method in models.METHODS),
+  )
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/images")
+  method: tuple[str, ...] = setting(
+    ("steingan", "dcgan"),
+    "The methods to train, separated by commas.",
+    choices=tuple(models.METHODS),
+    may_grow=True,
+  )
+  dataset: str = setting(
+    "cifar10",
+    "cifar10, celeb_a or lsun/bedroom (or another category). Images of celeb_a and "
+    "lsun are cropped to squares and resized; lsun may also be read from its lmdb, or "
+    "from a folder of images, in --data_dir. mnist5k, the embedded digits, get a "
+    "border: 32×32 in colour.",
+  )
+  size: int | None = setting(None, "Resize images to this side in pixels, 32 or 64.")
+  conditional: bool = setting(
+    False, "Learn images together with their labels, by the joint energy (25)."
+  )
+  stream: bool = setting(
+    False,
+    "Read images from disk in every step. Images of more than 2 GiB are always "
+    "streamed.",
+  )
+  steps: int = setting(50_000, "Training steps.", at_least=1, may_grow=True)
+  batch_size: int = setting(100, "m, images in each step.", at_least=2)
+  seeds: tuple[int, ...] = setting(
+    (0,),
+    "Seeds of the initial parameters, the batches and the noise.",
+    at_least=0,
+    at_most=settings.MAX_SEED,
+    may_grow=True,
+  )
+  eval_every: int = setting(
+    1000, "Steps between evaluations: samples and checkpoints.", at_least=1
+  )
+  log_every: int = setting(100, "Steps between rows of metrics.jsonl.", at_least=1)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.size not in (None, *models.LAYERS):
+      sizes = ", ".join(map(str, models.LAYERS))
+      raise ValueError(f"--size must be one of {sizes}, got {self.size}.")
+    if self.bfloat16 and "steincd_gan" in self.method:
+      raise ValueError(
+        "steincd_gan needs small differences of energies, for which bfloat16 is not "
+        "precise enough: leave --bfloat16 out."
+      )
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  common.hush_checkpoints()
-  methods = common.chosen("method", flags.FLAGS.method, tuple(image_models.METHODS))
-  seeds = common.numbers("seeds", flags.FLAGS.seeds, int, at_least=0)
-  mesh = common.join_devices()
-  common.check_divides(mesh, flags.FLAGS.batch_size)
-  common.claim_workdir(before_work=True, may_grow=_MAY_GROW)
-  dataset = load()
-  settings = settings_of_flags(dataset)
-  workdir = common.claim_workdir(before_work=False)
-  runs: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+  logs.quiet_checkpoints()
+  mesh = devices.join(own)
+  devices.check_divides(mesh, own.batch_size)
+  workdirs.check(own)
+  dataset = load(own)
+  workdir = workdirs.prepare(own)
+  runs: dict[str, list[dict[str, Any]]] = {method: [] for method in own.method}
   failed = False
-  for method in methods:
-    for seed in seeds:
+  for method in own.method:
+    for seed in own.seeds:
       folder = workdir / method / f"seed_{seed}"
-      label = f"{image_models.METHODS[method]}, seed {seed}"
+      label = f"{models.METHODS[method]}, seed {seed}"
       try:
-        fit = train(dataset, method, settings, seed, folder, label, mesh)
+        fit = train(own, dataset, method, seed, folder, label, mesh)
       except training.TrainingDiverged as error:
         print(f"{label}: {error}", file=sys.stderr)
-        runs[method].append(image_results.of_divergence(seed, error))
+        runs[method].append(results.diverged_run(seed, error))
         failed = True
         continue
-      except AnotherRun as error:  # on other data, by its fingerprint
+      except AnotherRun as error:  # its data has another fingerprint
         sys.exit(f"{label}: {error}")
-      runs[method].append(image_results.of_history(seed, fit.history))
+      runs[method].append(results.finished_run(seed, fit.history))
   if parallel.is_first_process():
-    _report(workdir, dataset.name, runs, seeds)
+    _report(own, dataset.name, runs)
   parallel.wait_for_all("reported")
   if failed:
     sys.exit(1)
 
 
-def _report(
-  workdir: Path, name: str, runs: dict[str, list[dict[str, Any]]], seeds: list[int]
-) -> None:
-  title = f"{name}, {flags.FLAGS.steps} steps of {flags.FLAGS.batch_size}"
-  summary = common.write_summary(workdir, "experiments.images", {"runs": runs})
-  image_results.draw(workdir, list(runs), seeds, title=title)
+def _report(own: Settings, name: str, runs: Mapping[str, Any]) -> None:
+  """Writes summary.json and the figures, and prints the table."""
+  workdir = Path(own.workdir)
+  title = f"{name}, {own.steps} steps of {own.batch_size}"
+  summary = summaries.write(own, {"runs": runs})
+  results.draw(workdir, list(runs), own.seeds, title=title)
   print(markdown(summary))
-  print(f"\nPictures and summary.json: {workdir}")
+  print(f"\nFigures and summary.json: {workdir}")
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-  """The table of a summary.json."""
-  return image_results.table(summary)
-
-
-def load() -> Any:
-  """The pictures of --dataset, checked against the other flags."""
-  name, size = flags.FLAGS.dataset, flags.FLAGS.size
-  if size not in (None, *image_models.LAYERS):
-    sys.exit(f"--size must be one of {', '.join(map(str, image_models.LAYERS))}.")
-  dataset = common.load_pictures(name, size=size)
+def load(own: Settings) -> datasets.Dataset:
+  """The images of --dataset; a message ends the program if other flags do not fit."""
+  dataset = square_images.load_or_exit(own.dataset, own, size=own.size)
   if dataset.train.shape[1:] == (28, 28, 1):
-    dataset = image_data.framed(dataset)
-  shape = dataset.train.shape[1:]
-  if shape[0] != shape[1] or shape[0] not in image_models.LAYERS or shape[2] != 3:
+    dataset = square_images.with_border(dataset)
+  height, width, channels = dataset.train.shape[1:]
+  if height != width or height not in models.LAYERS or channels != 3:
+    sizes = " or ".join(f"{size}×{size}" for size in models.LAYERS)
     sys.exit(
-      f"--dataset={name}: pictures of {'×'.join(map(str, shape))}; the networks here "
-      f"take colour pictures of {' or '.join(f'{s}×{s}' for s in image_models.LAYERS)}."
+      f"--dataset={own.dataset}: images of {height}×{width}×{channels}; the networks "
+      f"here take colour images of {sizes}."
     )
-  if flags.FLAGS.conditional and dataset.train_labels is None:
-    sys.exit(f"--dataset={name} has no labels: leave --conditional out.")
-  if flags.FLAGS.conditional and _streamed(dataset):
+  if own.conditional and dataset.train_labels is None:
+    sys.exit(f"--dataset={own.dataset} has no labels: leave --conditional out.")
+  if own.conditional and _is_streamed(own, dataset):
     sys.exit(
-      "--conditional needs pictures that fit into memory, up to 2 GiB of them, and no "
-      f"--stream; {name} has {dataset.train.nbytes / 2**30:.1f} GiB."
+      "--conditional needs images that fit into memory, at most 2 GiB of them, and no "
+      f"--stream; {own.dataset} has {dataset.train.nbytes / 2**30:.1f} GiB."
     )
-  if flags.FLAGS.batch_size > len(dataset.train):
+  if own.batch_size > len(dataset.train):
     sys.exit(
-      f"--batch_size={flags.FLAGS.batch_size} is more than the {len(dataset.train)} "
-      f"training pictures of {name}."
+      f"--batch_size={own.batch_size} is more than the {len(dataset.train)} training "
+      f"images of {own.dataset}."
     )
   print(f"Data: {dataset.source}", file=sys.stderr)
   return dataset
 
 
-def _streamed(dataset: Any) -> bool:
-  return flags.FLAGS.stream or dataset.train.nbytes > _LARGE
-
-
-def settings_of_flags(dataset: Any) -> image_models.Settings:
-  """The flags as settings; a message ends the program where one cannot be meant."""
-  values = flags.FLAGS
-  common.positive(
-    "width",
-    "generator_width",
-    "discriminator_width",
-    "bandwidth_multiple",
-    "energy_learning_rate",
-    "generator_learning_rate",
-    "dcgan_learning_rate",
-    "mix_scale",
-    "step_size",
-  )
-  discount: Any = _ALIGNMENTS.get(values.discount)
-  if discount is None:
-    discount = _discount(values.discount)
-  if values.average is not None and not 0 < values.average < 1:
-    sys.exit(f"--average must lie between 0 and 1, got {values.average}.")
-  if values.bfloat16 and "steincd_gan" in values.method:
-    sys.exit(
-      "steincd_gan takes small differences of energies, which bfloat16 drowns: leave "
-      "--bfloat16 out."
-    )
-  num_classes = None
-  if values.conditional:
-    num_classes = int(dataset.train_labels.max()) + 1
-  known = [name for name in image_models.Settings._fields if name in values]
-  return image_models.Settings(**{name: values[name].value for name in known})._replace(
-    size=dataset.train.shape[1],
-    num_classes=num_classes,
-    num_neighbors=values.num_neighbors or None,
-    discount=discount,
-  )
-
-
-def _discount(text: str) -> float:
-  try:
-    value = float(text)
-  except ValueError:
-    value = -1.0
-  if not 0 <= value < 1:
-    sys.exit(
-      f"--discount must be a number in [0, 1) or {' or '.join(_ALIGNMENTS)}, got "
-      f"{text!r}."
-    )
-  return value
+def _is_streamed(own: Settings, dataset: datasets.Dataset) -> bool:
+  return own.stream or dataset.train.nbytes > _MAX_IN_MEMORY
 
 
 def train(
-  dataset: Any,
+  own: Settings,
+  dataset: datasets.Dataset,
   method: str,
-  settings: image_models.Settings,
   seed: int,
   folder: Path,
   label: str,
   mesh: Mesh | None,
 ) -> training.Fit:
-  """Trains one method from one seed; all methods share a seed's batches."""
+  """Trains one method from one seed. The batches depend on the seed alone.
+
+  Args:
+    own: the settings.
+    dataset: as `load` returns it.
+    method: one of `models.METHODS`.
+    seed: one of the seeds.
+    folder: the run's folder.
+    label: the name of the run, for the progress bar.
+    mesh: the devices, or None.
+  """
   init_key, fit_key = jax.random.split(jax.random.key(seed))
-  conditional = settings.num_classes is not None
+  labels = dataset.train_labels if own.conditional else None
+  size = dataset.train.shape[1]
+  task = models.Task(size, None if labels is None else int(labels.max()) + 1)
 
-  def pictures(x: Any, labels: Any) -> Any:
-    return {"x": x, "context": labels} if conditional else x
+  def batch(rows: slice) -> Any:
+    x = dataset.train[rows]
+    return x if labels is None else {"x": x, "context": labels[rows]}
 
-  few = pictures(dataset.train[:2], dataset.train_labels[:2] if conditional else None)
-  few = image_models.transform(jax.tree.map(jnp.asarray, few))
+  examples = models.transform(jax.tree.map(jnp.asarray, batch(slice(2))))
   axis_name = None if mesh is None else parallel.AXIS
-  model = image_models.build(init_key, method, settings, few, axis_name=axis_name)
-  data: Any = pictures(dataset.train, dataset.train_labels)
-  if _streamed(dataset):
-    data = image_data.stream(dataset.train, size=settings.size, seed=seed)
-  counts = np.bincount(dataset.train_labels).tolist() if conditional else None
+  model = models.build(init_key, method, own, task, examples, axis_name=axis_name)
+  data: Any = batch(slice(None))
+  if _is_streamed(own, dataset):
+    data = streams.stream(dataset.train, size=size, seed=seed)
   about = {
     "method": method,
-    "label": image_models.METHODS[method],
+    "label": models.METHODS[method],
     "dataset": dataset.name,
     "seed": seed,
-    "label_counts": counts,
-    # what the generator is made of
-    "settings": {
-      name: getattr(settings, name)
-      for name in ("size", "num_classes", "generator_width", "bfloat16")
-    },
+    "label_counts": None if labels is None else np.bincount(labels).tolist(),
+    "settings": saved_generators.generator_settings(own, task),
   }
-  held_out = dataset.test[:256]
-  labels = dataset.test_labels[:256] if conditional else None
-  watch = image_results.Watch(model, about, folder, held_out, labels)
-  # SteinCD's difference of nearby energies needs all digits, which accelerators spare.
+  held_out = dataset.test[:_NUM_HELD_OUT]
+  held_out_labels = None if labels is None else dataset.test_labels[:_NUM_HELD_OUT]
+  recorder = results.Recorder(model, about, folder, held_out, held_out_labels)
+  # SteinCD takes differences of nearby energies, which need full float32 precision;
+  # accelerators use less by default.
   precision = "highest" if method == "steincd_gan" else None
   with jax.default_matmul_precision(precision):
-    return _fit(fit_key, model, data, watch, folder, label, mesh)
-
-
-def _fit(
-  key: jax.Array,
-  model: image_models.Model,
-  data: Any,
-  watch: image_results.Watch,
-  folder: Path,
-  label: str,
-  mesh: Mesh | None,
-) -> training.Fit:
-  values = flags.FLAGS
-  return training.fit(
-    key,
-    model.algorithm,
-    model.params,
-    data,
-    num_steps=values.steps,
-    batch_size=values.batch_size,
-    transform=image_models.transform,
-    log_every=min(values.log_every, values.eval_every),
-    evaluate=watch.evaluate,
-    eval_every=values.eval_every,
-    observe=watch.observe,
-    workdir=folder,
-    progress=values.progress,
-    label=label,
-    mesh=mesh,
-  )
-
-
-def _define_flags() -> None:
-  flags.DEFINE_list(
-    "method",
-    ["steingan", "dcgan"],
-    f"What to train, separated by commas, out of: {', '.join(image_models.METHODS)}.",
-  )
-  flags.DEFINE_string(
-    "dataset",
-    "cifar10",
-    "cifar10, celeb_a or lsun/bedroom (or another category); the latter two are cut "
-    "to squares and resized, and LSUN is also read from its lmdb, or a folder of "
-    "pictures, in --data_dir. mnist5k, the embedded digits, get a border up to 32×32.",
-  )
-  common.define_place_flags()
-  flags.DEFINE_integer("size", None, "Resize pictures to so many pixels, 32 or 64.")
-  flags.DEFINE_bool(
-    "conditional", False, "Learn pictures with their labels, by the joint energy (25)."
-  )
-  flags.DEFINE_bool(
-    "stream",
-    False,
-    "Read pictures from disk in every step; so are those of more than 2 GiB anyway.",
-  )
-  flags.DEFINE_integer("steps", 50_000, "Training steps.", lower_bound=1)
-  flags.DEFINE_integer("batch_size", 100, "m, pictures a step.", lower_bound=2)
-  flags.DEFINE_list("seeds", ["0"], "Seeds of the start, the batches and the noise.")
-  flags.DEFINE_integer(
-    "eval_every", 1000, "Steps between samples and checkpoints.", lower_bound=1
-  )
-  flags.DEFINE_integer("log_every", 100, "Steps between rows.", lower_bound=1)
-  flags.DEFINE_float("width", 1.0, "A factor on the energy's channels.")
-  flags.DEFINE_float("generator_width", 1.0, "A factor on the generator's maps.")
-  flags.DEFINE_float("discriminator_width", 1.0, "The same of DCGAN's discriminator.")
-  flags.DEFINE_enum(
-    "normalization",
-    "group",
-    list(energies.autoencoder.NORMALIZATIONS),
-    "How the energy normalises within a picture.",
-  )
-  flags.DEFINE_bool("tied", True, "Whether the decoder has the encoder's kernels.")
-  flags.DEFINE_enum(
-    "norm",
-    "l2",
-    list(energies.autoencoder.NORMS),
-    "Of what the autoencoder does not give back; l1_l2 is the authors' for CelebA.",
-  )
-  flags.DEFINE_enum(
-    "bandwidth",
-    "median",
-    sorted(kernels.BANDWIDTHS),
-    "Of the kernel on the encoder's features. features is the paper's and "
-    "features_authors its code's: with them nothing repels.",
-  )
-  flags.DEFINE_float("bandwidth_multiple", 1.0, "A factor on the bandwidth.")
-  flags.DEFINE_integer(
-    "num_neighbors",
-    0,
-    "Only so many nearest pictures repel each one; 0: all, exactly, at the cost of as "
-    "many passes through the encoder as there are pictures in a batch. k takes as much "
-    "memory as k batches.",
-    lower_bound=0,
-  )
-  flags.DEFINE_string(
-    "discount",
-    "aligned",
-    "γ: a number in [0, 1), or aligned: 0.7, and 0.9 while real pictures have more "
-    "energy than generated ones; aligned_authors: 0.7 then and 0.9 otherwise, as the "
-    "authors' code has it.",
-  )
-  flags.DEFINE_float("energy_learning_rate", 5e-4, "Adam's, of the energy.")
-  flags.DEFINE_float("generator_learning_rate", 1e-3, "Adam's, of the generator.")
-  flags.DEFINE_float("dcgan_learning_rate", 2e-4, "Adam's, of both of DCGAN's.")
-  flags.DEFINE_float("beta1", 0.5, "Adam's β₁.", lower_bound=0.0, upper_bound=0.999)
-  flags.DEFINE_float("mix", 0.25, "α of steincd_gan.", lower_bound=0.0, upper_bound=1.0)
-  flags.DEFINE_float("mix_scale", 1.0, "A factor on SteinCD's gradient there.")
-  flags.DEFINE_float("step_size", 0.1, "ε of SteinCD there.")
-  flags.DEFINE_float(
-    "average",
-    None,
-    "The decay, between 0 and 1, of a moving average of the generator, which samples "
-    "then come from. It starts at the untrained one: .999 needs some 5 000 steps.",
-  )
-  flags.DEFINE_bool("bfloat16", False, "Compute in bfloat16; parameters stay float32.")
-  common.define_device_flags()
-  common.define_run_flags("runs/images")
+    return training.fit(
+      fit_key,
+      model.algorithm,
+      model.params,
+      data,
+      num_steps=own.steps,
+      batch_size=own.batch_size,
+      transform=models.transform,
+      log_every=min(own.log_every, own.eval_every),
+      evaluate=recorder.evaluate,
+      eval_every=own.eval_every,
+      observe=recorder.observe,
+      workdir=folder,
+      progress=own.progress,
+      label=label,
+      mesh=mesh,
+    )
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(common.ending_together(main))
+  settings.run(devices.ending_together(main), Settings)

@@ -3,33 +3,35 @@
   python -m experiments.known_model
 
 draws random Gaussian-Bernoulli RBMs with ten visible units, samples from them exactly,
-and trains a model of the same architecture by every method, from one start on the same
-batches. Reported is KL(p* ‖ p), the mean of log p*(x) − log p(x) over --test points:
-every method could reach 0 but for the finite training set, so the gap is the method's.
-The truths have B ~ N(0, weight_scale²), b ~ N(0, 1) and c = −Bᵀb + N(0, ¼), which
-keeps a few of the 2^ℓ components alive: apart, but overlapping. Ten dimensions are few
-enough that the kernel matters: a second table has multiples of its bandwidth.
+and trains a model of the same form by every method, from the same start on the same
+batches. It reports KL(p* ‖ p), the mean of log p*(x) − log p(x) over --test points.
+Apart from the finite size of the training set, every method could reach 0: the gap is
+due to the method. The true models have B ~ N(0, weight_scale²), b ~ N(0, 1) and
+c = −Bᵀb + N(0, ¼), so that a few of the 2^ℓ components have most of the weight; these
+are separate, but overlap. In ten dimensions the kernel matters: a second table shows
+multiples of its bandwidth.
 
-Takes about three minutes on one CPU core. In --workdir it leaves summary.json,
-known_model.png (the gap against training steps) and flags.txt, which is a flagfile
-itself.
+It takes about three minutes on one CPU core. In --workdir it writes summary.json,
+known_model.png (the gap against training steps) and flags.txt, which can be used as a
+flagfile.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from absl import app, flags
 from tqdm import tqdm
 
-from experiments import rbm_summary
-from experiments.rbm import methods as rbm_methods
-from experiments.shared import common, plots
-from stein_jax import Algorithm, kernels, training
+from experiments.rbm import methods
+from experiments.rbm.settings import Rules
+from experiments.rbm.training import Training
+from experiments.shared import plots, settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
+from stein_jax import Algorithm, training
 from stein_jax.energies import GaussianBernoulliRBM
 
 NUM_VISIBLE = 10
@@ -46,44 +48,83 @@ METHODS = (
 KERNEL_METHODS = ("stein_cd", "stein_score_matching", "stein_cd_regularized")
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
-    return
-  values = flags.FLAGS
-  seeds = common.numbers("seeds", values.seeds, int, at_least=0)
-  methods = common.chosen("method", values.method, rbm_methods.METHODS)
-  multiples = common.numbers("bandwidth_multiples", values.bandwidth_multiples)
-  common.positive("weight_scale", "learning_rate")
-  if values.batch_size > values.train:
-    sys.exit(f"--batch_size={values.batch_size} is more than --train={values.train}.")
-  common.claim_workdir(before_work=True)
-  workdir = common.claim_workdir(before_work=False)
+@dataclasses.dataclass(frozen=True)
+class Settings(summaries.FromSummary, workdirs.Run):
+  """The settings of this command."""
 
-  rbm = GaussianBernoulliRBM(values.num_hidden, weight_scale=values.weight_scale)
-  schedule = optax.cosine_decay_schedule(values.learning_rate, values.steps)
-  algorithms = _algorithms(methods, rbm, optax.adam(schedule), multiples)
-  problems = {str(s): Problem(s, rbm, values.train, values.test) for s in seeds}
+  command: ClassVar[str] = "experiments.known_model"
+  files: ClassVar[tuple[str, ...]] = ("known_model.png",)
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/known_model")
+  method: tuple[str, ...] = setting(
+    METHODS,
+    f"Learning rules to compare, some of: {', '.join(methods.METHODS)}.",
+    choices=methods.METHODS,
+  )
+  bandwidth_multiples: tuple[float, ...] = setting(
+    (0.1, 1.0, 10.0),
+    f"Factors on the kernel's bandwidth h, tried with {', '.join(KERNEL_METHODS)}.",
+    above=0,
+  )
+  num_hidden: int = setting(
+    4, "ℓ, hidden units of truth and learner.", at_least=1, at_most=16
+  )
+  weight_scale: float = setting(
+    0.5,
+    "The standard deviation of the truth's B; the learner's starts uniform in ± this.",
+    above=0,
+  )
+  train: int = setting(5000, "The number of points to learn from.", at_least=2)
+  test: int = setting(20_000, "The number of points to test on.", at_least=2)
+  steps: int = settings.like(Rules, "steps", default=5000, may_grow=False)
+  batch_size: int = settings.like(Training, "batch_size")
+  eval_every: int = settings.like(Training, "eval_every")
+  learning_rate: float = setting(
+    0.03, "Adam's, at the start; it goes to zero along a cosine.", above=0
+  )
+  seeds: tuple[int, ...] = settings.like(
+    Training,
+    "seeds",
+    default=(0, 1, 2, 3, 4),
+    help="One truth for each.",
+    may_grow=False,
+  )
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
+    return
+  if own.batch_size > own.train:
+    sys.exit(f"--batch_size={own.batch_size} is more than --train={own.train}.")
+  workdirs.check(own)
+  workdir = workdirs.prepare(own)
+
+  rbm = GaussianBernoulliRBM(own.num_hidden, weight_scale=own.weight_scale)
+  rules = Rules(
+    learning_rate=own.learning_rate, schedule="cosine", steps=own.steps, adam_b1=0.9
+  )
+  algorithms = _algorithms(own.method, rbm, rules, own.bandwidth_multiples)
+  problems = {str(s): Problem(s, rbm, own.train, own.test) for s in own.seeds}
   results: dict[str, dict[str, Any]] = {}
-  bar = tqdm(total=len(algorithms) * len(seeds), disable=not values.progress)
+  bar = tqdm(total=len(algorithms) * len(own.seeds), disable=not own.progress)
   for label, algorithm in algorithms.items():
     results[label] = {}
     for seed, problem in problems.items():
       bar.set_description(f"{label}, seed {seed}")
-      results[label][seed] = _train(algorithm, problem)
+      results[label][seed] = _train(algorithm, problem, own)
       bar.update()
   bar.close()
 
   baselines = {seed: problem.gaussian_gap() for seed, problem in problems.items()}
-  summary = common.write_summary(
-    workdir,
-    "experiments.known_model",
+  summary = summaries.write(
+    own,
     {
       "dataset": "samples of random RBMs",
-      "seeds": seeds,
+      "seeds": list(own.seeds),
       "components": {s: p.effective_components() for s, p in problems.items()},
       "gaussian": baselines,
       "methods": results,
-      "bandwidth_multiples": multiples,
+      "bandwidth_multiples": list(own.bandwidth_multiples),
     },
   )
   curves = {label: _curve(results[label]) for label in _default_bandwidth(results)}
@@ -92,16 +133,16 @@ def main(argv: list[str]) -> None:
     {label: curve for label, curve in curves.items() if curve is not None},
     baseline=float(np.mean(list(baselines.values()))),
     baseline_label="Gaussian, same moments",
-    title=f"RBM of {NUM_VISIBLE} visible and {values.num_hidden} hidden units, "
+    title=f"RBM of {NUM_VISIBLE} visible and {own.num_hidden} hidden units, "
     "learned from its samples",
   )
   for header, rows in _tables(summary):
-    print(plots.table(header, rows), end="\n\n")
+    print(tables.plain(header, rows), end="\n\n")
   print(f"Exact gap to the truth in nats. Picture and summary.json: {workdir}")
 
 
 class Problem:
-  """A random truth, samples of it to train and to test on, and a learner's start."""
+  """A random true model, samples of it for training and testing, and a start."""
 
   def __init__(
     self, seed: int, rbm: GaussianBernoulliRBM, num_train: int, num_test: int
@@ -132,7 +173,7 @@ class Problem:
     return float(np.mean(np.asarray(self._log_truth) + 0.5 * (squares + log_det)))
 
   def effective_components(self) -> float:
-    """exp(entropy) of the weights of the truth's Gaussians, of which there are 2^ℓ."""
+    """exp(entropy) of the weights of the true model's 2^ℓ Gaussians."""
     log_weights = np.asarray(self.rbm.mixture(self.truth)[0], np.float64)
     return float(np.exp(-np.sum(np.exp(log_weights) * log_weights)))
 
@@ -149,44 +190,38 @@ def random_truth(key: jax.Array, rbm: GaussianBernoulliRBM) -> Any:
 
 
 def _algorithms(
-  methods: Sequence[str],
+  names: Sequence[str],
   rbm: GaussianBernoulliRBM,
-  optimizer: optax.GradientTransformation,
+  rules: Rules,
   multiples: Sequence[float],
 ) -> dict[str, Algorithm]:
-  """label -> algorithm; those with a kernel once for every multiple of its bandwidth.
-
-  The one place that knows `experiments.rbm_methods`.
-  """
-  algorithms = common.algorithms(methods, rbm, optimizer)
+  """label -> algorithm; those with a kernel once for each multiple of its bandwidth."""
+  algorithms = methods.algorithms(names, rbm, rules)
+  with_kernel = [name for name in names if name in KERNEL_METHODS]
   for multiple in multiples:
     if multiple == 1:
       continue
-    scaled = common.algorithms(
-      [method for method in methods if method in KERNEL_METHODS],
-      rbm,
-      optimizer,
-      kernel=kernels.rbf(multiple=multiple),
-      feature_kernel=kernels.rbf("median_no_log", multiple=multiple),
+    changed = dataclasses.replace(
+      rules, bandwidth_multiple=multiple, feature_bandwidth_multiple=multiple
     )
+    scaled = methods.algorithms(with_kernel, rbm, changed)
     algorithms |= {f"{k}, h × {multiple:g}": value for k, value in scaled.items()}
   return algorithms
 
 
-def _train(algorithm: Algorithm, problem: Problem) -> dict[str, Any]:
-  """The gap after the training, and on the way; or where it diverged."""
-  values = flags.FLAGS
+def _train(algorithm: Algorithm, problem: Problem, own: Settings) -> dict[str, Any]:
+  """The gap after and during training; or the step at which training diverged."""
   try:
     fit = training.fit(
       problem.fit_key,
       algorithm,
       problem.start,
       problem.train,
-      num_steps=values.steps,
-      batch_size=values.batch_size,
-      log_every=values.eval_every,
+      num_steps=own.steps,
+      batch_size=own.batch_size,
+      log_every=own.eval_every,
       evaluate=lambda state: problem.gap(state.params),
-      eval_every=values.eval_every,
+      eval_every=own.eval_every,
       progress=False,
     )
   except training.TrainingDiverged as error:
@@ -207,7 +242,7 @@ def _default_bandwidth(methods: Mapping[str, Any]) -> list[str]:
 
 
 def _curve(by_seed: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Mean, least and greatest gap over the seeds that did not diverge."""
+  """Mean, smallest and largest gap over the seeds that did not diverge."""
   curves = [result["curve"] for result in by_seed.values() if "curve" in result]
   if not curves:
     return None
@@ -222,15 +257,15 @@ def _curve(by_seed: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The two tables of a `summary.json` in Markdown, with a blank line between them."""
-  return "\n\n".join(rbm_summary.markdown_table(*table) for table in _tables(summary))
+  return "\n\n".join(tables.markdown(*table) for table in _tables(summary))
 
 
 def _tables(
   summary: Mapping[str, Any],
 ) -> list[tuple[list[str], list[list[str]]]]:
-  """Gaps of the methods, and of the bandwidths; the latter only where there are some.
+  """Gaps of the methods and, if there are several, of the bandwidths.
 
-  Each is a header and rows.
+  A table is a header and rows.
   """
   methods = summary["methods"]
   seeds = [str(seed) for seed in summary["seeds"]]
@@ -240,7 +275,7 @@ def _tables(
   for label in _default_bandwidth(methods):
     cells = [_one(methods[label][seed]) for seed in seeds]
     rows.append([label, _mean(methods[label]), *cells])
-  tables = [(header, rows)]
+  found = [(header, rows)]
 
   multiples = summary["bandwidth_multiples"]
   kernel_rows = []
@@ -252,8 +287,8 @@ def _tables(
       )
   if kernel_rows:
     header = ["KL(p* ‖ p) in nats", *(f"h × {m:g}" for m in multiples)]
-    tables.append((header, kernel_rows))
-  return tables
+    found.append((header, kernel_rows))
+  return found
 
 
 def _one(result: Mapping[str, Any]) -> str:
@@ -274,43 +309,5 @@ def _spread(values: Sequence[float]) -> str:
   return f"{np.mean(values):.3f}{spread}"
 
 
-def _define_flags() -> None:
-  common.define_run_flags("runs/known_model")
-  flags.DEFINE_list(
-    "method",
-    list(METHODS),
-    f"Learning rules to compare, out of: {', '.join(rbm_methods.METHODS)}.",
-  )
-  flags.DEFINE_list(
-    "bandwidth_multiples",
-    ["0.1", "1", "10"],
-    f"Factors on the kernel's bandwidth h, tried with {', '.join(KERNEL_METHODS)}.",
-  )
-  flags.DEFINE_integer(
-    "num_hidden",
-    4,
-    "ℓ, hidden units of truth and learner.",
-    lower_bound=1,
-    upper_bound=16,
-  )
-  flags.DEFINE_float(
-    "weight_scale",
-    0.5,
-    "The standard deviation of the truth's B; the learner's starts uniform in ± this.",
-  )
-  flags.DEFINE_integer("train", 5000, "How many points to learn from.", lower_bound=2)
-  flags.DEFINE_integer("test", 20_000, "How many points to judge on.", lower_bound=2)
-  flags.DEFINE_integer("steps", 5000, "Training steps.", lower_bound=1)
-  flags.DEFINE_integer("batch_size", 100, "m, points a step.", lower_bound=2)
-  flags.DEFINE_integer(
-    "eval_every", 250, "Steps between exact evaluations.", lower_bound=1
-  )
-  flags.DEFINE_float(
-    "learning_rate", 0.03, "Adam's, at the start; it goes to zero along a cosine."
-  )
-  flags.DEFINE_list("seeds", [str(seed) for seed in range(5)], "One truth for each.")
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

@@ -1,68 +1,93 @@
-"""Walks through a generator's noise: figure 3, and interpolation.
+"""A random walk through a generator's noise (figure 3), and interpolations.
 
   python -m experiments.latent_walk --run=runs/celeb_a/steingan/seed_0
 
-The walk of the paper is ξ ← ξ + 0.01 · Uniform[−1, 1], kept within [−1, 1]; pictures
-are taken every --stride of its steps. The interpolation goes straight from one draw of
-ξ to the next. In --workdir it leaves walk.png and interpolation.png, a strip for each
-of --rows starts, and walk.gif.
+The paper's walk is ξ ← ξ + 0.01 · Uniform[−1, 1], kept within [−1, 1]; every --stride
+of its steps is shown. The interpolation goes along straight lines from one random ξ to
+the next. It writes to --workdir: walk.png and interpolation.png, with a strip of images
+for each of --rows starting points, and walk.gif.
 """
 
+import dataclasses
+import io
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from PIL import Image
 
-from experiments.pictures import image_generators, image_models
-from experiments.shared import common, plots
+from experiments.pictures import models, saved_generators
+from experiments.shared import plots, settings
+from experiments.shared.settings import setting
+from stein_jax.training.files import write_atomically
 from stein_jax.types import Array, Key
 
 
-def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  values = flags.FLAGS
-  common.positive("step_size")
-  if not values.run:
+@dataclasses.dataclass(frozen=True)
+class Settings(settings.Settings):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.latent_walk"
+
+  run: str | None = setting(None, "The folder of a trained generator.")
+  rows: int = setting(4, "The number of starting points.", at_least=1)
+  pictures: int = setting(12, "The number of images in a strip.", at_least=2)
+  steps: int = setting(2000, "The number of steps of the walk.", at_least=2)
+  stride: int = setting(20, "Steps between two images of the walk.", at_least=1)
+  step_size: float = setting(
+    0.01, "The step size of the walk; the default is the paper's.", above=0, at_most=1
+  )
+  seed: int = setting(
+    0,
+    "Seed of the starting points and the walk.",
+    at_least=0,
+    at_most=settings.MAX_SEED,
+  )
+  workdir: str = setting("runs/latent_walk", "Where the images are written.")
+
+
+def main(own: Settings) -> None:
+  if not own.run:
     sys.exit(
-      "--run: name a folder that experiments.images left, WORKDIR/METHOD/seed_0."
+      "--run: give a folder that experiments.images wrote, WORKDIR/METHOD/seed_0."
     )
-  trained = image_generators.load(Path(values.run))
-  workdir = Path(values.workdir)
+  trained = saved_generators.load(Path(own.run))
+  workdir = Path(own.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  start_key, walk_key = jax.random.split(jax.random.key(values.seed))
-  starts = image_models.NOISE_FN(start_key, values.rows)
-  labels = trained.labels(values.rows, seed=values.seed)
-  walked = walk(walk_key, starts, num_steps=values.steps, step_size=values.step_size)
+  start_key, walk_key = jax.random.split(jax.random.key(own.seed))
+  starts = models.NOISE_FN(start_key, own.rows)
+  labels = trained.labels(own.rows, seed=own.seed)
+  walked = walk(walk_key, starts, num_steps=own.steps, step_size=own.step_size)
   paths = {
-    "walk": walked[:: values.stride],
-    "interpolation": interpolation(starts, num_pictures=values.pictures),
+    "walk": walked[:: own.stride],
+    "interpolation": interpolation(starts, num_images=own.pictures),
   }
-  strips = {name: _pictures(trained, path, labels) for name, path in paths.items()}
-  for name, pictures in strips.items():  # [pictures, rows, h, w, c]
-    places = np.linspace(0, len(pictures) - 1, values.pictures).round().astype(int)
-    shown = pictures[places].swapaxes(0, 1) / 255
+  strips = {name: _images(trained, path, labels) for name, path in paths.items()}
+  for name, images in strips.items():  # [steps, rows, h, w, c]
+    indices = np.linspace(0, len(images) - 1, own.pictures).round().astype(int)
     plots.image_strips(
-      workdir / f"{name}.png", shown, title=f"{trained.about['label']}: {name}"
+      workdir / f"{name}.png",
+      images[indices].swapaxes(0, 1) / 255,
+      title=f"{trained.about['label']}: {name}",
     )
-  _animate(workdir / "walk.gif", strips["walk"])
-  print(f"Pictures: {workdir}")
+  write_atomically(workdir / "walk.gif", _gif(strips["walk"]))
+  print(f"Images: {workdir}")
 
 
 def walk(key: Key, start: Array, *, num_steps: int, step_size: float) -> Array:
-  """ξ ← ξ + step_size · Uniform[−1, 1], reflected at the ends of [−1, 1].
+  """ξ ← ξ + step_size · Uniform[−1, 1], reflected at −1 and at 1.
 
   Args:
     key: a PRNG key.
     start: ξ, `[n, d]`, in [−1, 1].
-    num_steps: how often.
-    step_size: below 1.
+    num_steps: the number of steps.
+    step_size: at most 1.
 
   Returns:
-    The path, `[num_steps + 1, n, d]`, its start included.
+    The path, `[num_steps + 1, n, d]`; it begins with `start`.
 
   Source: Liu & Wang (2017), figure 3.
   """
@@ -76,54 +101,46 @@ def walk(key: Key, start: Array, *, num_steps: int, step_size: float) -> Array:
   return jnp.concatenate([start[None], path])
 
 
-def interpolation(points: Array, *, num_pictures: int) -> Array:
-  """Straight ways from every point to the next one, and from the last to the first.
+def interpolation(points: Array, *, num_images: int) -> Array:
+  """Straight lines from every point to the next one, and from the last to the first.
 
   Args:
     points: ξ, `[n, d]`.
-    num_pictures: of each way, its ends included.
+    num_images: the number of points on each line, its ends included.
 
   Returns:
-    `[num_pictures, n, d]`.
+    `[num_images, n, d]`.
   """
-  share = jnp.linspace(0, 1, num_pictures)[:, None, None]
+  fraction = jnp.linspace(0, 1, num_images)[:, None, None]
   ends = jnp.roll(points, -1, axis=0)
-  return (1 - share) * points[None] + share * ends[None]
+  return (1 - fraction) * points[None] + fraction * ends[None]
 
 
-def _pictures(
-  trained: image_generators.Trained, path: Array, labels: np.ndarray | None
+def _images(
+  trained: saved_generators.Trained, path: Array, labels: np.ndarray | None
 ) -> np.ndarray:
-  """uint8 pictures `[steps, rows, h, w, c]` of noise `[steps, rows, d]`."""
+  """uint8 images `[steps, rows, h, w, c]` of noise `[steps, rows, d]`."""
   steps, rows, d = path.shape
-  made = trained.pictures(
+  images = trained.sample(
     steps * rows,
     noise=path.reshape(-1, d),
     labels=None if labels is None else np.tile(labels, steps),
   )
-  return made.reshape(steps, rows, *made.shape[1:])
+  return images.reshape(steps, rows, *images.shape[1:])
 
 
-def _animate(path: Path, pictures: np.ndarray) -> None:
-  """An endless GIF, there and back, of pictures `[steps, rows, h, w, c]`."""
-  frames = np.concatenate([pictures, pictures[-2:0:-1]])
+def _gif(images: np.ndarray) -> bytes:
+  """An endless animation of images `[steps, rows, h, w, c]`, forwards and backwards."""
+  frames = np.concatenate([images, images[-2:0:-1]])
   steps, rows, h, w, c = frames.shape
   frames = frames.swapaxes(1, 2).reshape(steps, h, rows * w, c)
-  images = [Image.fromarray(frame) for frame in frames]
-  images[0].save(path, save_all=True, append_images=images[1:], duration=60, loop=0)
-
-
-def _define_flags() -> None:
-  flags.DEFINE_string("run", None, "The folder of a trained generator.")
-  flags.DEFINE_integer("rows", 4, "Starts.", lower_bound=1)
-  flags.DEFINE_integer("pictures", 12, "Pictures of a strip.", lower_bound=2)
-  flags.DEFINE_integer("steps", 2000, "Steps of the walk.", lower_bound=2)
-  flags.DEFINE_integer("stride", 20, "Steps between its pictures.", lower_bound=1)
-  flags.DEFINE_float("step_size", 0.01, "Of the walk, the paper's.", upper_bound=1.0)
-  flags.DEFINE_integer("seed", 0, "Of the starts and the walk.", lower_bound=0)
-  flags.DEFINE_string("workdir", "runs/latent_walk", "Where the pictures go.")
+  first, *others = [Image.fromarray(frame) for frame in frames]
+  file = io.BytesIO()
+  first.save(
+    file, format="gif", save_all=True, append_images=others, duration=60, loop=0
+  )
+  return file.getvalue()
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

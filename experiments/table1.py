@@ -1,68 +1,73 @@
-"""Table 1: how many parameters the networks that judge pictures have.
+"""Table 1: the numbers of parameters of the energy and of DCGAN's discriminator.
 
   python -m experiments.table1
 
-counts those of the modules themselves, of both data sets, beside the paper's numbers.
+counts the parameters of the modules for both data sets, and prints them with the
+paper's numbers.
 """
 
+import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from absl import app
 from flax import linen as nn
 
-from experiments import rbm_summary
-from experiments.pictures import image_models
-from experiments.shared import common
+from experiments.pictures import models
+from experiments.pictures.model_settings import ModelSettings
+from experiments.shared import settings, tables
 
 PAPER = {"DCGAN": ("~17m", "~17m"), "SteinGAN": ("~10m", "~2.5m")}
 
 
-def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
+@dataclasses.dataclass(frozen=True)
+class Settings(settings.Settings):
+  """This command has no flags of its own."""
+
+  command: ClassVar[str] = "experiments.table1"
+
+
+def main(own: Settings) -> None:
+  del own
   print(table())
 
 
 def table() -> str:
   """The table in Markdown: CIFAR-10 with labels, CelebA and LSUN without."""
-  tasks = (
-    image_models.Settings(size=32, num_classes=10),
-    image_models.Settings(size=64),
-  )
-  counts = {
-    "DCGAN": [num_parameters(image_models.discriminator_of(s), s) for s in tasks],
-    "SteinGAN": [num_parameters(image_models.energy_of(s), s) for s in tasks],
-    "SteinGAN, decoder of its own": [
-      num_parameters(image_models.energy_of(s._replace(tied=False)), s) for s in tasks
-    ],
-    "generator, of both": [
-      num_parameters(image_models.generator_of(s), s) for s in tasks
-    ],
+  tasks = models.Task(size=32, num_classes=10), models.Task(size=64)
+  paper_s = ModelSettings()
+  untied = ModelSettings(tied=False)
+  networks = {
+    "DCGAN": [models.discriminator_of(paper_s, task) for task in tasks],
+    "SteinGAN": [models.energy_of(paper_s, task) for task in tasks],
+    "SteinGAN, decoder of its own": [models.energy_of(untied, task) for task in tasks],
+    "generator, of both": [models.generator_of(paper_s, task) for task in tasks],
   }
   lines = []
-  for name, (cifar, celeb_a) in counts.items():
+  for name, of_tasks in networks.items():
+    counts = [num_parameters(*pair) for pair in zip(of_tasks, tasks)]
     paper = PAPER.get(name, ("—", "—"))
-    lines.append([name, f"{cifar:,}", paper[0], f"{celeb_a:,}", paper[1]])
+    lines.append([name, f"{counts[0]:,}", paper[0], f"{counts[1]:,}", paper[1]])
   header = ["", "CIFAR-10", "in the paper", "CelebA & LSUN", "in the paper"]
-  return rbm_summary.markdown_table(header, lines)
+  return tables.markdown(header, lines)
 
 
-def num_parameters(network: nn.Module, settings: image_models.Settings) -> int:
-  """How many numbers a network learns; running statistics do not count."""
-  picture = jax.ShapeDtypeStruct((settings.size, settings.size, 3), jnp.float32)
-  batch = jax.ShapeDtypeStruct((2, *picture.shape), jnp.float32)
+def num_parameters(network: nn.Module, task: models.Task) -> int:
+  """The number of trained parameters of a network, without batch norm's statistics."""
+  image = jax.ShapeDtypeStruct((task.size, task.size, 3), jnp.float32)
+  batch = jax.ShapeDtypeStruct((2, *image.shape), jnp.float32)
   label, labels = jnp.int32(0), jnp.zeros(2, jnp.int32)
-  given = settings.num_classes is not None
-  if hasattr(network, "size"):  # the generator
-    inputs = (jax.ShapeDtypeStruct((2, 100), jnp.float32), *[labels] * given)
-  elif hasattr(network, "encode"):  # an energy, of one picture
-    inputs = (picture, *[label] * given)
+  conditional = task.num_classes is not None
+  if hasattr(network, "size"):  # a generator
+    inputs = (jax.ShapeDtypeStruct((2, 100), jnp.float32), *[labels] * conditional)
+  elif hasattr(network, "encode"):  # an energy, of one image
+    inputs = (image, *[label] * conditional)
   else:
-    inputs = (batch, *[labels] * given)
+    inputs = (batch, *[labels] * conditional)
   shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  settings.run(main, Settings)

@@ -4,50 +4,50 @@
 
 Every curve gets --budget runs of the full length: the flags' own settings first, then
 learning rates, schedules and step sizes drawn from a Sobol sequence that all methods
-share. A run is judged by the exact log-likelihood of the validation set at its last
-step; the test set is not looked at. The winners are written to --write_flags as a
-flagfile for experiments.mnist_rbm, all trials to summary.json in --workdir. A search
-that was stopped goes on where it stopped. All of MNIST takes about half an hour.
+share. The criterion is the exact log-likelihood of the validation set at the last step;
+the test set is not used. The winners are written to --write_flags as a flagfile for
+experiments.mnist_rbm, all trials to summary.json in --workdir. If a search was stopped,
+the same command continues it. All of MNIST takes about half an hour.
 """
 
+import dataclasses
 import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import scipy.stats.qmc
-from absl import app, flags, logging
 from tqdm import tqdm
 
-from experiments import mnist_rbm, rbm_summary
-from experiments.rbm import (
-  flags_of_rules as rbm_flags,
-)
-from experiments.rbm import (
-  methods as rbm_methods,
-)
-from experiments.rbm import (
-  problem as rbm_problem,
-)
-from experiments.shared import (
-  common,
-  plots,
-  workdirs,
-)
+from experiments.rbm import problem
+from experiments.rbm.runs import Run, Setup
+from experiments.rbm.training import Training, runs_of, train
+from experiments.shared import devices, logs, settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import training
+from stein_jax.training.files import write_atomically
 
-_BUDGET = flags.DEFINE_integer(
-  "budget", 12, "How many runs each curve gets.", lower_bound=1
-)
-_WRITE_FLAGS = flags.DEFINE_string(
-  "write_flags", None, "Where the winners' flagfile goes; by default in --workdir."
-)
-_FROM_SUMMARY = flags.DEFINE_string(
-  "from_summary", None, "Print the table of this summary.json in Markdown and exit."
-)
-flags.adopt_module_key_flags(mnist_rbm)
+
+@dataclasses.dataclass(frozen=True)
+class Settings(summaries.FromSummary, Training):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.tune_rbm"
+  files: ClassVar[tuple[str, ...]] = ("trials.jsonl", "figure1a_tuned.flags")
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/tune_rbm")
+  seeds: tuple[int, ...] = settings.like(Training, "seeds", recorded=False)
+  budget: int = setting(
+    12, "The number of runs of each curve.", at_least=1, may_grow=True
+  )
+  write_flags: str | None = setting(
+    None,
+    "Where the winners' flagfile goes; by default in --workdir.",
+    recorded=False,
+  )
+
 
 LEARNING_RATES = (1e-4, 3e-3)
 STEP_SIZES = {
@@ -55,89 +55,83 @@ STEP_SIZES = {
   "step_size": (0.01, 3.0),
   "stein_step_size": (0.2, 1.2),
 }
-"""Ranges of the search, logarithmic; which step size a curve has follows its name."""
+"""Logarithmic ranges of the search; the name of a curve says which step size it has."""
 
 
-def main(argv: list[str]) -> None:
-  common.refuse_arguments(argv)
-  if _FROM_SUMMARY.value:
-    print(markdown(common.read_summary(_FROM_SUMMARY.value)))
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  logging.set_verbosity(logging.WARNING)
-  base = rbm_flags.settings()
-  runs = mnist_rbm.runs_of_flags(base)
+  logs.quiet_checkpoints()
+  runs = runs_of(own)
   if any(run.has_generator for run in runs):
-    sys.exit("tuning is for methods that learn an energy alone, without a generator.")
-  if len(base.langevin_step_size) > 1 or flags.FLAGS["overrides"].value:
+    sys.exit("tuning is for methods that learn an energy without a generator.")
+  if len(own.langevin_step_size) > 1 or own.overrides:
     sys.exit("tuning chooses --langevin_step_size (give one) and --overrides itself.")
-  if any(flags.FLAGS[name].value for name in common.DEVICES):
-    sys.exit("tuning runs on one device: start several with methods of their own.")
-  workdir = Path(flags.FLAGS["workdir"].value)
-  values = {
-    name: value
-    for module in ("method", "budget")
-    for name, value in workdirs.own_flags(module).items()
-    if name not in {"seeds", "write_flags", *common.OWN}
-  }
-  overwrite = flags.FLAGS["overwrite"].value
-  workdirs.check(
-    workdir,
-    values,
-    may_differ=common.ELSEWHERE,
-    may_grow={"method", "budget"},
-    overwrite=overwrite,
-  )
-  problem = rbm_problem.load(flags.FLAGS["batch_size"].value)
-  workdirs.prepare(workdir, values, overwrite=overwrite)
-  record = workdir / "trials.jsonl"
-  done = _trials(record)
-  known = {(trial["curve"], trial["place"]) for trial in done}
-  planned = [
-    (run, place, own)
-    for run in runs
-    for place, own in enumerate(candidates(run.name, _BUDGET.value))
-  ]
-  planned = [plan for plan in planned if (plan[0].name, plan[1]) not in known]
-  bar = tqdm(planned, disable=not flags.FLAGS["progress"].value)
-  flags.FLAGS["progress"].value = False  # one bar for all runs, not one for each
-  for run, place, own in bar:
-    bar.set_description(f"{run.label}, {place + 1} of {_BUDGET.value}")
-    trial = {"curve": run.name, "label": run.label, "place": place, "settings": own}
-    trial["validation"] = _validation(problem, run, own)
-    done.append(trial)
-    with record.open("a") as file:
-      file.write(json.dumps(trial) + "\n")
+  if devices.are_given(own):
+    sys.exit(
+      "tuning runs on one device: start several searches, each with some methods."
+    )
+  # Every trial has run to its end: more steps would be another search.
+  workdirs.check(own, fixed=("steps", "mix"))
+  task = problem.load(own, own.batch_size)
+  workdir = workdirs.prepare(own)
+  trials = _run_trials(own, task, runs, workdir / "trials.jsonl")
   summary = {
-    "command": f"python -m experiments.tune_rbm --flagfile={workdir / 'flags.txt'}",
-    "budget": _BUDGET.value,
-    "flags": workdirs.own_flags("method"),
+    "command": f"python -m {own.command} --flagfile={workdir / 'flags.txt'}",
+    "budget": own.budget,
+    "flags": settings.record(own, of=Training),
     "ranges": {"learning_rate": LEARNING_RATES, **STEP_SIZES},
-    "trials": [trial for trial in done if trial["place"] < _BUDGET.value],
+    "trials": [trial for trial in trials if trial["place"] < own.budget],
   }
-  (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-  flagfile = Path(_WRITE_FLAGS.value or workdir / "figure1a_tuned.flags")
-  flagfile.write_text(winners_flagfile(summary))
-  print(plots.table(HEADER, rows(summary)))
+  summaries.write_json(workdir / "summary.json", summary)
+  flagfile = Path(own.write_flags or workdir / "figure1a_tuned.flags")
+  write_atomically(flagfile, winners_flagfile(summary))
+  print(tables.plain(HEADER, rows(summary)))
   print(f"\nThe winners' flagfile: {flagfile}. All trials: {workdir / 'summary.json'}")
 
 
-def _trials(record: Path) -> list[dict[str, Any]]:
-  """The trials of a search that was stopped, less a line that was cut off."""
+def _run_trials(
+  own: Settings, task: problem.Problem, runs: list[Run], record: Path
+) -> list[dict[str, Any]]:
+  """All trials: those of the record, and those that are missing there, run now."""
+  trials = _recorded_trials(record)
+  known = {(trial["curve"], trial["place"]) for trial in trials}
+  planned = [
+    (run, index, changes)
+    for run in runs
+    for index, changes in enumerate(candidates(run.name, own.budget))
+    if (run.name, index) not in known
+  ]
+  bar = tqdm(planned, disable=not own.progress)
+  own = dataclasses.replace(own, progress=False)  # one bar, not one for each run
+  for run, index, changes in bar:
+    bar.set_description(f"{run.label}, {index + 1} of {own.budget}")
+    trial = {"curve": run.name, "label": run.label, "place": index, "settings": changes}
+    trial["validation"] = _validation(task, run, dataclasses.replace(own, **changes))
+    trials.append(trial)
+    with record.open("a") as file:
+      file.write(json.dumps(trial) + "\n")
+  return trials
+
+
+def _recorded_trials(record: Path) -> list[dict[str, Any]]:
+  """The trials of a search that was stopped; an incomplete last line is removed."""
   if not record.exists():
     return []
-  *whole, _ = record.read_text().split("\n")
-  record.write_text("".join(f"{line}\n" for line in whole))
+  *whole, cut_off = record.read_text().split("\n")
+  if cut_off:
+    write_atomically(record, "".join(f"{line}\n" for line in whole))
   return [json.loads(line) for line in whole]
 
 
 def candidates(curve: str, budget: int) -> list[dict[str, Any]]:
-  """Settings to try: none of one's own first, then points of one Sobol sequence.
+  """Settings to try: first no changes, then the points of a Sobol sequence.
 
   The k-th candidates of all curves have the same learning rate and schedule, and step
-  sizes at the same place of their ranges.
+  sizes at the same fraction of their ranges.
   """
-  # Drawn by a power of two, over which the sequence is balanced, and then cut; its
-  # first point is the corner of the ranges.
+  # The sequence is balanced over a power of two; its first point is a corner of the
+  # ranges, and left out.
   sequence = scipy.stats.qmc.Sobol(d=3, scramble=False)
   points = sequence.random_base2(math.ceil(math.log2(budget + 1)))[1:]
   step = step_size_of(curve)
@@ -162,18 +156,16 @@ def step_size_of(curve: str) -> str | None:
   return "step_size" if curve.startswith("stein_cd") else None
 
 
-def _log_between(place: float, ends: tuple[float, float]) -> float:
-  """The number at this place, 0 to 1, of a logarithmic range; to three digits."""
-  return float(f"{ends[0] * (ends[1] / ends[0]) ** place:.3g}")
+def _log_between(fraction: float, ends: tuple[float, float]) -> float:
+  """The number at a fraction, 0 to 1, of a logarithmic range; to three digits."""
+  return float(f"{ends[0] * (ends[1] / ends[0]) ** fraction:.3g}")
 
 
-def _validation(
-  problem: rbm_problem.Problem, run: rbm_methods.Run, own: Mapping[str, Any]
-) -> float | None:
-  """The validation log-likelihood of the last step; None where the run diverged."""
-  settings = rbm_flags.settings(own)
+def _validation(task: problem.Problem, run: Run, own: Settings) -> float | None:
+  """The validation log-likelihood of the last step; None if the run diverged."""
+  algorithm = run.build(Setup(own, own.energy_optimizer()))
   try:
-    fit = mnist_rbm.train(problem, run.build(settings), 0, run.label, None)
+    fit = train(task, algorithm, 0, own, run.label)
   except training.TrainingDiverged:
     return None
   value = fit.history[-1]["log_likelihood/validation"]
@@ -225,7 +217,7 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of the winners in Markdown."""
-  return rbm_summary.markdown_table(HEADER, rows(summary))
+  return tables.markdown(HEADER, rows(summary))
 
 
 def winners_flagfile(summary: Mapping[str, Any]) -> str:
@@ -249,5 +241,4 @@ def winners_flagfile(summary: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  flags.FLAGS.set_default("workdir", "runs/tune_rbm")
-  app.run(main)
+  settings.run(main, Settings)

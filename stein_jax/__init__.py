@@ -42,7 +42,12 @@ from stein_jax.algorithms.stein_gan import (
 )
 from stein_jax.algorithms.svgd import svgd
 from stein_jax.networks import discriminators, generators
-from stein_jax.stein.direction import Direction, repulsion_share, svgd_direction
+from stein_jax.stein.direction import (
+  Direction,
+  as_direction,
+  repulsion_share,
+  svgd_direction,
+)
 from stein_jax.stein.discrepancy import ksd_squared
 from stein_jax.types import Algorithm
 
@@ -54,6 +59,7 @@ __all__ = [
   "Direction",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
+  "as_direction",
   "contrastive_divergence",
   "contrastive_loss",
   "dcgan",

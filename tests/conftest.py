@@ -1,23 +1,23 @@
-"""Shared by all tests: eight virtual CPU devices, and where the data is."""
+"""What all tests share: eight virtual CPU devices, fixtures, the path of the data."""
 
 import os
 from pathlib import Path
 
-# Before JAX starts: tests of `axis_name` spread particles over eight devices.
+# JAX reads these when it is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
 
-# Many tests compile the same program, each in a process or a function of its own.
+# Many tests compile the same program, in different processes or functions.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import chex
 import jax
 import pytest
+
+chex.set_n_cpu_devices(8)  # before JAX starts: tests of `axis_name` use them
 
 SHARED_TFDS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 
@@ -31,14 +31,14 @@ def x64():
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgotten_programs():
-  """What a module compiled goes with it; a whole suite's programs take gigabytes."""
+  """Drops a module's programs after it: those of the whole suite take gigabytes."""
   yield
   jax.clear_caches()
 
 
 @pytest.fixture
 def compilations():
-  """A list that every compilation lengthens."""
+  """A list to which every compilation adds an entry."""
   events = []
 
   def listen(event, duration, **kwargs):
@@ -52,6 +52,6 @@ def compilations():
 
 @pytest.fixture(autouse=True)
 def _no_rank_promotion():
-  """A [n] beside a [n, 1] is an error in every test, not a silent broadcast."""
+  """Silent broadcasting, such as of [n] with [n, 1], is an error in every test."""
   with jax.numpy_rank_promotion("raise"):
     yield

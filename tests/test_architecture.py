@@ -24,14 +24,16 @@ MAY_IMPORT = {
   "compiled": set(),
   "parallel.axes": {"types"},
   "parallel.ring": {"types", "parallel.axes"},
-  "parallel.mesh": {"types"},
+  "parallel.rows": {"types"},
+  "parallel.row_wise": set(),
+  "parallel.mesh": {"types", "parallel.rows"},
   "parallel.processes": set(),
   "parallel": {"parallel.mesh", "parallel.processes"},
   "pairs": {"types", "parallel.axes", "parallel.ring"},
   "kernels": PUBLIC | {"parallel.ring", "pairs"},
   "stein": PUBLIC | {"pairs", "kernels"},
   "samplers": PUBLIC,
-  "algorithms": PUBLIC | {"stein", "samplers"},
+  "algorithms": PUBLIC | {"stein", "samplers", "parallel.rows", "parallel.row_wise"},
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},
   "evaluation": {"types", "networks"},
@@ -113,6 +115,101 @@ def test_no_file_is_hidden_by_a_function_of_its_name(name):
   assert getattr(importlib.import_module(parent), last) is module
 
 
+# ----------------------------------------------------------------- experiments
+
+# folder of experiments -> the folders that it may import. A file at the top is a
+# command, with the permissions of COMMANDS.
+EXPERIMENTS = {
+  "shared": set(),
+  "rbm": {"shared"},
+  "pictures": {"shared"},
+  "benchmarks": {"shared", "pictures"},
+}
+COMMANDS = {"shared", "rbm", "pictures"}
+
+SCRIPTS = {name: path for name, path in modules("experiments") if name != "__init__"}
+
+
+def folder(name):
+  """The folder of a file of experiments, or the command: "rbm.runs" -> "rbm"."""
+  return name.partition(".")[0]
+
+
+def allowed(own):
+  return EXPERIMENTS.get(own, COMMANDS)
+
+
+def used_folders(path):
+  """The folders and commands of experiments that a file imports."""
+  for name in imports(path):
+    package, _, rest = name.partition(".")
+    if package == "experiments":
+      yield folder(rest)
+
+
+def is_command(path):
+  """Whether a file can be started."""
+  return any(
+    isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+    for node in ast.parse(path.read_text()).body
+  )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_experiments_import_only_what_they_may(name):
+  own = folder(name)
+  found = set(used_folders(SCRIPTS[name])) - {own}
+  assert found <= allowed(own), f"{name} imports {found - allowed(own)}"
+
+
+@pytest.mark.parametrize("own", [*EXPERIMENTS, "commands"])
+def test_every_permission_of_experiments_is_used(own):
+  if own == "commands":
+    paths = [path for name, path in SCRIPTS.items() if folder(name) not in EXPERIMENTS]
+  else:
+    paths = [path for name, path in SCRIPTS.items() if folder(name) == own]
+  unused = allowed(own) - {used for path in paths for used in used_folders(path)}
+  assert not unused, f"{own} does not import {unused}"
+
+
+def test_rbm_and_pictures_do_not_know_each_other():
+  assert "pictures" not in EXPERIMENTS["rbm"]
+  assert "rbm" not in EXPERIMENTS["pictures"]
+
+
+def test_what_is_at_the_top_of_experiments_is_a_command():
+  for name, path in SCRIPTS.items():
+    own = folder(name)
+    if own not in EXPERIMENTS:
+      assert is_command(path), f"experiments.{name} cannot be started"
+    elif own != "benchmarks":
+      assert not is_command(path), f"experiments.{name} belongs to the top"
+
+
+def test_nothing_imports_a_command_or_a_benchmark():
+  """What others need is in a file that cannot be started."""
+  commands = {
+    n for n, path in SCRIPTS.items() if n != "benchmarks" and is_command(path)
+  }
+  for name, path in SCRIPTS.items():
+    for imported in imports(path):
+      assert imported.removeprefix("experiments.") not in commands, (
+        f"{name} imports {imported}"
+      )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_experiments_write_files_as_a_whole(name):
+  """By `training.files`; in place, a file is lost where its writer is killed."""
+  for node in ast.walk(ast.parse(SCRIPTS[name].read_text())):
+    if isinstance(node, ast.Call):
+      called = ast.unparse(node.func).rpartition(".")[2]
+      assert called not in {"write_text", "write_bytes"}, ast.unparse(node)
+      texts = [ast.unparse(argument) for argument in node.args[-1:]]
+      in_place = called == "open" and texts in (["'w'"], ["'wb'"], ["'w+'"])
+      assert not in_place, ast.unparse(node)
+
+
 def installed(requirements):
   """Requirement lines -> names that may be imported."""
   for line in requirements:
@@ -135,19 +232,21 @@ def test_the_library_imports_what_it_requires_and_no_more(name):
 
 def test_experiments_import_what_their_extra_installs():
   extras = PROJECT["optional-dependencies"]
-  allowed = REQUIRED | {"experiments"} | set(installed(extras["experiments"]))
+  installable = REQUIRED | {"experiments"} | set(installed(extras["experiments"]))
   for name, path in modules("experiments"):
     found = {imported.partition(".")[0] for imported in imports(path)}
     # what the extras `prepare` and `peers` are for
     tools = {
-      "prepare_data": {"tensorflow", "requests"},
+      "shared.preparing": {"tensorflow", "requests"},
       "rbm.torch_peer": {"torch", "torchebm"},
       "benchmarks.svgd": {"numpyro"},
       "benchmarks.training": {"torch"},
-      "pictures.image_data": {"lmdb"},
-      "inception": {"torch", "torch_fidelity"},
+      "pictures.sources": {"lmdb"},
+      "pictures.inception": {"torch", "torch_fidelity"},
     }.get(name, set())
-    assert found <= allowed | tools, f"experiments.{name} imports {found - allowed}"
+    assert found <= installable | tools, (
+      f"experiments.{name} imports {found - installable - tools}"
+    )
 
 
 # ------------------------------------------------------------------- public names

@@ -1,1 +1,1 @@
-"""Speed as ratios, each measured in one run against a peer or a physical floor."""
+"""Measurements of speed: ratios to another library, or to a lower bound of the time."""

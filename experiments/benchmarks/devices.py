@@ -1,29 +1,30 @@
-"""Many devices: what they send, hold and reckon, and how long it takes.
+"""Many devices: how much each one sends, holds and computes, and how long it takes.
 
   python -m experiments.benchmarks.devices
 
-makes devices of the CPU and compiles the SVGD direction for 1, 2, 4 and 8 of them, with
-all particles gathered and in a ring, for the same number of particles (strong scaling)
-and for the same number on each device (weak scaling), and a step of SteinCD on the RBM.
-Bytes and memory are a device's, read off the compiled program. Times are of all devices
-on the same cores, for each of the n² pairs: where they are one device's, the devices
-together do no more work than it. In --workdir it leaves summary.json.
+divides the CPU into devices. It compiles the SVGD direction for 1, 2, 4 and 8 of them,
+with all particles gathered and in a ring, for the same number of particles in all
+(strong scaling) and for the same number on each device (weak scaling), and a step of
+SteinCD on the RBM. Bytes and memory are those of one device, from the compiled program.
+Times are per pair of particles, of all devices on the same cores: if they are equal to
+one device's time, the devices together do no additional work. In --workdir it writes
+summary.json.
 """
 
+import dataclasses
 import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
-from absl import app, flags
 from jax.sharding import PartitionSpec
 
-from experiments import rbm_summary
 from experiments.benchmarks import timing
-from experiments.shared import common
+from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import energies, kernels, parallel, stein_cd, svgd_direction
 
 _BATCH = 1024
@@ -31,51 +32,66 @@ _BATCH = 1024
 _BYTES = {"pred": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8}
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Repeated):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.devices"
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/benchmarks/devices"
+  )
+  devices: tuple[int, ...] = setting((1, 2, 4, 8), "Numbers of devices.", at_least=1)
+  strong: int = setting(8192, "Particles in all, strong scaling.")
+  weak: int = setting(1024, "Particles on each device, weak scaling.")
+  d: int = setting(64, "Numbers in a particle.", at_least=1)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  values = flags.FLAGS
-  counts = common.numbers("devices", values.devices, int, at_least=1)
-  for count in counts:
-    for name, number in (("--strong", values.strong), ("SteinCD's batch", _BATCH)):
+  for count in own.devices:
+    for name, number in (("--strong", own.strong), ("SteinCD's batch", _BATCH)):
       if number % count:
         raise SystemExit(f"{name}, {number}, must divide by {count} devices.")
-  counts = sorted({1, *counts})  # what all are held against
-  timing.use_cores(values.cores)
+  counts = sorted({1, *own.devices})  # all are compared with one
+  timing.use_cores(own.cores)
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", max(counts))
-  common.claim_workdir(before_work=True)
+  workdirs.check(own)
   rows = []
   for scaling in ("strong", "weak"):
     for count in counts:
-      n = values.strong if scaling == "strong" else values.weak * count
+      n = own.strong if scaling == "strong" else own.weak * count
       for exchange in ("all_gather", "ring") if count > 1 else ("ring",):
-        found = of_direction(count, n, exchange)
+        found = of_direction(count, n, exchange, own)
         rows.append({"what": exchange, "scaling": scaling, "n": n} | found)
   for count in counts:
-    rows.append({"what": "SteinCD", "scaling": "strong", "n": _BATCH} | of_step(count))
-  workdir = common.claim_workdir(before_work=False)
-  summary = common.write_summary(
-    workdir, "experiments.benchmarks.devices", {"d": values.d, "rows": rows}
-  )
+    rows.append(
+      {"what": "SteinCD", "scaling": "strong", "n": _BATCH}
+      | of_step(count, own.repeats)
+    )
+  workdirs.prepare(own)
+  summary = summaries.write(own, {"d": own.d, "rows": rows})
   print(markdown(summary))
 
 
-def of_direction(count: int, n: int, exchange: str) -> dict[str, Any]:
-  """What the direction of n particles costs each of so many devices."""
+def of_direction(count: int, n: int, exchange: str, own: Settings) -> dict[str, Any]:
+  """The costs of the direction of n particles for each of `count` devices."""
   mesh = parallel.make_mesh(count)
-  x, s = jax.random.normal(jax.random.key(0), (2, n, flags.FLAGS.d))
-  kernel = kernels.rbf(2.0 * flags.FLAGS.d)
+  x, s = jax.random.normal(jax.random.key(0), (2, n, own.d))
+  kernel = kernels.rbf(2.0 * own.d)
   direction = functools.partial(
     svgd_direction, kernel=kernel, axis_name=parallel.AXIS, exchange=exchange
   )
   rows = PartitionSpec(parallel.AXIS)
   body = jax.shard_map(direction, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
-  return _measured(count, body, *parallel.spread((x, s), parallel.by_rows(mesh)))
+  arguments = parallel.spread((x, s), parallel.by_rows(mesh))
+  return _measured(count, own.repeats, body, *arguments)
 
 
-def of_step(count: int) -> dict[str, Any]:
-  """The same of a step of SteinCD, 1 024 points of 784 numbers and 10 hidden units."""
+def of_step(count: int, repeats: int) -> dict[str, Any]:
+  """The costs of a SteinCD step with 1 024 points of 784 numbers, 10 hidden units."""
   mesh = parallel.make_mesh(count)
   rbm = energies.GaussianBernoulliRBM(10)
   rule = parallel.distribute(
@@ -92,13 +108,15 @@ def of_step(count: int) -> dict[str, Any]:
   batch = jax.random.uniform(key, (_BATCH, 784))
   state = rule.init(key, rbm.init_from_data(key, batch), batch)
   key, state = parallel.spread(
-    (key, state), (parallel.same(mesh), parallel.shardings(state, mesh))
+    (key, state), (parallel.same(mesh), parallel.shardings(rule, state, mesh))
   )
   batch = parallel.spread(batch, parallel.by_rows(mesh))
-  return _measured(count, rule.update, key, state, batch)
+  return _measured(count, repeats, rule.update, key, state, batch)
 
 
-def _measured(count: int, fn: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+def _measured(
+  count: int, repeats: int, fn: Callable[..., Any], *arguments: Any
+) -> dict[str, Any]:
   compiled = jax.jit(fn).lower(*arguments).compile()
   memory = compiled.memory_analysis()
   held = (
@@ -106,9 +124,7 @@ def _measured(count: int, fn: Callable[..., Any], *arguments: Any) -> dict[str, 
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
   )
-  times = timing.interleaved(
-    {"call": lambda: compiled(*arguments)}, repeats=flags.FLAGS.repeats
-  )
+  times = timing.interleaved({"call": lambda: compiled(*arguments)}, repeats=repeats)
   return {
     "devices": count,
     "sent_bytes": sent_bytes(compiled.as_text(), count),
@@ -118,21 +134,22 @@ def _measured(count: int, fn: Callable[..., Any], *arguments: Any) -> dict[str, 
 
 
 def sent_bytes(program: str, num_devices: int) -> float:
-  """The bytes that a device sends in a compiled program, over links of a ring.
+  """The bytes that a device sends in a compiled program, if the links form a ring.
 
-  Of P devices an all-gather and a reduce-scatter send (P − 1)/P of the whole, an
-  all-reduce twice that, and a permute what it is given. A loop counts as often as it is
-  known to run, or once; of a condition's branches the one that sends most counts.
+  With P devices an all-gather and a reduce-scatter send (P − 1)/P of the whole array,
+  an all-reduce twice that, and a permute its operand. The body of a loop is counted as
+  often as it runs, or once if that is unknown; of a condition, the branch that sends
+  most is counted.
 
   Args:
-    program: its text in XLA's language.
+    program: the program as HLO text.
     num_devices: P.
   """
   computations = dict(_computations(program))
   share = (num_devices - 1) / num_devices
   factors = {
     "all-gather": share,
-    "reduce-scatter": num_devices - 1,  # of what it leaves
+    "reduce-scatter": num_devices - 1,  # of the result
     "all-reduce": 2 * share,
     "collective-permute": 1.0,
     "all-to-all": share,
@@ -162,7 +179,7 @@ def sent_bytes(program: str, num_devices: int) -> float:
 
 
 def _computations(program: str) -> Iterator[tuple[str, list[str]]]:
-  """The name and the lines of every computation; the one that begins is ENTRY."""
+  """The name and the lines of every computation; the program itself is called ENTRY."""
   name, lines = None, []
   for line in program.splitlines():
     opened = re.match(r"(ENTRY )?%([\w.\-]+) .*\{$", line)
@@ -184,30 +201,30 @@ def _size(shape: str) -> int:
 
 
 def ring_bytes(devices: int, n: int, d: int) -> float:
-  """What the ring of an RBF kernel sends by rule: 12 (d + 1) bytes a point and round.
+  """The bytes that the ring sends for an RBF kernel: 12 (d + 1) a point and round.
 
-  The point and its norm, its column of the product, and what is owed to it; the last
-  round of an even number of devices owes nothing.
+  They are the point and its norm, its column of the product, and its partial sums. In
+  the last round of an even number of devices no partial sums are sent.
   """
   rounds = devices // 2
   if not rounds:
     return 0.0
-  owed = rounds + 1 if devices % 2 else rounds
-  return 4.0 * (d + 1) * n / devices * (2 * rounds + owed)
+  partial_sums = rounds + 1 if devices % 2 else rounds
+  return 4.0 * (d + 1) * n / devices * (2 * rounds + partial_sums)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a summary.json."""
   lines = []
   for row in summary["rows"]:
-    ofone = next(
+    single = next(
       r
       for r in summary["rows"]
       if r["devices"] == 1
       and (r["what"] == "SteinCD") == (row["what"] == "SteinCD")
       and r["scaling"] == row["scaling"]
     )
-    pairs = (row["n"] / ofone["n"]) ** 2
+    pairs = (row["n"] / single["n"]) ** 2
     by_rule = "—"
     if row["what"] == "ring":
       by_rule = f"{ring_bytes(row['devices'], row['n'], summary['d']) / 1e6:.3g}"
@@ -221,7 +238,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"{row['sent_bytes'] / 1e6:.3g}",
         by_rule,
         f"{row['held_bytes'] / 1e6:.3g}",
-        f"{row['seconds']['median'] / ofone['seconds']['median'] / pairs:.2f}",
+        f"{row['seconds']['median'] / single['seconds']['median'] / pairs:.2f}",
       ]
     )
   header = [
@@ -234,19 +251,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     "MB held by each",
     "time a pair ÷ one device's",
   ]
-  return rbm_summary.markdown_table(header, lines)
-
-
-def _define_flags() -> None:
-  flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
-  flags.DEFINE_integer("strong", 8192, "Particles in all, strong scaling.")
-  flags.DEFINE_integer("weak", 1024, "Particles on each device, weak scaling.")
-  flags.DEFINE_integer("d", 64, "Numbers in a particle.", lower_bound=1)
-  flags.DEFINE_integer("repeats", 5, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/devices")
+  return tables.markdown(header, lines)
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

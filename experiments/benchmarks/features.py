@@ -1,52 +1,62 @@
-"""The repulsion through an encoder's features: exact, and of nearest neighbours.
+"""The repulsion of a kernel on an encoder's features: exact, and by neighbours.
 
   python -m experiments.benchmarks.features
 
-The kernel lives on the features of the autoencoder of CIFAR-10 (section 5.2), at smooth
-random pictures. Exact, every pair of pictures has a product of its own with the
-encoder's Jacobian; num_neighbors=k takes the k nearest pictures of each. A line for
-every n has the time of one neighbour's step, that of others ÷ it, and the relative
-error of the repulsion. At the start of training an encoder's features are nearly linear
-in the picture and the median bandwidth lets all pictures repel alike: that is the worst
-case for few neighbours.
+The kernel is applied to the features of the autoencoder for CIFAR-10 (section 5.2), of
+smooth random pictures. The exact repulsion multiplies the encoder's Jacobian with a
+vector for every pair of pictures; num_neighbors=k uses the k nearest pictures of each.
+For every n the table shows the time with one neighbour, the ratios of the others to it,
+and the relative error of the repulsion. At the start of training an encoder's features
+are nearly linear in the picture, and with the median bandwidth all pictures repel
+equally: that is the worst case for few neighbours.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from jax.tree_util import Partial
 
-from experiments import rbm_summary
 from experiments.benchmarks import timing
-from experiments.shared import common
+from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import energies, kernels, svgd_direction
 from stein_jax.types import Array, Key
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
-    return
-  common.positive("width")
-  sizes = common.numbers("sizes", flags.FLAGS.sizes, int, at_least=3)
-  neighbors = common.numbers("neighbors", flags.FLAGS.neighbors, int, at_least=1)
-  timing.use_cores(flags.FLAGS.cores)
-  common.claim_workdir(before_work=True)
-  rows = [measure(n, [k for k in neighbors if k < n - 1]) for n in sizes]
-  workdir = common.claim_workdir(before_work=False)
-  summary = common.write_summary(
-    workdir, "experiments.benchmarks.features", {"rows": rows}
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Repeated):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.features"
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/benchmarks/features"
   )
+  sizes: tuple[int, ...] = setting((16, 64, 100), "n, pictures.", at_least=3)
+  neighbors: tuple[int, ...] = setting((1, 4, 16), "k.", at_least=1)
+  width: float = setting(1.0, "A factor on the encoder's channels.", above=0)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
+    return
+  timing.use_cores(own.cores)
+  workdirs.check(own)
+  rows = [measure(n, own) for n in own.sizes]
+  workdirs.prepare(own)
+  summary = summaries.write(own, {"rows": rows})
   print(markdown(summary))
 
 
-def measure(n: int, neighbors: list[int]) -> dict[str, Any]:
+def measure(n: int, own: Settings) -> dict[str, Any]:
   """Seconds and errors of the repulsion of n pictures, by the number of neighbours."""
-  energy = energies.Autoencoder(width=flags.FLAGS.width)
+  neighbors = [k for k in own.neighbors if k < n - 1]
+  energy = energies.Autoencoder(width=own.width)
   pictures = smooth_pictures(jax.random.key(0), n)
   theta = jax.jit(energy.init)(jax.random.key(1), pictures[0])
   base = kernels.rbf().resolve(_features(energy, theta, pictures))
@@ -62,8 +72,8 @@ def measure(n: int, neighbors: list[int]) -> dict[str, Any]:
   functions["exact"] = functools.partial(repulsion, None)
   times = timing.interleaved(
     functions,
-    repeats=flags.FLAGS.repeats,
-    progress=flags.FLAGS.progress,
+    repeats=own.repeats,
+    progress=own.progress,
     label=f"{n} pictures",
   )
   exact = np.asarray(repulsion(None), np.float64)
@@ -84,7 +94,7 @@ def _features(energy: energies.Autoencoder, theta: Any, pictures: Array) -> Arra
 
 
 def smooth_pictures(key: Key, n: int) -> Array:
-  """n pictures [32, 32, 3] in (−1, 1) that run between 4 × 4 random colours."""
+  """n pictures [32, 32, 3] in (−1, 1), interpolated between 4 × 4 random colours."""
   colours = jax.random.normal(key, (n, 4, 4, 3))
   return jnp.tanh(jax.image.resize(colours, (n, 32, 32, 3), "cubic"))
 
@@ -104,18 +114,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines.append([str(row["n"]), f"{1e3 * one:.3g}", *cells])
   header = ["n", f"k = {names[0]}, ms", "exact ÷ it"]
   header += [f"k = {name}: ÷ it, error" for name in names]
-  return rbm_summary.markdown_table(header, lines)
-
-
-def _define_flags() -> None:
-  flags.DEFINE_list("sizes", ["16", "64", "100"], "n, pictures.")
-  flags.DEFINE_list("neighbors", ["1", "4", "16"], "k.")
-  flags.DEFINE_float("width", 1.0, "A factor on the encoder's channels.")
-  flags.DEFINE_integer("repeats", 5, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/features")
+  return tables.markdown(header, lines)
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

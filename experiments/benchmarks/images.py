@@ -2,79 +2,96 @@
 
   python -m experiments.benchmarks.images
 
-compiles one update of SteinGAN, with the exact repulsion and with that of the nearest
-picture alone, of SteinGAN without kernel and of DCGAN, on random pictures of 32×32 with
-labels (CIFAR-10) and of 64×64 (CelebA, LSUN), and takes it a few times. The matrix rate
-is that of a product of 4096 × 4096 numbers in the precision that is used.
+compiles one training step of SteinGAN with the exact repulsion, of SteinGAN with the
+repulsion by the nearest image alone, of SteinGAN without kernel and of DCGAN, and times
+a few steps of each. The images are random: 32×32 with labels (CIFAR-10), and 64×64
+(CelebA, LSUN). The matrix rate is that of a product of two 4096 × 4096 matrices in the
+same precision.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from tqdm import tqdm
 
-from experiments import rbm_summary
 from experiments.benchmarks import timing
-from experiments.pictures import image_models
-from experiments.shared import common
+from experiments.pictures import models
+from experiments.pictures.model_settings import ModelSettings
+from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 
 VARIANTS = {
-  "SteinGAN exact": ("steingan", None),
+  "SteinGAN exact": ("steingan", 0),
   "SteinGAN one neighbour": ("steingan", 1),
-  "SteinGAN without kernel": ("steingan_no_kernel", None),
-  "DCGAN": ("dcgan", None),
+  "SteinGAN without kernel": ("steingan_no_kernel", 0),
+  "DCGAN": ("dcgan", 0),
 }
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Benchmark):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.images"
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/benchmarks/images"
+  )
+  sizes: tuple[int, ...] = setting(
+    (32, 64), "The sides of the images, in pixels.", at_least=32
+  )
+  variants: tuple[str, ...] = setting(
+    tuple(VARIANTS), "The variants to time.", choices=tuple(VARIANTS)
+  )
+  batch_size: int = setting(100, "Images in each step.", at_least=2)
+  steps: int = setting(3, "Timed steps; the result is their median.", at_least=1)
+  width: float = setting(1.0, "A factor on all networks' channels.", above=0)
+  bfloat16: bool = setting(False, "Compute in bfloat16.")
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  values = flags.FLAGS
-  common.positive("width")
-  sizes = common.numbers("sizes", values.sizes, int, at_least=32)
-  if set(sizes) - set(image_models.LAYERS):
-    raise SystemExit(f"--sizes must be out of {list(image_models.LAYERS)}.")
-  chosen = common.chosen("variants", values.variants, tuple(VARIANTS))
-  timing.use_cores(values.cores)
-  common.claim_workdir(before_work=True)
+  if set(own.sizes) - set(models.LAYERS):
+    raise SystemExit(f"--sizes must be some of {list(models.LAYERS)}.")
+  timing.use_cores(own.cores)
+  workdirs.check(own)
   rows = []
-  tasks = [(size, name) for size in sizes for name in chosen]
-  for size, name in tqdm(tasks, disable=not values.progress):
-    rows.append({"size": size, "name": name} | measure(size, *VARIANTS[name]))
-  workdir = common.claim_workdir(before_work=False)
-  summary = common.write_summary(
-    workdir,
-    "experiments.benchmarks.images",
-    {"gigaflops": _matrix_rate(), "rows": rows},
+  tasks = [(size, name) for size in own.sizes for name in own.variants]
+  for size, name in tqdm(tasks, disable=not own.progress):
+    rows.append({"size": size, "name": name} | measure(size, *VARIANTS[name], own))
+  workdirs.prepare(own)
+  summary = summaries.write(
+    own, {"gigaflops": _matrix_rate(bfloat16=own.bfloat16), "rows": rows}
   )
   print(markdown(summary))
 
 
-def measure(size: int, method: str, num_neighbors: int | None) -> dict[str, Any]:
-  """Seconds of a step, of its compilation, and what its program needs."""
-  values = flags.FLAGS
-  settings = image_models.Settings(
-    size=size,
-    num_classes=10 if size == 32 else None,
+def measure(
+  size: int, method: str, num_neighbors: int, own: Settings
+) -> dict[str, Any]:
+  """The seconds of a step and of its compilation, and the needs of its program."""
+  task = models.Task(size, num_classes=10 if size == 32 else None)
+  model_settings = ModelSettings(
     norm="l2" if size == 32 else "l1_l2",
-    width=values.width,
-    generator_width=values.width,
-    discriminator_width=values.width,
+    width=own.width,
+    generator_width=own.width,
+    discriminator_width=own.width,
     num_neighbors=num_neighbors,
-    bfloat16=values.bfloat16,
+    bfloat16=own.bfloat16,
   )
   rng = np.random.default_rng(0)
-  shape = (values.batch_size, size, size, 3)
+  shape = (own.batch_size, size, size, 3)
   batch: Any = jnp.asarray(rng.uniform(-1, 1, size=shape), jnp.float32)
-  if settings.num_classes is not None:
-    batch = {"x": batch, "context": jnp.arange(values.batch_size) % 10}
+  if task.num_classes is not None:
+    batch = {"x": batch, "context": jnp.arange(own.batch_size) % 10}
   few = jax.tree.map(lambda leaf: leaf[:2], batch)
-  model = image_models.build(jax.random.key(0), method, settings, few)
+  model = models.build(jax.random.key(0), method, model_settings, task, few)
   key = jax.random.key(1)
   state = model.algorithm.init(key, model.params, batch)
   start = time.perf_counter()
@@ -82,7 +99,7 @@ def measure(size: int, method: str, num_neighbors: int | None) -> dict[str, Any]
   compiled = step.lower(key, state, batch).compile()
   compilation = time.perf_counter() - start
   seconds = []
-  for _ in range(values.steps):
+  for _ in range(own.steps):
     start = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(key, state, batch))
     seconds.append(time.perf_counter() - start)
@@ -98,9 +115,9 @@ def measure(size: int, method: str, num_neighbors: int | None) -> dict[str, Any]
   }
 
 
-def _matrix_rate() -> float:
+def _matrix_rate(*, bfloat16: bool) -> float:
   """GFLOP/s of a large product in the precision of the runs."""
-  dtype = jnp.bfloat16 if flags.FLAGS.bfloat16 else jnp.float32
+  dtype = jnp.bfloat16 if bfloat16 else jnp.float32
   a = jnp.ones((4096, 4096), dtype)
   product = jax.jit(lambda a: a @ a)
   times = timing.interleaved({"product": lambda: product(a)}, repeats=5)
@@ -122,24 +139,12 @@ def markdown(summary: Mapping[str, Any]) -> str:
   header = ["", "million parameters", "s a step", "s to compile", "GB beside them"]
   values = summary["flags"]
   return (
-    f"{rbm_summary.markdown_table(header, lines)}\n\n"
+    f"{tables.markdown(header, lines)}\n\n"
     f"Batches of {values['batch_size']}, widths × {values['width']}, on "
     f"{summary['environment']['device']} ({values['cores']} cores), where a large "
     f"product runs at {summary['gigaflops']:.0f} GFLOP/s."
   )
 
 
-def _define_flags() -> None:
-  flags.DEFINE_list("sizes", ["32", "64"], "Of the pictures.")
-  flags.DEFINE_list("variants", list(VARIANTS), "What to step.")
-  flags.DEFINE_integer("batch_size", 100, "Pictures a step.", lower_bound=2)
-  flags.DEFINE_integer("steps", 3, "Steps, of which the median counts.", lower_bound=1)
-  flags.DEFINE_float("width", 1.0, "A factor on all networks' channels.")
-  flags.DEFINE_bool("bfloat16", False, "Compute in bfloat16.")
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/images")
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

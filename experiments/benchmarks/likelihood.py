@@ -2,43 +2,55 @@
 
   python -m experiments.benchmarks.likelihood
 
-On one CPU core (--cores), in float32, 784 visible units. The floor of log Z is what the
-2^ℓ exponentials that define it take at the machine's own rate of exponentials; the sum
-over 2^(ℓ/2) × 2^(ℓ/2) states needs as many, but of a product's entries.
+It runs on one CPU core (--cores), in float32, with 784 visible units. The lower bound
+for log Z is the time of 2^ℓ exponentials, one for each state, at the machine's rate;
+the sum over 2^(ℓ/2) × 2^(ℓ/2) states computes the same number, of the entries of a
+matrix product.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from absl import app, flags
 
-from experiments import rbm_summary
 from experiments.benchmarks import timing
-from experiments.shared import common
+from experiments.shared import plots, settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.types import Params
 
 NUM_VISIBLE, NUM_IMAGES = 784, 10_000
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Repeated):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.likelihood"
+  files: ClassVar[tuple[str, ...]] = ("likelihood.png",)
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/benchmarks/likelihood"
+  )
+  num_hidden: tuple[int, ...] = setting((5, 10, 15, 20, 25, 30), "ℓ.", at_least=1)
+  repeats: int = settings.like(timing.Repeated, "repeats", default=9)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  sizes = common.numbers("num_hidden", flags.FLAGS.num_hidden, int, at_least=1)
-  timing.use_cores(flags.FLAGS.cores)
-  common.claim_workdir(before_work=True)
+  timing.use_cores(own.cores)
+  workdirs.check(own)
   exponential = _seconds_of_an_exponential()
-  rows = [_measure(num_hidden, exponential) for num_hidden in sizes]
-  workdir = common.claim_workdir(before_work=False)
+  rows = [_measure(num_hidden, exponential, own) for num_hidden in own.num_hidden]
+  workdir = workdirs.prepare(own)
   _draw(workdir / "likelihood.png", rows)
-  summary = common.write_summary(
-    workdir,
-    "experiments.benchmarks.likelihood",
-    {"seconds_of_an_exponential": exponential, "rows": rows},
+  summary = summaries.write(
+    own, {"seconds_of_an_exponential": exponential, "rows": rows}
   )
   print(markdown(summary))
 
@@ -55,9 +67,9 @@ def _seconds_of_an_exponential() -> float:
   return times["x"].median / len(x)
 
 
-def _measure(num_hidden: int, exponential: float) -> dict[str, Any]:
+def _measure(num_hidden: int, exponential: float, own: Settings) -> dict[str, Any]:
   rbm, params = _params(num_hidden)
-  # as logged in training: all images at once
+  # all images at once, as in training
   images = jax.random.uniform(jax.random.key(1), (NUM_IMAGES, NUM_VISIBLE))
   log_z = functools.partial(rbm.log_partition, params)
   functions = {"log Z": log_z}
@@ -65,8 +77,8 @@ def _measure(num_hidden: int, exponential: float) -> dict[str, Any]:
     functions["likelihood"] = functools.partial(rbm.log_likelihood, params, images)
   times = timing.interleaved(
     functions,
-    repeats=flags.FLAGS.repeats,
-    progress=flags.FLAGS.progress,
+    repeats=own.repeats,
+    progress=own.progress,
     label=f"{num_hidden} hidden units",
   )
   compiled = jax.jit(rbm.log_partition).lower(params).compile()
@@ -94,7 +106,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
       ]
     )
   header = ["ℓ", "log Z, ms", "÷ 2^ℓ exponentials", "MB", "10 000 images, ms"]
-  return rbm_summary.markdown_table(header, lines)
+  return tables.markdown(header, lines)
 
 
 def _draw(path: Any, rows: list[Mapping[str, Any]]) -> None:
@@ -107,17 +119,8 @@ def _draw(path: Any, rows: list[Mapping[str, Any]]) -> None:
   axes.set(yscale="log", xlabel="ℓ hidden units", ylabel="seconds")
   axes.grid(alpha=0.3)
   axes.legend()
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
-
-
-def _define_flags() -> None:
-  flags.DEFINE_list("num_hidden", ["5", "10", "15", "20", "25", "30"], "ℓ.")
-  flags.DEFINE_integer("repeats", 9, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/likelihood")
+  plots.save(path, figure, dpi=110, bbox_inches=None)
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

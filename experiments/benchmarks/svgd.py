@@ -1,42 +1,42 @@
-"""The SVGD direction against its peers and the machine's own matrix rate.
+"""The SVGD direction, compared with other libraries and with the matrix rate.
 
   python -m experiments.benchmarks.svgd
 
-Every ratio is one of medians of calls made in turn, on one CPU core (--cores), in
-float32, at particles and scores of N(0, I). The peers: the same sum with its gram, its
-exponential and its product as three compiled functions (dense); blackjax's and
-numpyro's; and the algebra of ours in PyTorch. The floor is what the multiplications of
-the symmetric form, 3/2 n²d multiply-adds, take at the machine's own matrix rate.
-blackjax comes with the tests; `pip install -e '.[peers]'` installs the others.
+Every number is a ratio of medians over calls made in turn, on one CPU core (--cores),
+in float32. Particles and scores are draws of N(0, I). It is compared with the same sum
+by three compiled functions, for the gram matrix, the exponential and the product
+(dense); with blackjax and numpyro; and with our algebra in PyTorch. The lower bound is
+the time of the multiplications of the symmetric form, 3/2 n²d multiply-adds, at the
+machine's matrix rate. blackjax is installed for the tests, the others by
+`pip install -e '.[peers]'`.
 
-It leaves summary.json and svgd.png, time and memory against n.
+In --workdir it writes summary.json and svgd.png, time and memory against n.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from absl import app, flags
 
-from experiments import rbm_summary
 from experiments.benchmarks import timing
-from experiments.shared import common
+from experiments.shared import plots, settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
 from stein_jax import kernels, svgd_direction
 from stein_jax.types import Array
 
 SHAPES = ("100x784", "1000x784", "4096x784", "10000x50", "10000x2")
-TILE = (512, 784)  # of the matrix rate
 
-MARKS = {
-  # shape -> the most that ours may take of dense, and of the direction for the median;
-  # the least that blackjax and PyTorch may take of ours.
+TARGETS = {
+  # shape -> at most: our time ÷ dense, additional time of the median ÷ direction;
+  # at least: time of blackjax ÷ ours, of PyTorch ÷ ours.
   "100x784": {"dense": 0.9, "median": 0.2, "blackjax": 12},
   "1000x784": {"dense": 0.9, "median": 0.06, "blackjax": 120, "torch": 2.2},
   "4096x784": {"dense": 0.55, "median": 0.15, "torch": 4},
@@ -44,31 +44,46 @@ MARKS = {
   "10000x2": {"dense": 0.12, "blackjax": 16},
 }
 
-# blackjax and numpyro look at every pair by itself: minutes a call beyond these.
+# blackjax and numpyro compute each pair separately: beyond these a call takes minutes.
 _BLACKJAX_LIMIT, _NUMPYRO_LIMIT = 6e9, 1e9  # n² d
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Repeated):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.svgd"
+  files: ClassVar[tuple[str, ...]] = ("svgd.png",)
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/benchmarks/svgd")
+  shapes: tuple[str, ...] = setting(SHAPES, "Particles and dimensions, as NxD.")
+  sizes: tuple[int, ...] = setting(
+    (250, 500, 1000, 2000, 4000, 8000, 16_000), "n of the curve.", at_least=2
+  )
+  large: str = setting("100000x50", "A shape beyond all dense forms; empty for none.")
+  repeats: int = settings.like(timing.Repeated, "repeats", default=11)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  shapes = {text: _shape("shapes", text) for text in flags.FLAGS.shapes}
-  sizes = common.numbers("sizes", flags.FLAGS.sizes, int, at_least=2)
-  large = _shape("large", flags.FLAGS.large) if flags.FLAGS.large else None
-  timing.use_cores(flags.FLAGS.cores)
-  common.claim_workdir(before_work=True)
-  rate = matrix_rate(flags.FLAGS.repeats)
-  rows = {name: measure(*shape) for name, shape in shapes.items()}
-  curve = [measure(n, 50, scaling=True) for n in sizes]
-  workdir = common.claim_workdir(before_work=False)
+  shapes = {text: _shape("shapes", text) for text in own.shapes}
+  large = _shape("large", own.large) if own.large else None
+  timing.use_cores(own.cores)
+  workdirs.check(own)
+  rate = timing.matrix_rate(own.repeats)
+  rows = {name: measure(*shape, own) for name, shape in shapes.items()}
+  curve = [measure(n, 50, own, scaling=True) for n in own.sizes]
+  workdir = workdirs.prepare(own)
   results: dict[str, Any] = {
     "gigaflops": rate,
     "shapes": {name: _with_ratios(row, rate) for name, row in rows.items()},
     "curve": [_with_ratios(row, rate) for row in curve],
   }
   if large:
-    results["large"] = measure_large(*large)
+    results["large"] = measure_large(*large, progress=own.progress)
   _draw(workdir / "svgd.png", results["curve"])
-  summary = common.write_summary(workdir, "experiments.benchmarks.svgd", results)
+  summary = summaries.write(own, results)
   print(markdown(summary))
 
 
@@ -80,27 +95,19 @@ def _shape(flag: str, text: str) -> tuple[int, int]:
 
 
 def _problem(n: int, d: int) -> tuple[Array, Array, float]:
-  """Particles, scores, and a bandwidth near the median's."""
+  """Particles, scores, and a bandwidth near the median."""
   x, s = np.random.default_rng(0).normal(size=(2, n, d)).astype(np.float32)
   return jnp.asarray(x), jnp.asarray(s), 2.0 * d / float(np.log(n))
 
 
-def matrix_rate(repeats: int) -> float:
-  """10⁹ floating-point operations a second of a float32 product in the cache."""
-  b, d = TILE
-  x = jnp.ones((b, d))
-  product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
-  times = timing.interleaved({"x": lambda: product(x, x.T)}, repeats=repeats)
-  return 2 * b * b * d / times["x"].median / 1e9
-
-
-def measure(n: int, d: int, *, scaling: bool = False) -> dict[str, Any]:
-  """Times of ours and of the peers that are installed, and ours' memory.
+def measure(n: int, d: int, own: Settings, *, scaling: bool = False) -> dict[str, Any]:
+  """Times of our direction and of the installed peers, and our memory.
 
   Args:
     n: particles.
     d: their dimension.
-    scaling: for the curve, ours and dense only.
+    own: the number of repeats and of cores.
+    scaling: only ours and dense, for the curve.
   """
   x, s, h = _problem(n, d)
   numbers = n * n * d * (1e99 if scaling else 1)
@@ -110,12 +117,12 @@ def measure(n: int, d: int, *, scaling: bool = False) -> dict[str, Any]:
     "dense": functools.partial(dense_direction, x, s, jnp.float32(h)),
     "blackjax": _blackjax(x, h) if numbers <= _BLACKJAX_LIMIT else None,
     "numpyro, median": _numpyro(x) if numbers <= _NUMPYRO_LIMIT else None,
-    "torch": None if scaling else _torch(np.asarray(x), np.asarray(s), h),
+    "torch": None if scaling else _torch(np.asarray(x), np.asarray(s), h, own.cores),
   }
   times = timing.interleaved(
     {name: function for name, function in functions.items() if function},
-    repeats=flags.FLAGS.repeats,
-    progress=flags.FLAGS.progress,
+    repeats=own.repeats,
+    progress=own.progress,
     label=f"{n} × {d}",
   )
   return {
@@ -130,8 +137,8 @@ def measure(n: int, d: int, *, scaling: bool = False) -> dict[str, Any]:
   }
 
 
-def measure_large(n: int, d: int) -> dict[str, Any]:
-  """The direction and its exact median where nothing dense fits."""
+def measure_large(n: int, d: int, *, progress: bool) -> dict[str, Any]:
+  """The direction and its exact median where dense matrices do not fit."""
   x, s, h = _problem(n, d)
   kernel = kernels.rbf(jnp.float32(h))
   times = timing.interleaved(
@@ -140,7 +147,7 @@ def measure_large(n: int, d: int) -> dict[str, Any]:
       "ours, median": functools.partial(svgd_direction, x, s, kernels.rbf()),
     },
     repeats=3,
-    progress=flags.FLAGS.progress,
+    progress=progress,
     label=f"{n} × {d}",
   )
   return {
@@ -155,7 +162,7 @@ def measure_large(n: int, d: int) -> dict[str, Any]:
 
 
 def _temporary_megabytes(kernel: kernels.Kernel, x: Array) -> float:
-  """What the compiled direction holds beside its inputs."""
+  """The memory of the compiled direction, without its inputs."""
   compiled = jax.jit(svgd_direction).lower(x, x, kernel).compile()
   memory = compiled.memory_analysis()
   return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6
@@ -180,12 +187,12 @@ def _product(k: Array, x: Array, s: Array, h: Array) -> Array:
 
 
 def dense_direction(x: Array, s: Array, h: Array) -> Array:
-  """The direction as three compiled functions, each of the whole table."""
+  """The direction by three compiled functions, each of the whole matrix."""
   return _product(_exponential(_gram(x), h), x, s, h)
 
 
 def _blackjax(x: Array, h: float) -> Callable[[], Any] | None:
-  """A step of sgd(1), which is x + φ, of N(0, I), whose score costs nothing."""
+  """A step x + φ (sgd with rate 1) for N(0, I), whose score takes no time."""
   module = timing.peer("blackjax.vi.svgd")
   if module is None:
     return None
@@ -197,7 +204,7 @@ def _blackjax(x: Array, h: float) -> Callable[[], Any] | None:
 
 
 def _numpyro(x: Array) -> Callable[[], Any] | None:
-  """A step of numpyro's SteinVI on N(0, I), which takes a median every time."""
+  """A step of numpyro's SteinVI for N(0, I), with a median in every step."""
   numpyro = timing.peer("numpyro")
   einstein = timing.peer("numpyro.contrib.einstein")
   if numpyro is None or einstein is None:
@@ -222,12 +229,14 @@ def _numpyro(x: Array) -> Callable[[], Any] | None:
   return lambda: jax.tree.leaves(step(state))
 
 
-def _torch(x: np.ndarray, s: np.ndarray, h: float) -> Callable[[], Any] | None:
-  """The algebra of ours, dense, in place where PyTorch can."""
+def _torch(
+  x: np.ndarray, s: np.ndarray, h: float, cores: int
+) -> Callable[[], Any] | None:
+  """Our algebra with dense matrices, in place where PyTorch allows it."""
   torch = timing.peer("torch")
   if torch is None:
     return None
-  torch.set_num_threads(max(1, flags.FLAGS.cores))
+  torch.set_num_threads(max(1, cores))
   points, scores = torch.tensor(x), torch.tensor(s)
 
   @torch.no_grad()
@@ -280,13 +289,13 @@ def markdown(summary: Mapping[str, Any]) -> str:
     ours = row["seconds"]["ours"]
     cells = [shape.replace("x", " × "), _milliseconds(ours)]
     for name, key, sign in names:
-      mark = MARKS.get(shape, {}).get(key) if key else None
-      goal = f" ({sign} {mark:g})" if mark is not None else ""
+      target = TARGETS.get(shape, {}).get(key) if key else None
+      goal = f" ({sign} {target:g})" if target is not None else ""
       value = row["ratios"].get(name)
       cells.append("—" if value is None else f"{value:.3g}{goal}")
     lines.append(cells)
   header = ["n × d", "ours, ms", *(name for name, _, _ in names)]
-  text = rbm_summary.markdown_table(header, lines)
+  text = tables.markdown(header, lines)
   text += f"\n\nThe matrix rate was {summary['gigaflops']:.0f} GFLOP/s."
   if "large" in summary:
     large = summary["large"]
@@ -319,23 +328,8 @@ def _draw(path: Path, curve: list[Mapping[str, Any]]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="n particles, d = 50", ylabel=label)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
-
-
-def _define_flags() -> None:
-  flags.DEFINE_list("shapes", list(SHAPES), "Particles and dimensions, as NxD.")
-  flags.DEFINE_list(
-    "sizes", ["250", "500", "1000", "2000", "4000", "8000", "16000"], "n of the curve."
-  )
-  flags.DEFINE_string(
-    "large", "100000x50", "A shape beyond all dense forms; empty for none."
-  )
-  flags.DEFINE_integer("repeats", 11, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/svgd")
+  plots.save(path, figure, dpi=110, bbox_inches=None)
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

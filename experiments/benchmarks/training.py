@@ -1,28 +1,27 @@
-"""Training steps against PyTorch, their own multiplications, and one another.
+"""Training steps, compared with PyTorch, with their multiplications, and each other.
 
   python -m experiments.benchmarks.training
 
-Every ratio is one of medians of calls made in turn, on one CPU core (--cores), in
-float32. The RBM has 784 visible and 10 hidden units and batches of 100. The peer is the
-same SteinCD step by PyTorch's autograd, run eagerly; the floor is what the step's
-matrix products take at the machine's own rate.
-`pip install -e '.[peers]'` installs PyTorch.
+Every number is a ratio of medians over calls made in turn, on one CPU core (--cores),
+in float32. The RBM has 784 visible and 10 hidden units and batches of 100. In PyTorch
+the same SteinCD step is run eagerly, with autograd. The lower bound is the time of the
+step's matrix products at the machine's matrix rate. `pip install -e '.[peers]'`
+installs PyTorch.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from flax import linen as nn
 
-from experiments import rbm_summary
-from experiments.benchmarks import svgd, timing
-from experiments.shared import common
+from experiments.benchmarks import timing
+from experiments.shared import settings, summaries, tables, workdirs
 from stein_jax import (
   Algorithm,
   kernels,
@@ -41,7 +40,7 @@ NUM_VISIBLE, NUM_HIDDEN, BATCH_SIZE, NUM_POINTS = 784, 10, 100, 10_000
 STEP_SIZE = 0.1
 NUM_STEPS = 500
 
-MARKS = {
+TARGETS = {
   "PyTorch ÷ fit": "≥ 6",
   "fit ÷ its multiplications": "≤ 1.8",
   "shuffling, metrics and set-up ÷ step": "≤ 0.15",
@@ -57,8 +56,9 @@ class SmallAutoencoder(nn.Module):
   """½‖x − D(E(x))‖² of pictures [28, 28, 1], with convolutions and softplus.
 
   Attributes:
-    by_products: stein_jax's convolutions, which a compiled loop needs on a CPU; else
-      flax's own, which are faster in a call by itself.
+    by_products: whether convolutions are computed as matrix products, as stein_jax
+      does, which is faster in a compiled loop on a CPU; else as flax does, which is
+      faster in a single call.
   """
 
   by_products: bool
@@ -80,23 +80,35 @@ class SmallAutoencoder(nn.Module):
     return 0.5 * jnp.square(x[None] - up(1)(nn.softplus(up(8)(code)))).sum()
 
 
-def main(argv: list[str]) -> None:
-  if common.printed_from_summary(argv, markdown):
+@dataclasses.dataclass(frozen=True)
+class Settings(timing.Repeated):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.benchmarks.training"
+
+  workdir: str = settings.like(
+    workdirs.Run, "workdir", default="runs/benchmarks/training"
+  )
+  repeats: int = settings.like(timing.Repeated, "repeats", default=15)
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
     return
-  timing.use_cores(flags.FLAGS.cores)
-  common.claim_workdir(before_work=True)
-  rate = svgd.matrix_rate(flags.FLAGS.repeats)
+  timing.use_cores(own.cores)
+  workdirs.check(own)
+  rate = timing.matrix_rate(own.repeats)
   seconds: dict[str, timing.Times] = {}
   for label, functions in (
-    ("SteinCD step", _training(flags.FLAGS.workdir)),
+    ("SteinCD step", _training(own.cores)),
     ("Langevin", _langevin()),
     ("directions", _directions()),
     ("score matching", _score_matching()),
   ):
     seconds |= timing.interleaved(
       functions,
-      repeats=flags.FLAGS.repeats,
-      progress=flags.FLAGS.progress,
+      repeats=own.repeats,
+      progress=own.progress,
       label=label,
     )
   median = {name: time.median for name, time in seconds.items()}
@@ -117,10 +129,9 @@ def main(argv: list[str]) -> None:
       median["exact, products"] / median["forward, products"]
     ),
   }
-  workdir = common.claim_workdir(before_work=False)
-  summary = common.write_summary(
-    workdir,
-    "experiments.benchmarks.training",
+  workdirs.prepare(own)
+  summary = summaries.write(
+    own,
     {
       "gigaflops": rate,
       "operations": _operations(),
@@ -133,7 +144,7 @@ def main(argv: list[str]) -> None:
 
 
 def _data() -> np.ndarray:
-  """Pixels like MNIST's in number, 0 to 255."""
+  """Random pixels 0 to 255, in images of MNIST's size."""
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, size=(NUM_POINTS, NUM_VISIBLE), dtype=np.uint8)
 
@@ -157,14 +168,15 @@ def _algorithm() -> Algorithm:
 def _operations() -> int:
   """Floating-point operations of a SteinCD step's matrix products.
 
-  The distances and K V; y = Bᵀx + c and its pull-back to x for the scores; y and the
-  pull-back to B for the energies of the batch and of the moved batch.
+  They are: the distances and K V; for the scores y = Bᵀx + c and the product with its
+  transposed Jacobian; for the energies of the batch and of the moved batch y and the
+  gradient in B.
   """
   m, d, num_hidden = BATCH_SIZE, NUM_VISIBLE, NUM_HIDDEN
   return 2 * (2 * m * m * d + 6 * m * d * num_hidden)
 
 
-def _training(workdir: str) -> dict[str, Callable[[], Any]]:
+def _training(cores: int) -> dict[str, Callable[[], Any]]:
   """`NUM_STEPS` steps: in `fit` as a user calls it, in a bare scan, and in PyTorch."""
   algorithm, (_, params), batch = _algorithm(), _rbm(), _batch()
   data, key = jnp.asarray(_data()), jax.random.key(0)
@@ -181,11 +193,11 @@ def _training(workdir: str) -> dict[str, Callable[[], Any]]:
       progress=False,
     ).state
 
-  # Batches cut from the data in their order: no shuffling, no metrics, no host.
+  # Consecutive rows as batches: no shuffling, no metrics, no work on the host.
   @jax.jit
   def updates(state: Any, data: Array) -> Any:
-    def step(state: Any, place: tuple[Array, Array]) -> tuple[Any, None]:
-      first, key = place[0] * BATCH_SIZE % NUM_POINTS, place[1]
+    def step(state: Any, inputs: tuple[Array, Array]) -> tuple[Any, None]:
+      first, key = inputs[0] * BATCH_SIZE % NUM_POINTS, inputs[1]
       batch = training.unit_interval(data[first + jnp.arange(BATCH_SIZE)])
       return algorithm.update(key, state, batch)[0], None
 
@@ -198,15 +210,15 @@ def _training(workdir: str) -> dict[str, Callable[[], Any]]:
     "updates": lambda: updates(start, data),
   }
   if timing.peer("torch"):
-    functions["PyTorch"] = _torch_training(params, np.asarray(_data()))
+    functions["PyTorch"] = _torch_training(params, np.asarray(_data()), cores)
   return functions
 
 
-def _torch_training(params: Params, data: np.ndarray) -> Callable[[], Any]:
+def _torch_training(params: Params, data: np.ndarray, cores: int) -> Callable[[], Any]:
   """SteinCD by autograd, with the median of the distances, and fused Adam."""
   import torch
 
-  torch.set_num_threads(max(1, flags.FLAGS.cores))
+  torch.set_num_threads(max(1, cores))
   B, b, c = (
     torch.tensor(np.asarray(params["params"][name]), requires_grad=True)
     for name in ("B", "b", "c")
@@ -281,7 +293,7 @@ def _directions() -> dict[str, Callable[[], Any]]:
 
 
 def _score_matching() -> dict[str, Callable[[], Any]]:
-  """The gradient of (15), exact and by SteinCD's forward difference, of two models."""
+  """The gradient of (15) for each model: exact, and by SteinCD's forward difference."""
   rbm, rbm_params = _rbm()
   pictures = _batch().reshape(-1, 28, 28, 1)
   models: dict[str, tuple] = {"RBM": (rbm.apply, rbm_params, _batch())}
@@ -303,10 +315,10 @@ def _score_matching() -> dict[str, Callable[[], Any]]:
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a summary.json."""
   lines = [
-    [name, "—" if value is None else f"{value:.3g}", MARKS[name]]
+    [name, "—" if value is None else f"{value:.3g}", TARGETS[name]]
     for name, value in summary["ratios"].items()
   ]
-  table = rbm_summary.markdown_table(["", "measured", "mark"], lines)
+  table = tables.markdown(["", "measured", "mark"], lines)
   step = 1e3 * summary["seconds"]["fit"]["median"] / summary["num_steps"]
   return (
     f"{table}\n\nA SteinCD step took {step:.3f} ms in `fit`, for "
@@ -315,12 +327,5 @@ def markdown(summary: Mapping[str, Any]) -> str:
   )
 
 
-def _define_flags() -> None:
-  flags.DEFINE_integer("repeats", 15, "Times of every function.", lower_bound=1)
-  flags.DEFINE_integer("cores", 1, "CPU cores to use; 0 for all.", lower_bound=0)
-  common.define_run_flags("runs/benchmarks/training")
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  settings.run(main, Settings)

@@ -1,1 +1,1 @@
-"""What the experiments on pictures are made of."""
+"""The parts of the commands images, evaluate, latent_walk, table1 and inception."""

@@ -1,1 +1,1 @@
-"""What the experiments on the RBM are made of."""
+"""The parts of the commands that train the RBM."""

@@ -1,12 +1,13 @@
-"""The generators of `experiments.mnist_rbm`: their samples, scores and pictures.
+"""The generators of experiments.mnist_rbm: their samples, scores and pictures.
 
-A state of `stein_gan` is judged by a digit classifier's view of 50 000 samples, by how
-far they are from each other and from the test digits, and by the kernelised Stein
-discrepancy between them and the energy, beside that of exact samples.
+The scores of a state of `stein_gan` are a digit classifier's view of 50 000 samples,
+their distances from each other and from the test digits, and the kernelised Stein
+discrepancy between them and the energy, next to that of exact samples.
 """
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,27 +18,36 @@ import numpy as np
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from experiments import rbm_summary
-from experiments.classifier import Classifier
-from experiments.pictures import image_scores
-from experiments.rbm import methods as rbm_methods
-from experiments.shared import data, plots
-from stein_jax import evaluation, generators, kernels, ksd_squared
+from experiments.rbm import statistics
+from experiments.rbm.generator_methods import NOISE_FN
+from experiments.rbm.problem import Problem
+from experiments.rbm.runs import Run
+from experiments.shared import classifiers, plots, scores, summaries
+from stein_jax import evaluation, generators, kernels, ksd_squared, parallel
 from stein_jax.algorithms.stein_gan import SteinGANState
 from stein_jax.energies import GaussianBernoulliRBM
+from stein_jax.training.files import open_atomically
 
 PICTURED = 100
-"""Samples that are kept for pictures at every evaluation."""
+"""The number of samples that are saved for pictures at every evaluation."""
 
 
-class Judge(NamedTuple):
-  """What samples are held against."""
+class Evaluator(NamedTuple):
+  """What samples are compared with.
+
+  Attributes:
+    rbm: the energy.
+    generator: the generator's network.
+    classifier: of the data's own classes.
+    test: the test images, uint8 `[n, 28, 28, 1]`.
+    features: the classifier's features of them, `[n, 128]`.
+  """
 
   rbm: GaussianBernoulliRBM
   generator: nn.Module
-  classifier: Classifier
-  test: np.ndarray  # uint8 [n, 28, 28, 1]
-  features: np.ndarray  # of the test images, [n, 128]
+  classifier: classifiers.Classifier
+  test: np.ndarray
+  features: np.ndarray
 
   def while_training(self, state: SteinGANState) -> Mapping[str, float]:
     """A few scores of 1 000 samples, for the rows of the history."""
@@ -50,15 +60,15 @@ class Judge(NamedTuple):
       **_discrepancies(self.rbm, state.params["energy"], images),
     }
 
-  def scores(self, state: SteinGANState, num_samples: int) -> dict[str, float]:
-    """All scores of a finished run, with standard errors where they have one."""
+  def final_scores(self, state: SteinGANState, num_samples: int) -> dict[str, float]:
+    """All scores of a finished run, with standard errors where there are some."""
     images = sample(self.generator, state, num_samples)
     return self._of_images(images, self.features) | _discrepancies(
-      self.rbm, state.params["energy"], images[: image_scores.COMPARED]
+      self.rbm, state.params["energy"], images[: scores.COMPARED]
     )
 
   def of_test_images(self) -> dict[str, float]:
-    """The scores of one half of the test set, held against the other."""
+    """The scores of one half of the test set, compared with the other."""
     images = self.test[::2].astype(np.float32) / 255
     return self._of_images(images, self.features[1::2])
 
@@ -66,11 +76,49 @@ class Judge(NamedTuple):
     """Scores that need no energy, of pictures [n, 28, 28, 1] in [0, 1]."""
     probabilities = self.classifier.probabilities(images)
     features = self.classifier.features(images[: len(self.test)])
-    return image_scores.compared(images, probabilities, features, real)
+    return scores.compared(images, probabilities, features, real)
+
+
+def evaluator_of(
+  problem: Problem,
+  generator: nn.Module,
+  *,
+  cache_dir: str | None,
+  num_steps: int | None,
+  progress: bool,
+) -> Evaluator:
+  """The test set, and a classifier of its classes, which is fitted once and kept.
+
+  The program ends with a message if the data set has other images, or no labels.
+
+  Args:
+    problem: the data and the energy.
+    generator: the generator's network.
+    cache_dir, num_steps, progress: as in `classifiers.load_or_fit`.
+  """
+  dataset = problem.dataset
+  if dataset.test.shape[1:] != (28, 28, 1):
+    sys.exit(
+      f"The generator makes pictures of 28×28 grey pixels; {dataset.name} has "
+      f"{'×'.join(map(str, dataset.test.shape[1:]))}."
+    )
+  try:
+    with parallel.first_process_first("classifier"):
+      fitted = classifiers.load_or_fit(
+        dataset, cache_dir=cache_dir, num_steps=num_steps, progress=progress
+      )
+  except ValueError as error:
+    sys.exit(f"--dataset={dataset.name}: {error}")
+  print(
+    f"Classifier: {100 * fitted.test_accuracy:.2f} % of the test set are right.",
+    file=sys.stderr,
+  )
+  features = fitted.features(dataset.test)
+  return Evaluator(problem.rbm, generator, fitted, dataset.test, features)
 
 
 def sample(generator: nn.Module, state: SteinGANState, num_samples: int) -> np.ndarray:
-  """Pictures [num_samples, 28, 28, 1], the same noise at every call."""
+  """Samples [num_samples, 28, 28, 1], from the same noise at every call."""
   keys = jax.random.split(jax.random.key(0), -(-num_samples // 500))
   params, stats = state.params["generator"], state.generator_stats
   batches = [np.asarray(_sample(generator, params, stats, key)) for key in keys]
@@ -79,17 +127,17 @@ def sample(generator: nn.Module, state: SteinGANState, num_samples: int) -> np.n
 
 @functools.partial(jax.jit, static_argnames="generator")
 def _sample(generator: nn.Module, params: Any, stats: Any, key: jax.Array) -> jax.Array:
-  noise = rbm_methods.NOISE_FN(key, 500)
+  noise = NOISE_FN(key, 500)
   return generators.sample(generator, params, stats, noise)
 
 
 def _discrepancies(
   rbm: GaussianBernoulliRBM, theta: Any, images: np.ndarray
 ) -> dict[str, float]:
-  """The unbiased KSD² between samples and energy; and that of exact samples, near 0.
+  """The unbiased KSD² between samples and energy, and that of exact samples, near 0.
 
-  RBF kernel with the exact samples' median bandwidth: a generator's own median would
-  shrink with it where it collapses.
+  The RBF kernel has the exact samples' median bandwidth. The median of the generator's
+  own samples would shrink if the generator collapses.
   """
   exact = rbm.sample(jax.random.key(1), theta, len(images))
   kernel = kernels.rbf(kernels.median_bandwidth(exact))
@@ -107,39 +155,40 @@ def _discrepancies(
 def keeping_samples(
   generator: nn.Module, folder: Path
 ) -> Callable[[int, SteinGANState], None]:
-  """`observe` of `training.fit`: saves samples of every evaluation, the same noise."""
+  """`observe` of `training.fit`, which saves samples of always the same noise."""
 
   def observe(step: int, state: SteinGANState) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = sample(generator, state, PICTURED)
-    np.save(folder / f"{step:08d}.npy", np.round(255 * images).astype(np.uint8))
+    with open_atomically(folder / f"{step:08d}.npy") as file:
+      np.save(file, np.round(255 * images).astype(np.uint8))
 
   return observe
 
 
-def judged(
-  judge: Judge, state: SteinGANState, step: int, num_samples: int, record: Path
+def finished_scores(
+  evaluator: Evaluator, state: SteinGANState, step: int, num_samples: int, record: Path
 ) -> dict[str, float]:
-  """The scores of a finished run, read from `record` where they were written before."""
+  """The scores of a finished run, read from `record` if they were saved before."""
   asked = {
     "step": step,
     "num_samples": num_samples,
-    "classifier": judge.classifier.path.name,
+    "classifier": evaluator.classifier.path.name,
   }
   known = json.loads(record.read_text()) if record.exists() else {}
   if {name: known.get(name) for name in asked} == asked:
     return known["scores"]
-  scores = judge.scores(state, num_samples)
-  data.write_json(record, {**asked, "scores": scores})
-  return scores
+  found = evaluator.final_scores(state, num_samples)
+  summaries.write_json(record, {**asked, "scores": found})
+  return found
 
 
 def draw_training(path: Path, folder: Path, *, title: str, last: int) -> None:
-  """Ten samples at each of up to eight steps of a run, the same noise in every row."""
+  """Ten samples at each of up to eight steps of a run; all rows have the same noise."""
   kept = (int(file.stem) for file in folder.glob("*.npy"))
   steps = sorted(step for step in kept if step <= last)
   if not steps:
-    return  # someone has cleared the folder away
+    return  # the folder was removed
   rows = {
     f"after {step} steps": _load(folder, step)[:10]
     for step in plots.mostly_early(steps, 8)
@@ -179,7 +228,7 @@ def _load(folder: Path, step: int) -> np.ndarray:
 
 def draw_mix(
   path: Path,
-  runs: Sequence[rbm_methods.Run],
+  runs: Sequence[Run],
   summaries: Mapping[str, Any],
   *,
   title: str,
@@ -192,7 +241,7 @@ def draw_mix(
     if "samples" in summaries.get(run.label, {})
   ]
   by_alpha = {run.mix: summaries[run.label] for run in drawn}
-  if len(by_alpha) < 2 or len(by_alpha) < len(drawn):  # or several mix scales of an α
+  if len(by_alpha) < 2 or len(by_alpha) < len(drawn):  # or an α has several mix scales
     return
   alphas = sorted(by_alpha)
   entries = [by_alpha[alpha] for alpha in alphas]
@@ -207,9 +256,9 @@ def draw_mix(
   )
 
 
-def summarize(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def summarize(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
   """score -> mean, sd and values over seeds."""
   return {
-    name: rbm_summary.over_seeds([of_seed[name] for of_seed in scores])
-    for name in scores[0]
+    name: statistics.over_seeds([scores_of_seed[name] for scores_of_seed in seeds])
+    for name in seeds[0]
   }

@@ -1,85 +1,48 @@
-"""What experiments.mnist_rbm learns, and how that is judged: data, model and start.
+"""What experiments.mnist_rbm learns, and how it is evaluated: data, model and start."""
 
-The binaries that train the RBM define these flags by `define`.
-"""
-
-import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
-from experiments.shared import common, data
+from experiments.rbm.settings import Model
+from experiments.shared import loading
+from experiments.shared.datasets import Dataset
 from stein_jax import evaluation, training
 from stein_jax.energies import GaussianBernoulliRBM
 
-# Flags count as those of the binary that calls, in its --help and in flags.txt.
-flags.disclaim_key_flags()
-
 Transform = Callable[[Any], Any]
-"""A batch of points -> the same batch, otherwise scaled."""
-
-
-def define() -> None:
-  """Defines the flags of the data, the model and its start."""
-  common.define_data_flags()
-  flags.DEFINE_float(
-    "validation",
-    0.1,
-    "The share of the training set that is held out to choose the best step on.",
-    lower_bound=0.0,
-    upper_bound=0.9,
-  )
-  flags.DEFINE_integer(
-    "num_hidden", 10, "ℓ, the RBM's hidden units.", lower_bound=1, upper_bound=25
-  )
-  flags.DEFINE_bool("center", False, "Subtract the training set's mean picture.")
-  flags.DEFINE_float(
-    "scale",
-    1.0,
-    "A factor on the pixels, which are in [0, 1] without it. Likelihoods are of the "
-    "scaled pixels: compare them with N(mean, I), not with another scale's.",
-  )
-  flags.DEFINE_enum(
-    "initialization",
-    "data_mean",
-    ["data_mean", "zeros"],
-    "data_mean: b is the data's mean and c = −Bᵀb; zeros: b = c = 0, as the authors "
-    "do.",
-  )
-  flags.DEFINE_float(
-    "weight_scale", 0.05, "B starts uniform in ± this.", lower_bound=0.0
-  )
+"""A batch of points -> the same batch, scaled differently."""
 
 
 class Problem(NamedTuple):
-  """What is learned, and how it is judged."""
+  """What is learned, and how it is evaluated.
+
+  Attributes:
+    rbm: the model.
+    dataset: the data set.
+    pixels: its training set, uint8 `[N, d]`.
+    transform: from pixels to what the model sees.
+    untransform: from what the model sees to pictures in [0, 1].
+    baseline: the likelihood of N(mean, I).
+    evaluate: parameters -> nats of every split.
+    start: key -> the parameters that training starts from.
+  """
 
   rbm: GaussianBernoulliRBM
-  dataset: data.Dataset
-  pixels: jax.Array  # the training set, uint8 [N, d]
-  transform: Transform  # pixels -> what the model sees
-  untransform: Transform  # what the model sees -> pictures in [0, 1]
-  baseline: evaluation.MeanLogLikelihood  # of N(mean, I)
-  evaluate: Callable[[Any], Mapping[str, float]]  # params -> nats of every split
+  dataset: Dataset
+  pixels: jax.Array
+  transform: Transform
+  untransform: Transform
+  baseline: evaluation.MeanLogLikelihood
+  evaluate: Callable[[Any], Mapping[str, float]]
+  start: Callable[[jax.Array], Any]
 
 
-def rbm() -> GaussianBernoulliRBM:
-  """The model of the flags."""
-  return GaussianBernoulliRBM(
-    flags.FLAGS.num_hidden, weight_scale=flags.FLAGS.weight_scale
-  )
-
-
-def load(batch_size: int) -> Problem:
-  """The data and the model that the flags ask for."""
-  common.positive("scale", "validation")  # the best step is chosen on the latter
-  if not flags.FLAGS.weight_scale < math.inf:
-    sys.exit(f"--weight_scale must be finite, got {flags.FLAGS.weight_scale}.")
-  dataset = common.load_data(batch_size, validation_fraction=flags.FLAGS.validation)
+def load(own: Model, batch_size: int) -> Problem:
+  """The data and the model that the settings ask for."""
+  dataset = loading.load(own, batch_size, validation_fraction=own.validation)
   splits = {
     name: jnp.asarray(split.reshape(len(split), -1))
     for name, split in (
@@ -88,34 +51,40 @@ def load(batch_size: int) -> Problem:
       ("test", dataset.test),
     )
   }
-  transform, untransform = _transforms(splits["train"])
-  model = rbm()
+  pixels, rbm = splits["train"], own.rbm()
+  transform, untransform = transforms(pixels, center=own.center, scale=own.scale)
+
+  def start(key: jax.Array) -> Any:
+    if own.initialization == "data_mean":
+      return rbm.init_from_data(key, transform(pixels))
+    return rbm.init(key, jnp.zeros(pixels.shape[1]))
+
   return Problem(
-    rbm=model,
+    rbm=rbm,
     dataset=dataset,
-    pixels=splits["train"],
+    pixels=pixels,
     transform=transform,
     untransform=untransform,
-    baseline=evaluation.gaussian_baseline(
-      transform(splits["train"]), transform(splits["test"])
-    ),
-    evaluate=_evaluation(model, transform, **splits),
+    baseline=evaluation.gaussian_baseline(transform(pixels), transform(splits["test"])),
+    evaluate=_evaluation(rbm, transform, **splits),
+    start=start,
   )
 
 
-def start(key: jax.Array, problem: Problem) -> Any:
-  """The parameters that training starts from, as --initialization says."""
-  if flags.FLAGS.initialization == "data_mean":
-    return problem.rbm.init_from_data(key, problem.transform(problem.pixels))
-  return problem.rbm.init(key, jnp.zeros(problem.pixels.shape[1]))
+def transforms(
+  pixels: jax.Array, *, center: bool, scale: float
+) -> tuple[Transform, Transform]:
+  """From pixels 0 to 255 to what the model sees, and from there to [0, 1].
 
-
-def _transforms(pixels: jax.Array) -> tuple[Transform, Transform]:
-  """Pixels 0 to 255 -> what the model sees, as --center and --scale say; and back."""
-  if not flags.FLAGS.center and flags.FLAGS.scale == 1:
+  Args:
+    pixels: the training set, `[N, d]`.
+    center: whether its mean is subtracted.
+    scale: a factor on pixels in [0, 1].
+  """
+  if not center and scale == 1:
     return training.unit_interval, lambda x: x
-  scale, origin = flags.FLAGS.scale, jnp.zeros(pixels.shape[1])
-  if flags.FLAGS.center:
+  origin = jnp.zeros(pixels.shape[1])
+  if center:
     origin = training.unit_interval(pixels).mean(axis=0)
   return (
     lambda x: scale * (training.unit_interval(x) - origin[None]),

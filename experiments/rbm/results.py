@@ -1,4 +1,4 @@
-"""What a command of experiments.mnist_rbm leaves in its workdir."""
+"""The files that experiments.mnist_rbm writes in its workdir."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,36 +9,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import rbm_summary
-from experiments.rbm import generators as rbm_generators
-from experiments.rbm import methods as rbm_methods
+from experiments.rbm import generators, statistics, tables
 from experiments.rbm.problem import Problem
-from experiments.shared import (
-  common,
-  plots,
-  workdirs,
+from experiments.rbm.runs import Run
+from experiments.rbm.training import Training
+from experiments.shared import plots, settings, summaries
+from experiments.shared import tables as shared_tables
+from stein_jax.training.files import write_atomically
+
+FILES = (
+  "figure1a.png",
+  "figure1b.png",
+  "samples.png",
+  "training_*.png",
+  "filters_and_samples_*.png",
+  "metrics.jsonl",
+  "*/seed_*/metrics.jsonl",
+  "*/seed_*/scores.json",
+  "*/seed_*/samples/*.npy",
+  "*/seed_*/checkpoints/*",
 )
+"""Patterns of these files, as in `workdirs.Run.files`."""
 
 
 class Results:
-  """What a command leaves in its workdir, written anew after every method."""
+  """The results so far: summary.json and the figures, written after every method.
+
+  Args:
+    own: the command's settings.
+    problem: what is learned.
+    evaluator: of generators; None without generators.
+    runs: the curves.
+  """
 
   def __init__(
     self,
-    workdir: Path,
+    own: Training,
     problem: Problem,
-    judge: rbm_generators.Judge | None,
-    runs: Sequence[rbm_methods.Run],
+    evaluator: generators.Evaluator | None,
+    runs: Sequence[Run],
   ):
-    self.workdir, self.problem, self.judge = workdir, problem, judge
-    self.runs = runs
+    self.own, self.problem, self.evaluator = own, problem, evaluator
+    self.workdir, self.runs = Path(own.workdir), runs
     self.summaries: dict[str, Any] = {}
     self.diverged: dict[tuple[str, int], int] = {}  # run, seed -> step
-    self.test_images = judge and judge.of_test_images()
+    self.test_images = evaluator and evaluator.of_test_images()
 
   def add(
     self,
-    run: rbm_methods.Run,
+    run: Run,
     histories: Mapping[int, list[dict[str, Any]]],
     diverged: Mapping[int, int],
     scores: Sequence[Mapping[str, float]],
@@ -49,7 +68,7 @@ class Results:
       self.summaries[run.label] = {"diverged": dict(diverged)}
       self.write()
       return
-    summary = self.summaries[run.label] = rbm_summary.summarize(histories)
+    summary = self.summaries[run.label] = statistics.summarize(histories)
     if diverged:
       summary["diverged"] = dict(diverged)
     seed = list(histories)[-1]
@@ -61,8 +80,8 @@ class Results:
         energies[run.name, seed],
       )
     if run.has_generator:
-      summary["samples"] = rbm_generators.summarize(scores)
-      rbm_generators.draw_training(
+      summary["samples"] = generators.summarize(scores)
+      generators.draw_training(
         self.workdir / f"training_{run.name}.png",
         self._kept_samples(run, seed),
         title=run.label,
@@ -70,7 +89,7 @@ class Results:
       )
     self.write()
 
-  def _kept_samples(self, run: rbm_methods.Run, seed: int) -> Path:
+  def _kept_samples(self, run: Run, seed: int) -> Path:
     return self.workdir / run.name / f"seed_{seed}" / "samples"
 
   def write(self) -> None:
@@ -78,24 +97,20 @@ class Results:
     dataset, baseline = self.problem.dataset, self.problem.baseline
     record = self.workdir / "flags.txt"
     summary = {
-      "command": f"python -m experiments.mnist_rbm --flagfile={record}",
+      "command": f"python -m {self.own.command} --flagfile={record}",
       "dataset": dataset.name,
       "sizes": {
         name: len(getattr(dataset, name)) for name in ("train", "validation", "test")
       },
-      "flags": workdirs.own_flags("method", leave_out=common.OWN),
+      "flags": settings.record(self.own),
       "gaussian_baseline": {k: float(v) for k, v in baseline._asdict().items()},
       "methods": self.summaries,
-      "environment": {
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-      },
+      "environment": summaries.environment(),
     }
-    if self.judge is not None:
-      summary["classifier_test_accuracy"] = self.judge.classifier.test_accuracy
+    if self.evaluator is not None:
+      summary["classifier_test_accuracy"] = self.evaluator.classifier.test_accuracy
       summary["test_images"] = self.test_images
-    text = json.dumps(summary, indent=1) + "\n"
-    (self.workdir / "summary.json").write_text(text)
+    summaries.write_json(self.workdir / "summary.json", summary)
     self._draw()
 
   def _draw(self) -> None:
@@ -118,31 +133,32 @@ class Results:
       if "samples" in self.summaries.get(run.label, {})
     }
     if folders:
-      rbm_generators.draw_samples(
+      generators.draw_samples(
         self.workdir / "samples.png", folders, self.summaries, title=title
       )
-      rbm_generators.draw_mix(
+      generators.draw_mix(
         self.workdir / "figure1b.png", self.runs, self.summaries, title=title
       )
 
   def gather_metrics(self, seeds: Sequence[int]) -> None:
-    """Joins the metrics of all runs into one file, rows with their method and seed."""
-    with (self.workdir / "metrics.jsonl").open("w") as file:
-      for run in self.runs:
-        for seed in seeds:
-          path = self.workdir / run.name / f"seed_{seed}" / "metrics.jsonl"
-          for line in path.read_text().splitlines() if path.exists() else ():
-            row = {"method": run.name, "seed": seed, **json.loads(line)}
-            file.write(json.dumps(row) + "\n")
+    """Joins the metrics of all runs in one file; each row gets its method and seed."""
+    lines = []
+    for run in self.runs:
+      for seed in seeds:
+        path = self.workdir / run.name / f"seed_{seed}" / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else ():
+          row = {"method": run.name, "seed": seed, **json.loads(line)}
+          lines.append(json.dumps(row) + "\n")
+    write_atomically(self.workdir / "metrics.jsonl", "".join(lines))
 
   def tables(self) -> str:
-    """What the program prints at its end."""
-    lines = rbm_summary.rows(self.summaries, float(self.problem.baseline.mean))
-    text = plots.table(rbm_summary.HEADER, lines)
-    if self.judge is not None:
+    """The tables that the program prints at its end."""
+    lines = tables.rows(self.summaries, float(self.problem.baseline.mean))
+    text = shared_tables.plain(tables.HEADER, lines)
+    if self.evaluator is not None:
       summary = {"methods": self.summaries, "test_images": self.test_images}
-      lines = rbm_summary.samples_rows(summary)
-      text += "\n\n" + plots.table(rbm_summary.SAMPLES_HEADER, lines)
+      lines = tables.samples_rows(summary)
+      text += "\n\n" + shared_tables.plain(tables.SAMPLES_HEADER, lines)
     return text
 
 
@@ -152,7 +168,7 @@ def _draw_model(
   problem: Problem,
   params: Any,
 ) -> None:
-  """Pictures the columns of B, and exact samples with and without pixel noise."""
+  """Draws the columns of B, and exact samples with and without pixel noise."""
   rbm, weights = problem.rbm, params["params"]["B"]
   samples = rbm.sample(jax.random.key(0), params, 10)
   y = jax.vmap(lambda x: rbm.features(params, x))(samples)

@@ -1,4 +1,4 @@
-"""Contrastive divergence by Langevin dynamics in PyTorch, to be timed beside ours.
+"""Contrastive divergence by Langevin dynamics in PyTorch, to compare times with ours.
 
 The same RBM, Markov chain, contrast, batches and optimizer as
 `stein_jax.contrastive_divergence` on `energies.GaussianBernoulliRBM`, three ways:
@@ -7,11 +7,11 @@ The same RBM, Markov chain, contrast, batches and optimizer as
   autograd     a plain eager loop that differentiates the same energy
   closed_form  a plain eager loop with the RBM's score and gradient written out
 
-torchebm and autograd are told the energy and no more, as our library is; closed_form
-is written for this one model and leaves nothing to differentiate. All three draw the
-same numbers from the same seed, and learn the same parameters up to rounding.
+torchebm and autograd get only the energy, as our library does; closed_form is written
+for this one model and needs no differentiation. All three draw the same numbers from
+the same seed, and learn the same parameters up to rounding.
 
-Nothing here imports PyTorch before it is needed: pip install "stein_jax[peers]".
+PyTorch is imported where it is needed: pip install "stein_jax[peers]".
 """
 
 import contextlib
@@ -25,7 +25,7 @@ KINDS = ("torchebm", "autograd", "closed_form")
 
 
 class Settings(NamedTuple):
-  """What a peer is told; the names are those of `experiments.mnist_rbm`'s flags."""
+  """A peer's settings, named as the flags of `experiments.mnist_rbm`."""
 
   langevin_steps: int  # k
   langevin_step_size: float = 0.5  # ε
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def set_threads(threads: int) -> None:
-  """How many CPU cores an operation of PyTorch may use, from here on."""
+  """Sets the number of CPU cores that an operation of PyTorch may use."""
   _torch().set_num_threads(threads)
 
 
@@ -53,7 +53,7 @@ class Peer:
 
   Args:
     kind: one of `KINDS`.
-    params: B [d, l], b [d] and c [l], where it begins; their dtype is that of all.
+    params: the start, B [d, l], b [d] and c [l]; all is computed in their dtype.
     data: points [N, d] as floats.
     settings: see `Settings`.
     seed: of the batches and of the noise.
@@ -71,21 +71,21 @@ class Peer:
     if settings.batch_size > len(data):
       raise ValueError(f"batch_size={settings.batch_size} exceeds {len(data)} points")
     self._model = _rbm(kind, params)
-    # As it is, 216 MB of floats for MNIST: a batch is then a copy and no more.
+    # Floats, 216 MB for MNIST: making a batch is then only a copy.
     self._data = torch.tensor(np.asarray(data, dtype=params["B"].dtype))
     self._batch_size = settings.batch_size
     self._generator = torch.Generator().manual_seed(seed)
-    self._order, self._place = None, math.inf
+    self._order, self._next = None, math.inf
     self._set_gradient = _GRADIENTS[kind](self._model, settings)
     self._optimizer = torch.optim.Adam(
       self._model.parameters(),
       lr=settings.learning_rate,
       betas=(settings.adam_b1, 0.999),
-      fused=True,  # the fastest of its forms here
+      fused=True,  # the fastest variant on a CPU
     )
 
   def train(self, num_steps: int) -> None:
-    """So many steps more."""
+    """Takes this many steps."""
     for _ in range(num_steps):
       self._optimizer.zero_grad()
       self._set_gradient(self._batch(), self._generator)
@@ -100,12 +100,12 @@ class Peer:
 
   def _batch(self) -> Any:
     """The next points of this epoch's order; the last N mod m are left out."""
-    start, m = self._place, self._batch_size
+    start, m = self._next, self._batch_size
     if start + m > len(self._data):
       torch = _torch()
       self._order = torch.randperm(len(self._data), generator=self._generator)
       start = 0
-    self._place = start + m
+    self._next = start + m
     return self._data[self._order[start : start + m]]
 
 
@@ -134,7 +134,7 @@ def _rbm(kind: str, params: Mapping[str, np.ndarray]) -> Any:
 
 
 _SetGradient = Callable[[Any, Any], None]
-"""`(batch, generator)`: leaves CD's gradient in the parameters' `grad`."""
+"""`(batch, generator)`: sets the parameters' `grad` to CD's gradient."""
 
 
 def _by_torchebm(model: Any, settings: Settings) -> _SetGradient:
@@ -205,19 +205,19 @@ _GRADIENTS = {
 
 
 def _torch() -> Any:
-  with _what_to_install():
+  with _install_hint():
     import torch
   return torch
 
 
 def _torchebm() -> Any:
-  with _what_to_install():
+  with _install_hint():
     import torchebm
   return torchebm
 
 
 @contextlib.contextmanager
-def _what_to_install() -> Iterator[None]:
+def _install_hint() -> Iterator[None]:
   try:
     yield
   except ImportError as error:

@@ -1,1 +1,1 @@
-"""What all experiments are made of."""
+"""What several commands of `experiments` have in common."""

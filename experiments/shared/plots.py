@@ -1,4 +1,4 @@
-"""The pictures that experiments leave behind."""
+"""The figures that the commands save."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 import matplotlib
 
-matplotlib.use("Agg")  # files only: no screen is needed
+matplotlib.use("Agg")  # writes files, needs no screen
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+from stein_jax.training.files import open_atomically
 
 _T = TypeVar("_T")
 
@@ -23,15 +25,15 @@ def likelihood_curves(
   Args:
     path: the PNG to write.
     curves: label -> {"steps": [t], "mean": [t], "sd": [t]}; the label "exact MLE" is
-      drawn in black, as the yardstick.
+      drawn in black, as the reference.
     baseline: the log-likelihood of N(mean, I).
     title: what was trained on what.
   """
   figure, axis = plt.subplots(figsize=(7.5, 4.5))
-  colors = plt.get_cmap("tab20").colors  # a strong and a pale one of every hue
+  colors = plt.get_cmap("tab20").colors  # a strong and a pale shade of each hue
   axis.set_prop_cycle(color=colors[::2] + colors[1::2])
   finals = {}
-  # Curves that coincide, as SteinCD and its limit do, stay visible through the dashes.
+  # Dashes keep curves visible that coincide, as those of SteinCD and its limit.
   dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
   for label, curve in curves.items():
     steps, mean, sd = (np.asarray(curve[key]) for key in ("steps", "mean", "sd"))
@@ -45,7 +47,7 @@ def likelihood_curves(
     finals[line] = (mean[-1], mean.max())
   axis.axhline(baseline, color="grey", linestyle=":", label="N(mean, I)")
   if finals:
-    # The first steps may start tens of nats lower; the differences are at the top.
+    # Curves may start tens of nats lower; the differences of interest are at the top.
     nats = [baseline, *itertools.chain(*finals.values())]
     low, high = max(min(nats), max(nats) - 15), max(nats)
     margin = 0.12 * max(high - low, 1.0)
@@ -58,7 +60,7 @@ def likelihood_curves(
   )
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
-  _save(figure, path)
+  save(path, figure)
 
 
 def image_rows(
@@ -74,8 +76,8 @@ def image_rows(
     path: the PNG to write.
     rows: caption -> images `[n, h, w, c]`; at most ten of each are shown.
     title: the picture's title.
-    limits: what is black and what is white; by default every image's own minimum and
-      maximum.
+    limits: the values of black and white; by default the minimum and maximum of each
+      image.
   """
   columns = min(10, max(len(images) for images in rows.values()))
   figure = plt.figure(figsize=(columns, 1.35 * len(rows) + 0.4), layout="constrained")
@@ -88,7 +90,7 @@ def image_rows(
       low, high = limits or (image.min(), image.max())
       span = high - low if high > low else 1
       panel.imshow(np.squeeze((image - low) / span), cmap="gray", vmin=0, vmax=1)
-  _save(figure, path)
+  save(path, figure)
 
 
 def image_grids(path: Path, grids: Mapping[str, np.ndarray], *, title: str) -> None:
@@ -118,7 +120,7 @@ def image_grids(path: Path, grids: Mapping[str, np.ndarray], *, title: str) -> N
     axis.imshow(np.squeeze(grid), cmap="gray", vmin=0, vmax=1)
     axis.set_title(caption, fontsize="small")
   figure.suptitle(title, fontsize="medium")
-  _save(figure, path)
+  save(path, figure)
 
 
 def image_strips(path: Path, strips: np.ndarray, *, title: str) -> None:
@@ -135,7 +137,7 @@ def image_strips(path: Path, strips: np.ndarray, *, title: str) -> None:
   axis.imshow(np.squeeze(grid), cmap="gray", vmin=0, vmax=1)
   axis.axis("off")
   axis.set_title(title, fontsize="medium")
-  _save(figure, path)
+  save(path, figure)
 
 
 def mix_trade_off(
@@ -170,24 +172,7 @@ def mix_trade_off(
   left.set_ylim(bottom=1)
   left.set(xlabel="α, the share of SteinCD's updates", title=title)
   left.grid(alpha=0.3)
-  _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-  figure.savefig(path, dpi=120, bbox_inches="tight")
-  plt.close(figure)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A plain text table, its first column left-aligned, the others right-aligned."""
-  widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-
-  def line(cells: Sequence[str]) -> str:
-    first = cells[0].ljust(widths[0])
-    return "  ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:]))])
-
-  rule = "  ".join("-" * width for width in widths)
-  return "\n".join([line(header), rule, *(line(row) for row in rows)])
+  save(path, figure)
 
 
 def epsilon_errors(
@@ -211,7 +196,7 @@ def epsilon_errors(
   order = np.argsort(epsilons)
   for axis, (caption, curves) in zip(axes[0], panels.items()):
     for label, errors in curves.items():
-      # An error of exactly 0 has no place on a logarithmic axis.
+      # An error of 0 cannot be shown on a logarithmic axis.
       errors = np.maximum(np.asarray(errors)[order], 1e-17)
       axis.loglog(np.asarray(epsilons)[order], errors, marker=".", label=label)
     axis.set(xlabel="ε (squared pixels)", title=caption)
@@ -219,7 +204,7 @@ def epsilon_errors(
   axes[0, 0].set_ylabel("relative error of the gradient")
   axes[0, -1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   figure.suptitle(title)
-  _save(figure, path)
+  save(path, figure)
 
 
 def gradient_cosines(
@@ -241,7 +226,7 @@ def gradient_cosines(
     1, len(panels), figsize=(3.6 * len(panels), 4), sharey=True, squeeze=False
   )
   for axis, (caption, curves) in zip(axes[0], panels.items()):
-    # More methods than the cycle has colours: the line tells those of a colour apart.
+    # There are more methods than colours: the line style tells those of a colour apart.
     dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
     markers = itertools.cycle("osv^Dx+")
     for label, cosines in curves.items():
@@ -258,7 +243,7 @@ def gradient_cosines(
   axes[0, 0].set_ylabel("mean cosine to the exact gradient")
   axes[0, -1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   figure.suptitle(title)
-  _save(figure, path)
+  save(path, figure)
 
 
 def gap_curves(
@@ -269,12 +254,12 @@ def gap_curves(
   baseline_label: str,
   title: str,
 ) -> None:
-  """KL(p*‖p) against training steps, with a band from the least seed to the greatest.
+  """KL(p*‖p) against training steps, with a band from the lowest to the highest seed.
 
   Args:
     path: the PNG to write.
     curves: label -> {"steps": [t], "mean": [t], "low": [t], "high": [t]}; the label
-      "exact MLE" is drawn in black, as the yardstick.
+      "exact MLE" is drawn in black, as the reference.
     baseline: the gap of a model to compare with.
     baseline_label: what that model is.
     title: the picture's title.
@@ -293,7 +278,7 @@ def gap_curves(
   axis.set(xlabel="training steps", ylabel="KL(p* ‖ p) in nats", title=title)
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
-  _save(figure, path)
+  save(path, figure)
 
 
 def likelihood_by_seconds(
@@ -304,18 +289,18 @@ def likelihood_by_seconds(
   Args:
     path: the PNG to write.
     curves: label -> {"seconds": [t], "mean": [t], "sd": [t], "peer": bool}; the label
-      "exact MLE" is drawn in black, as the yardstick, and peers are dashed.
+      "exact MLE" is drawn in black, as the reference, and peers are dashed.
     baseline: the log-likelihood of N(mean, I).
     title: what was trained on what.
   """
   figure, axis = plt.subplots(figsize=(7.5, 4.5))
-  # Ours and the peers each from the first colour on, strong ones before pale ones.
+  # Our curves and the peers' both start at the first colour; strong colours come first.
   palette = plt.get_cmap("tab20")([*range(0, 20, 2), *range(1, 20, 2)])
   colors = {peer: itertools.cycle(palette) for peer in (False, True)}
   dashes = itertools.cycle([(0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
   finals = [baseline]
   for label, curve in curves.items():
-    # The start, at 0 seconds, has no place on the axis.
+    # The start, at 0 seconds, cannot be shown on the axis.
     seconds, mean, sd = (np.asarray(curve[k])[1:] for k in ("seconds", "mean", "sd"))
     if not len(seconds):
       continue
@@ -338,13 +323,22 @@ def likelihood_by_seconds(
   )
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
-  _save(figure, path)
+  save(path, figure)
 
 
 def mostly_early(kept: Sequence[_T], num_shown: int) -> list[_T]:
-  """Some of a run's records, the first and the last too, at steps like powers of two.
+  """Up to `num_shown` records of a run, the first and the last among them.
 
-  Most happens early.
+  They are spaced geometrically, because most changes happen early.
   """
-  places = np.round(np.geomspace(1, len(kept), num_shown)).astype(int) - 1
-  return [kept[place] for place in np.unique(places)]
+  indices = np.round(np.geomspace(1, len(kept), num_shown)).astype(int) - 1
+  return [kept[index] for index in np.unique(indices)]
+
+
+def save(
+  path: Path, figure: Any, *, dpi: int = 120, bbox_inches: Any = "tight"
+) -> None:
+  """Writes a figure as a PNG and closes it; options as of Matplotlib's `savefig`."""
+  with open_atomically(path) as file:
+    figure.savefig(file, dpi=dpi, bbox_inches=bbox_inches, format="png")
+  plt.close(figure)

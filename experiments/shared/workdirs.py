@@ -1,121 +1,180 @@
-"""Where a run leaves its results: one folder, one setting, recorded as a flagfile."""
+"""The folder of a run's results: it belongs to one run, whose settings it records."""
 
+import dataclasses
+import fnmatch
 import shutil
 import sys
-from collections.abc import Set
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from absl import flags
+import jax
 
+from experiments.shared import settings
+from experiments.shared.settings import setting
 from stein_jax import parallel
+from stein_jax.training.files import write_atomically
+
+RECORD = "flags.txt"
 
 
-def own_flags(known: str, *, leave_out: Set[str] = frozenset()) -> dict[str, str]:
-  """The flags of the module that defines `known`, as text for a flagfile."""
-  by_module = flags.FLAGS.flags_by_module_dict()
-  module = next(name for name, own in by_module.items() if flags.FLAGS[known] in own)
-  return {
-    flag.name: _text(flag.value)
-    for flag in by_module[module]
-    if flag.value is not None and flag.name not in leave_out
-  }
+@dataclasses.dataclass(frozen=True)
+class Run(settings.Settings):
+  """The settings of a command that leaves results in a folder."""
+
+  files: ClassVar[tuple[str, ...]] = ()
+  """Patterns of the files that the command writes, apart from flags.txt and
+  summary.json; "*" stands for any text, also for several folders."""
+
+  workdir: str = setting("runs", "Where results go.", may_differ=True)
+  overwrite: bool = setting(
+    False,
+    "Delete what an earlier run left in --workdir and start again.",
+    recorded=False,
+  )
+  progress: bool = setting(True, "Show progress bars.", may_differ=True)
 
 
-def check(
-  workdir: Path,
-  values: dict[str, str],
-  *,
-  may_differ: Set[str] = frozenset(),
-  may_grow: Set[str] = frozenset(),
-  overwrite: bool,
-) -> None:
-  """Ends the program if `workdir` holds something that this run would mix with.
+def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
+  """Ends the program if --workdir holds something else than this run's results.
+
+  It changes nothing, and can be called before data is loaded.
 
   Args:
-    workdir: the folder, which need not exist.
-    values: this run's flags.
-    may_differ: flags that may have changed since the run that the folder holds.
-    may_grow: lists that may have more entries, and numbers that may be larger, than in
-      that run: it goes on, and loses nothing.
-    overwrite: whether an earlier run is to be deleted.
+    own: this run's settings.
+    fixed: settings that must not have changed since the folder's run, although their
+      rules let them grow.
   """
-  record = workdir / "flags.txt"
+  workdir = Path(own.workdir)
+  record = workdir / RECORD
   if workdir.exists() and not workdir.is_dir():
     sys.exit(f"--workdir={workdir} is a file; name a folder.")
-  if record.exists() and not overwrite:
-    # A flag that is newer than the record had its default then.
-    before = _defaults(values.keys()) | _read(record)
-    changed = [
-      f"--{name}: {before.get(name)} before, {values.get(name)} now"
-      for name in sorted((values.keys() | before.keys()) - may_differ)
-      if before.get(name) != values.get(name)
-      and not (name in may_grow and _grown(name, before.get(name), values.get(name)))
-    ]
-    if changed:
-      sys.exit(
-        f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
-        "Choose another --workdir, or --overwrite it."
-      )
-  elif not record.exists() and workdir.exists() and any(workdir.iterdir()):
+  if not workdir.exists() or not any(workdir.iterdir()):
+    return
+  if not record.exists():
     sys.exit(
       f"{workdir} is not empty and holds no earlier run of this program. "
       "Choose another --workdir."
     )
+  if own.overwrite:
+    # Asked alone, is_first_process would start JAX, whose options may not be set yet.
+    if not jax.distributed.is_initialized() or parallel.is_first_process():
+      _check_deletable(own, workdir)
+    return
+  command, before = _read(record)
+  if command not in (None, own.command):
+    sys.exit(
+      f"{workdir} holds a run of {command}, not of {own.command}. Choose another "
+      "--workdir."
+    )
+  changed = settings.differences(own, before, fixed=fixed)
+  if changed:
+    sys.exit(
+      f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
+      "Choose another --workdir, or --overwrite it."
+    )
 
 
-def prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
-  """Makes the folder, anew if it is to be overwritten, and writes flags.txt.
+def prepare(own: Run) -> Path:
+  """Creates --workdir, deletes an earlier run if asked to, and writes flags.txt.
 
-  Of several processes the first does, and the others wait for it.
+  With several processes the first one does it, and the others wait.
+
+  Returns: the folder.
   """
+  workdir = Path(own.workdir)
   first = parallel.is_first_process()
   if first:
-    _prepare(workdir, values, overwrite=overwrite)
+    _prepare(own, workdir.resolve())  # a link stays; the folder it names is emptied
   parallel.wait_for_all("workdir")
-  record = workdir / "flags.txt"
-  if not first and not (record.exists() and _read(record) == values):
+  record = workdir / RECORD
+  same = first or (record.exists() and _read(record)[1] == settings.record(own))
+  if not same:
     sys.exit(
       f"--workdir={workdir} does not hold the first process's {record.name}, or other "
       "flags: all processes need the same ones, and a folder that all of them see."
     )
+  return workdir
 
 
-def _prepare(workdir: Path, values: dict[str, str], *, overwrite: bool) -> None:
-  workdir = workdir.resolve()  # a link stays, what it points to is emptied
-  record = workdir / "flags.txt"
-  if overwrite and record.exists():
-    if not values.keys() & _read(record).keys():
-      sys.exit(f"{record} is not a record of this program; nothing is deleted.")
-    shutil.rmtree(workdir)
+def _prepare(own: Run, workdir: Path) -> None:
+  if own.overwrite and (workdir / RECORD).exists():
+    _check_deletable(own, workdir)
+    # The record goes last: until then the folder is known as this command's.
+    for path in sorted(workdir.iterdir(), key=lambda path: path.name == RECORD):
+      if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+      else:
+        path.unlink()
   workdir.mkdir(parents=True, exist_ok=True)
-  lines = [f"--{name}={value}" for name, value in values.items()]
-  record.write_text("\n".join(lines) + "\n")
+  lines = [f"--{name}={value}" for name, value in settings.record(own).items()]
+  lines = [f"# python -m {own.command}", *lines]
+  write_atomically(workdir / RECORD, "\n".join(lines) + "\n")
 
 
-def _defaults(names: Set[str]) -> dict[str, str]:
-  found = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
-  return {
-    name: _text(flag.default)
-    for name, flag in found.items()
-    if flag.default is not None
-  }
+def _check_deletable(own: Run, workdir: Path) -> None:
+  """Ends the program if the folder holds something else than a run of this command."""
+  record = workdir / RECORD
+  if not _is_own(own, record):
+    sys.exit(
+      f"{record} is not a record of this program ({own.command}); nothing is deleted. "
+      "Choose another --workdir."
+    )
+  foreign = _foreign_files(own, workdir)
+  if foreign:
+    named = ", ".join(foreign[:3])
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    sys.exit(
+      f"{workdir} holds files that {own.command} did not write ({named}{more}); "
+      "nothing is deleted. Move them, or choose another --workdir."
+    )
 
 
-def _text(value: Any) -> str:
-  return ",".join(value) if isinstance(value, list) else str(value)
+def _is_own(own: Run, record: Path) -> bool:
+  """Whether this command wrote the record.
+
+  Records of earlier versions do not name the command. They must hold all settings that
+  have a value by default, and no settings of another command.
+  """
+  command, values = _read(record)
+  if command is not None:
+    return command == own.command
+  wanted = settings.record(type(own)()).keys()
+  return bool(wanted) and wanted <= values.keys() <= set(settings.names(type(own)))
 
 
-def _read(record: Path) -> dict[str, str]:
-  """The flags of a flagfile; comments and switches without a value are passed over."""
+def _foreign_files(own: Run, workdir: Path) -> list[str]:
+  """The files under the folder that this command does not write."""
+  patterns = (RECORD, "summary.json", *own.files)
+  found = (
+    path.relative_to(workdir).as_posix()
+    for path in sorted(workdir.rglob("*"))
+    if path.is_symlink() or not path.is_dir()
+  )
+  return [name for name in found if not any(_matches(name, p) for p in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+  """As `fnmatch`; a pattern without a slash is of files at the top.
+
+  The temporary file of a writer that was killed, `.<name>.<...>.tmp`, counts as the
+  file.
+  """
+  folder, _, last = name.rpartition("/")
+  if last.startswith(".") and last.endswith(".tmp"):
+    last = last[1:].rsplit(".", 2)[0]
+    name = f"{folder}/{last}" if folder else last
+  nested = "/" in name and "/" not in pattern
+  return fnmatch.fnmatchcase(name, pattern) and not nested
+
+
+def _read(record: Path) -> tuple[str | None, dict[str, str]]:
+  """The command that a record names, and its flags.
+
+  Other comments, and flags without a value, are skipped.
+  """
   lines = record.read_text().splitlines()
+  commands = [line for line in lines if line.startswith("# python -m ")]
   flag_lines = [line for line in lines if line.startswith("--") and "=" in line]
-  return dict(line.removeprefix("--").split("=", 1) for line in flag_lines)
-
-
-def _grown(name: str, before: str | None, now: str | None) -> bool:
-  if before is None or now is None:
-    return False
-  if name in flags.FLAGS and isinstance(flags.FLAGS[name].value, list):
-    return set(before.split(",")) <= set(now.split(","))
-  return before.isdigit() and now.isdigit() and int(now) >= int(before)
+  flags = dict(line.removeprefix("--").split("=", 1) for line in flag_lines)
+  return (commands[0].split()[-1] if commands else None), flags

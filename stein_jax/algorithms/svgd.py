@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from stein_jax import checks
+from stein_jax.algorithms.particle_optimizer import update_particles
 from stein_jax.parallel import axes
 from stein_jax.stein.direction import DirectionLike, as_direction, call, check_kernel
 from stein_jax.types import (
@@ -43,7 +44,9 @@ def svgd(
     score_fn: x -> ∇ log p(x) of one point.
     kernel: from `kernels`, None, a `Direction`, or `fn(particles)` that returns one,
       called with this device's particles.
-    optimizer: an optax optimizer.
+    optimizer: an optax optimizer. With `axis_name`, one that mixes particles (such as
+      `optax.clip_by_global_norm` or `optax.lamb`) is applied to all particles by every
+      device, so that the result is that of one device.
     axis_name: the axis over which the particles are sharded.
 
   Raises:
@@ -65,7 +68,9 @@ def svgd(
     x = state.particles
     phi = call(as_direction(kernel, x), x, jax.vmap(score_fn)(x), axis_name)
     descent = jax.tree.map(jnp.negative, phi)
-    updates, opt_state = optimizer.update(descent, state.opt_state, x)
+    updates, opt_state = update_particles(
+      optimizer, descent, state.opt_state, x, axis_name
+    )
     n = jax.tree.leaves(phi)[0].shape[0]
     squared_norm = optax.tree.norm(phi, squared=True) / n
     metrics = {"direction_norm": jnp.sqrt(axes.mean(squared_norm, axis_name))}

@@ -1,4 +1,4 @@
-"""Energies: linen modules whose `apply` is an `energy_fn(params, x)` of one point."""
+"""Energies: linen modules whose `apply` is an `energy_fn(params, x)`, for one point."""
 
 from stein_jax.energies.autoencoder import (
   CELEB_A_LAYERS,

@@ -1,4 +1,4 @@
-"""Energies of pictures: how badly an autoencoder gives one back (section 5.2)."""
+"""Energies of images: the reconstruction errors of autoencoders (section 5.2)."""
 
 import functools
 import math
@@ -15,12 +15,12 @@ from stein_jax.types import Array, Params
 
 
 class Layer(NamedTuple):
-  """A square convolution of the encoder, whose transpose the decoder has.
+  """A convolution of the encoder; the decoder has its transpose.
 
   Attributes:
-    features: channels that it makes.
-    size: of its window.
-    stride: by which it shrinks the picture.
+    features: the number of output channels.
+    size: the side of its square window.
+    stride: the factor by which height and width shrink.
   """
 
   features: int
@@ -36,7 +36,7 @@ CIFAR10_LAYERS = (
   Layer(512, 3),
   Layer(512, 4, 4),
 )
-"""The authors' encoder of 32×32 pictures: 512 features."""
+"""The authors' encoder for 32×32 images: 512 features."""
 
 CELEB_A_LAYERS = (
   Layer(64, 3),
@@ -46,7 +46,7 @@ CELEB_A_LAYERS = (
   Layer(256, 3),
   Layer(256, 4, 4),
 )
-"""Their encoder of the 64×64 pictures of CelebA and LSUN: 256 features."""
+"""The authors' encoder for 64×64 images, of CelebA and LSUN: 256 features."""
 
 NORMALIZATIONS = ("group", "layer", "weight", "none")
 NORMS = ("l2", "l1_l2")
@@ -55,17 +55,17 @@ _SMOOTHING = 1e-6
 
 
 class Autoencoder(nn.Module):
-  """E(x) = ‖x − D(E(x))‖, and p(x) ∝ exp(−E(x)).
+  """E(x) = ‖x − decode(encode(x))‖, and p(x) ∝ exp(−E(x)).
 
-  The encoder E is a row of convolutions; the decoder D is their transposes in reverse,
-  with the encoder's own kernels (tied) or others. tanh keeps D(·) within the range of
-  pictures, [−1, 1]: so the energy grows with ‖x‖ and p can be normalised. The norm is
-  √(‖·‖² + 10⁻⁶), smooth at zero.
+  The encoder is a sequence of convolutions. The decoder consists of their transposes in
+  reverse order, with the encoder's kernels (tied) or with kernels of its own. The
+  decoder ends in tanh, so its images are within [−1, 1]: the energy grows with ‖x‖, and
+  p can be normalised. The norm is √(‖·‖² + 10⁻⁶), which is smooth at zero.
 
-  An energy speaks about one point, so nothing here looks at a batch: no batch norm, no
-  dropout. Between layers the channels of the one picture are normalised.
+  An energy is a function of one point. So there is no batch norm and no dropout;
+  normalisation between layers is over the channels and pixels of one image.
 
-  `init(key, x)` and `apply(params, x)` are linen's, for one picture `[h, w, c]`.
+  `init(key, x)` and `apply(params, x)` are linen's, for one image `[h, w, c]`.
 
   >>> energy = Autoencoder(layers=(Layer(8, 3), Layer(16, 4, 4)))
   >>> params = energy.init(jax.random.key(0), jnp.zeros((32, 32, 3)))
@@ -75,21 +75,22 @@ class Autoencoder(nn.Module):
   (1024,)
 
   Attributes:
-    layers: of the encoder; the last one's channels are the features, as they are.
-    width: a factor on the channels.
-    channels: of the pictures.
-    activation: between layers; a smooth one, since at the kinks of ReLU differences and
-      derivatives of the score disagree.
-    tied: whether D has E's kernels.
-    normalization: between layers, of one picture: "group" (16 channels together, where
-      they divide by 16, over all pixels), "layer" (all channels), "weight" (kernels to
-      norm 1 for every channel they make, with a gain) or "none".
-    norm: "l2", or "l1_l2", the authors' √‖·‖₁ + ‖·‖₂ of CelebA and LSUN.
-    kernel_init: the kernels' initializer, the paper's N(0, 0.02) by default.
-    dtype: of the convolutions, such as bfloat16; parameters are float32, the norm is of
-      the picture's own type.
+    layers: of the encoder. The output of the last one, without activation or
+      normalisation, is the code, and the features of the feature kernel.
+    width: a factor on the numbers of channels.
+    channels: of the images.
+    activation: between layers. It should be smooth: where ReLU is not differentiable,
+      finite differences and derivatives of the score disagree.
+    tied: whether the decoder uses the encoder's kernels.
+    normalization: between layers. "group": groups of 16 channels over all pixels, if
+      the number of channels is a multiple of 16; "layer": all channels over all pixels;
+      "weight": the kernel of every output channel has norm 1 times a gain; or "none".
+    norm: "l2"; or "l1_l2", the authors' √‖·‖₁ + ‖·‖₂ for CelebA and LSUN.
+    kernel_init: the initializer of the kernels; by default the paper's N(0, 0.02).
+    dtype: of the convolutions, such as bfloat16. Parameters are float32; the norm is
+      computed in the image's dtype.
 
-  Source: Liu & Wang (2017), equation 24; the layers are the authors' code's.
+  Source: Liu & Wang (2017), equation 24. The layers are those of the authors' code.
   """
 
   layers: tuple[Layer, ...] = CIFAR10_LAYERS
@@ -112,7 +113,7 @@ class Autoencoder(nn.Module):
     super().__post_init__()
 
   def setup(self) -> None:
-    """Makes the parameters: a kernel and two biases a layer, and what normalises."""
+    """Defines the kernel, the two biases and the normalisation of each layer."""
     made = [max(1, round(layer.features * self.width)) for layer in self.layers]
     seen = [self.channels, *made[:-1]]
     kernel = functools.partial(
@@ -127,16 +128,17 @@ class Autoencoder(nn.Module):
     self.decoder = self.encoder if self.tied else [kernel(shape) for shape in shapes]
     self.encoder_biases = [_Bias(c) for c in made]
     self.decoder_biases = [_Bias(c) for c in seen]
-    # of every layer's output but the picture; the code's comes before the decoder
+    # The output of each layer is normalised, except for the decoded image. The code is
+    # normalised at the start of the decoder.
     self.encoder_norms = [_Normalizer(self.normalization) for _ in made]
     self.decoder_norms = [_Normalizer(self.normalization) for _ in seen[1:]]
 
   def __call__(self, x: Array) -> Array:
-    """E(x) of one picture `[h, w, c]`, a scalar."""
+    """E(x) of one image `[h, w, c]`, a scalar."""
     return self.distance(x, self.encode(x))
 
   def distance(self, x: Array, code: Array) -> Array:
-    """‖x − D(code)‖ of a picture and its code."""
+    """‖x − decode(code)‖ of an image and its code."""
     squared = jnp.square(x - self.decode(code, x.shape))
     l2 = jnp.sqrt(squared.sum() + _SMOOTHING)
     if self.norm == "l2":
@@ -144,14 +146,14 @@ class Autoencoder(nn.Module):
     return jnp.sqrt(jnp.sqrt(squared + _SMOOTHING).sum()) + l2
 
   def encode(self, x: Array) -> Array:
-    """The code E(x) of one picture, `[h', w', c']`.
+    """The code of one image, `[h', w', c']`.
 
     Raises:
-      ValueError: no picture, or one of another number of channels.
+      ValueError: x is not an image with the right number of channels.
     """
     if x.ndim != 3 or x.shape[-1] != self.channels:
       raise ValueError(
-        f"a picture must be [height, width, {self.channels}], got shape {x.shape}."
+        f"an image must be [height, width, {self.channels}], got shape {x.shape}."
       )
     dtype = self.dtype or x.dtype
     y = x.astype(dtype)
@@ -163,7 +165,7 @@ class Autoencoder(nn.Module):
     return y.astype(x.dtype)
 
   def decode(self, code: Array, shape: tuple[int, ...]) -> Array:
-    """D(code), a picture of this shape in (−1, 1)."""
+    """The image of a code, of this shape and within (−1, 1)."""
     dtype = self.dtype or code.dtype
     extents = [shape[:2]]
     for layer in self.layers:
@@ -178,28 +180,28 @@ class Autoencoder(nn.Module):
     return jnp.tanh(y.astype(code.dtype))
 
   def reconstruct(self, x: Array) -> Array:
-    """D(E(x)) of one picture: `energy.apply(params, x, method="reconstruct")`."""
+    """decode(encode(x)) of one image: `apply(params, x, method="reconstruct")`."""
     return self.decode(self.encode(x), x.shape)
 
   @nn.nowrap
   def features(self, params: Params, x: Array) -> Array:
-    """E(x) of one picture, flat: what the kernel of section 5.2 looks at."""
+    """The flattened code of one image, for the feature kernel of section 5.2."""
     return jnp.asarray(self.apply(params, x, method="encode")).ravel()
 
 
 class JointAutoencoder(nn.Module):
-  """E(x, y) = ‖x − D(E(x))‖ + max[m, σ(y, E(x))] of a picture and its label.
+  """E(x, y) = ‖x − decode(encode(x))‖ + max[m, σ(y, encode(x))], y the label of x.
 
-  σ is the cross entropy, in nats, of a dense softmax layer on the code. Below m a label
-  is right enough: it costs the same m as a better one, and neither θ nor a sample x is
-  driven further. m = 1, the paper's, is met where p(y | x) ≥ e⁻¹. max is taken as it
-  stands, the one kink of this energy; at the kink the gradient is half of σ's.
+  σ is the cross entropy, in nats, of a dense softmax layer on the code. Once σ is below
+  m, the second term is constant: it changes neither the parameters nor a sample. With
+  the paper's m = 1 this is the case if p(y | x) ≥ e⁻¹. At σ = m the energy is not
+  differentiable; JAX's gradient there is half of that of σ.
 
   A conditional energy: `apply(params, x, label)`, an integer label.
 
   Attributes:
     autoencoder: the first term.
-    num_classes: how many labels there are.
+    num_classes: the number of labels.
     margin: m, in nats.
 
   Source: Liu & Wang (2017), equation 25.
@@ -210,16 +212,16 @@ class JointAutoencoder(nn.Module):
   margin: float = 1.0
 
   def setup(self) -> None:
-    """Makes the output layer."""
+    """Defines the output layer."""
     self.head = nn.Dense(self.num_classes)
 
   def __call__(self, x: Array, label: Array) -> Array:
-    """E(x, y) of one picture `[h, w, c]` and its integer label, a scalar.
+    """E(x, y) of one image `[h, w, c]` and its integer label, a scalar.
 
-    NaN where the label is none of 0 to num_classes − 1.
+    It is NaN if the label is not one of 0, ..., num_classes − 1.
 
     Raises:
-      ValueError: a label that is not one integer.
+      ValueError: the label is not one integer.
     """
     label = jnp.asarray(label)
     if label.shape != () or not jnp.issubdtype(label.dtype, jnp.integer):
@@ -234,26 +236,26 @@ class JointAutoencoder(nn.Module):
     return self.autoencoder.distance(x, code) + penalty
 
   def encode(self, x: Array) -> Array:
-    """The code of one picture."""
+    """The code of one image."""
     return self.autoencoder.encode(x)
 
   def reconstruct(self, x: Array) -> Array:
-    """D(E(x)) of one picture."""
+    """decode(encode(x)) of one image."""
     return self.autoencoder.reconstruct(x)
 
   def logits(self, x: Array) -> Array:
-    """The output layer's log p(y | x) of one picture, up to a constant."""
+    """The output layer's log p(y | x) for one image, up to a constant."""
     code = self.autoencoder.encode(x)
     return self.head(self.autoencoder.activation(code.ravel()))
 
   @nn.nowrap
   def features(self, params: Params, x: Array) -> Array:
-    """E(x) of one picture, flat."""
+    """The flattened code of one image."""
     return jnp.asarray(self.apply(params, x, method="encode")).ravel()
 
 
 class _Kernel(nn.Module):
-  """A convolution's kernel; normalised, every channel it makes has norm `gain`."""
+  """A convolution's kernel; if normalised, every output channel's has norm `gain`."""
 
   shape: tuple[int, ...]
   kernel_init: nn.initializers.Initializer
@@ -281,7 +283,7 @@ class _Bias(nn.Module):
 
 
 class _Normalizer(nn.Module):
-  """Normalises the channels of one picture, as `Autoencoder.normalization` says."""
+  """Normalises the channels of one image; see `Autoencoder.normalization`."""
 
   kind: str
 
@@ -295,8 +297,9 @@ class _Normalizer(nn.Module):
 
 
 def _transposed(y: Array, kernel: Array, stride: int, extent: tuple[int, ...]) -> Array:
-  """The transpose of a `convolution` that shrank pictures of this extent."""
-  # Of its type alone use is made; under shard_map it varies over devices as y does.
+  """The transpose of a `convolution` of images with this height and width."""
+  # Only its type is used. It depends on y, so that in shard_map its type is also that
+  # of an array that varies over devices.
   picture = jnp.full((1, *extent, kernel.shape[2]), y.ravel()[0])
   transpose = jax.linear_transpose(
     lambda x: convolution(x, kernel, (stride, stride)), picture

@@ -1,4 +1,4 @@
-"""A small smooth energy for points in few dimensions."""
+"""A small, smooth energy for points in few dimensions."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,14 +10,15 @@ from stein_jax.types import Array
 
 
 class MLP(nn.Module):
-  """A quadratic bowl plus a small network: E(x) = (confinement/2)‖x‖² + net(x).
+  """A quadratic term plus a small network: E(x) = (confinement/2)‖x‖² + net(x).
 
-  The activations grow at most linearly (softplus, tanh, silu, ...), hence so does the
-  network, the bowl wins far out and p(x) ∝ exp(−E(x)) can be normalised. Take a smooth
-  activation: at the kinks of ReLU differences and derivatives of the score disagree.
+  The activations (softplus, tanh, silu, ...) grow at most linearly, and so does the
+  network. Far from the origin the quadratic term therefore dominates, and
+  p(x) ∝ exp(−E(x)) can be normalised. Choose a smooth activation: where ReLU is not
+  differentiable, finite differences and derivatives of the score disagree.
 
-  With a context it is a conditional energy E(x | context), bowl included:
-  `apply(params, x, context)` hands the context to the network beside x.
+  With a context it is a conditional energy E(x | context), with the same quadratic
+  term: `apply(params, x, context)` passes x and the context to the network.
 
   >>> energy = MLP(widths=(16,), num_classes=10)
   >>> params = energy.init(jax.random.key(0), jnp.zeros(2), 3)
@@ -25,11 +26,12 @@ class MLP(nn.Module):
   ()
 
   Attributes:
-    widths: units in each hidden layer.
+    widths: the number of units in each hidden layer.
     activation: between the layers.
-    confinement: of the bowl, positive. Without the network p is N(0, I/confinement).
-    num_classes: if given, every point needs a context: an integer label below it, or a
-      vector of its length (one-hot).
+    confinement: twice the coefficient of ‖x‖², positive. Without the network p is
+      N(0, I/confinement).
+    num_classes: if given, every point needs a context: an integer label below
+      num_classes, or a vector of length num_classes, such as a one-hot vector.
   """
 
   widths: Sequence[int] = (128, 128)
@@ -48,16 +50,16 @@ class MLP(nn.Module):
 
     Args:
       x: one point; it is flattened.
-      context: an integer label (needs `num_classes`), or an array of any shape such as
-        a one-hot vector, or None.
+      context: an integer label (if `num_classes` is given), or an array of any shape,
+        such as a one-hot vector, or None.
 
     Raises:
-      ValueError: if the context does not fit `num_classes`.
+      ValueError: the context does not fit `num_classes`.
     """
     x = jnp.asarray(x)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = x.reshape(-1).astype(dtype)
-    hidden = jnp.concatenate([x, self._encode(context).astype(dtype)])
+    hidden = jnp.concatenate([x, self._context_vector(context).astype(dtype)])
     for width in self.widths:
       hidden = self.activation(self._dense(width, dtype)(hidden))
     net = self._dense(1, dtype)(hidden)[0]
@@ -65,11 +67,12 @@ class MLP(nn.Module):
 
   @nn.nowrap
   def _dense(self, width: int, dtype: jnp.dtype) -> nn.Dense:
-    # Losses take differences of energies, so accelerators must not round the products.
+    # Losses are differences of energies, which lower precision on accelerators would
+    # make inaccurate.
     return nn.Dense(width, param_dtype=dtype, precision=jax.lax.Precision.HIGHEST)
 
   @nn.nowrap
-  def _encode(self, context: Array | None) -> Array:
+  def _context_vector(self, context: Array | None) -> Array:
     if context is None:
       if self.num_classes is not None:
         raise ValueError(f"num_classes={self.num_classes} needs a context.")

@@ -1,8 +1,8 @@
-"""The Gaussian-Bernoulli RBM of section 5.1, with everything about it that is exact.
+"""The Gaussian-Bernoulli RBM of section 5.1, with its exact log Z, score and samples.
 
 Liu & Wang (2017), "Learning Deep Energy Models: Contrastive Divergence vs. Amortized
 MLE", section 5.1. The model is a mixture of 2^l Gaussians, so log Z, the score, samples
-and the likelihood are known: it is the yardstick of every estimator.
+and the likelihood are known exactly: every estimator can be compared with them.
 """
 
 import functools
@@ -17,13 +17,13 @@ from stein_jax import checks
 from stein_jax.types import Array, Key, Params
 
 MAX_HIDDEN = 34
-"""log Z and samples stop here: 2^34 exponentials already take many seconds."""
+"""The largest l for log Z and samples: 2^34 exponentials take many seconds."""
 
 _MAX_MIXTURE_SIZE = 2**28  # numbers in the means of `mixture`: 1 GiB of float32
-_BLOCK_SIZE = 2**20  # numbers that a streamed block holds at a time, about a cache
+_BLOCK_SIZE = 2**20  # numbers in a block of a streamed sum; it fits into the cache
 
-# Accelerators multiply float32 in lower precision unless told otherwise; differences
-# of energies and log Z would drown in that.
+# By default accelerators multiply float32 with lower precision, which is not enough for
+# log Z and for differences of energies.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -33,16 +33,16 @@ class GaussianBernoulliRBM(nn.Module):
   E(x) = ½‖x‖² − bᵀx − Σᵢ log(2 cosh(Bᵀx + c)ᵢ),    p(x) = exp(−E(x)) / Z
 
   with B [d, l], b [d] and c [l] (−E is the paper's f, section 5.1). The paper writes
-  the joint with ½xᵀBh; the f it derives and uses belongs to
+  the joint density with ½xᵀBh; but the f that it derives and uses belongs to
 
   p(x, h) ∝ exp(xᵀBh + bᵀx + cᵀh − ½‖x‖²),
 
-  and that is the joint here. Given h, x is N(b + Bh, I): p is a mixture of 2^l
+  which is the joint density here. Given h, x is N(b + Bh, I): p is a mixture of 2^l
   Gaussians with log-weights cᵀh + ½‖b + Bh‖² up to a constant.
 
-  `init(key, x)` and `apply(params, x)` are linen's, for one point x of any shape. The
-  other methods are pure functions of `params`. Points may be of any shape with d
-  numbers; they are flattened. Products of matrices ask for the highest precision.
+  `init(key, x)` and `apply(params, x)` are linen's, for one point x. The other methods
+  are pure functions of `params`. Points may have any shape with d numbers; they are
+  flattened. Matrix products use the highest precision.
 
   >>> rbm = GaussianBernoulliRBM(num_hidden=10)
   >>> params = rbm.init(jax.random.key(0), jnp.zeros((28, 28, 1)))
@@ -51,7 +51,7 @@ class GaussianBernoulliRBM(nn.Module):
 
   Attributes:
     num_hidden: l, the number of hidden units, at least 1.
-    weight_scale: B starts uniform on ±weight_scale, b and c at zero.
+    weight_scale: the initial B is uniform on ±weight_scale; b and c are zero.
   """
 
   num_hidden: int
@@ -69,7 +69,7 @@ class GaussianBernoulliRBM(nn.Module):
     """E(x) of one point of any shape, a scalar (−f of section 5.1).
 
     Raises:
-      ValueError: if x has not as many numbers as B has rows.
+      ValueError: the number of entries of x is not the number of rows of B.
     """
     x = jnp.asarray(x)
     if self.is_initializing():
@@ -84,17 +84,19 @@ class GaussianBernoulliRBM(nn.Module):
 
   @nn.nowrap
   def init_from_data(self, key: Key, data: Array) -> Params:
-    """Parameters that start at the data's mean: b = x̄, c = −Bᵀx̄, B ~ U(±weight_scale).
+    """Initial parameters from the mean x̄ of the data.
 
-    Each hidden unit then sees centred data. With zero biases and data far from the
-    origin the units saturate, and even exact maximum likelihood stays at N(x̄, I).
+    b = x̄,  c = −Bᵀx̄,  B ~ U(±weight_scale)
+
+    The input of each hidden unit then has mean zero. With zero biases and data far from
+    the origin the units saturate, and even exact maximum likelihood stays at N(x̄, I).
 
     Args:
-      key: a PRNG key; B is the one that `init` draws from it.
+      key: a PRNG key; B is the same as that of `init(key, ...)`.
       data: points [n, ...].
 
     Raises:
-      ValueError: if there are no points, or integers: pixels have to be scaled first.
+      ValueError: there are no points, or they are integers: scale pixels first.
     """
     data = jnp.asarray(data)
     if data.ndim == 0 or data.shape[0] == 0:
@@ -107,7 +109,7 @@ class GaussianBernoulliRBM(nn.Module):
 
   @nn.nowrap
   def features(self, params: Params, x: Array) -> Array:
-    """What the hidden units see of one point: y = Bᵀx + c, [l] (section 5.1)."""
+    """The inputs of the hidden units for one point: y = Bᵀx + c, [l] (section 5.1)."""
     theta = self._theta(params)
     return _features(theta, _flatten_point(x, theta))
 
@@ -117,17 +119,17 @@ class GaussianBernoulliRBM(nn.Module):
 
     log Z = (d/2) log 2π + logsumexp_h [cᵀh + ½‖b + Bh‖²]
 
-    (from integrating x out of the joint of section 5.1). Only m = c + Bᵀb and
-    G = BᵀB matter: with h split into halves the bracket is ½‖b‖² + a₁(h₁) + a₂(h₂) +
-    h₁ᵀG₁₂h₂, streamed over blocks of h₁ in memory of order 2^(l/2). The gradient
-    streams too.
+    (the joint density of section 5.1, with x integrated out). Let m = c + Bᵀb and
+    G = BᵀB. With h split into halves h₁ and h₂, the bracket is
+    ½‖b‖² + a₁(h₁) + a₂(h₂) + h₁ᵀG₁₂h₂. The sum is computed over blocks of h₁, in memory
+    of order 2^(l/2), and so is its gradient.
 
     Args:
       params: the parameters.
-      block_size: how many states h₁ to hold at once; each has 2^⌈l/2⌉ numbers.
+      block_size: the number of states h₁ in a block; each needs 2^⌈l/2⌉ numbers.
 
     Raises:
-      ValueError: if num_hidden is beyond `MAX_HIDDEN`, or block_size below 1.
+      ValueError: num_hidden is above `MAX_HIDDEN`, or block_size is below 1.
     """
     theta = self._theta(params)
     return _log_partition(theta, _checked_block_size(theta, block_size))
@@ -138,7 +140,7 @@ class GaussianBernoulliRBM(nn.Module):
   ) -> Array:
     """The exact log p(x) = −E(x) − log Z of points [n, ...], in nats, [n].
 
-    log Z is computed anew at each call: give large l one large batch, not many small.
+    Every call computes log Z: if l is large, call it once with a large batch.
 
     Args:
       params: the parameters.
@@ -146,7 +148,7 @@ class GaussianBernoulliRBM(nn.Module):
       block_size: as in `log_partition`.
 
     Raises:
-      ValueError: as `log_partition`, or if the points do not fit B.
+      ValueError: as `log_partition`; or the points do not fit B.
     """
     theta, x = self._theta(params), jnp.asarray(x)
     num_visible = theta.B.shape[0]
@@ -171,31 +173,31 @@ class GaussianBernoulliRBM(nn.Module):
   def score_divergence(self, params: Params, x: Array) -> Array:
     """∇·∇ log p(x) = −d + Σᵢ (1 − tanh²(yᵢ)) ‖Bᵢ‖² of one point, y = Bᵀx + c; a scalar.
 
-    Bᵢ is B's column i. The Laplacian that Fisher score matching (18) needs.
+    Bᵢ is column i of B. This is the trace in Fisher score matching (18).
     """
     theta = self._theta(params)
     return _score_divergence(theta, _flatten_point(x, theta))
 
   @nn.nowrap
   def mixture(self, params: Params) -> tuple[Array, Array]:
-    """p as the mixture Σ_h w_h N(b + Bh, I) that it is.
+    """The components of p = Σ_h w_h N(b + Bh, I).
 
-    w_h ∝ exp(cᵀh + ½‖b + Bh‖²)   (completing the square in the joint of section 5.1)
+    w_h ∝ exp(cᵀh + ½‖b + Bh‖²)   (the joint density of section 5.1, square completed)
 
     Returns:
       log w [2^l] and the means [2^l, d], h in the order of
       `itertools.product((-1, 1), repeat=l)`.
 
     Raises:
-      ValueError: if 2^l means do not reasonably fit into memory.
+      ValueError: the 2^l means need more than 1 GiB of float32.
     """
     theta = self._theta(params)
     num_visible, num_hidden = theta.B.shape
     if 2**num_hidden * num_visible > _MAX_MIXTURE_SIZE:
       raise ValueError(
         f"The mixture has 2^{num_hidden} means of {num_visible} numbers, more than the "
-        f"limit of {_MAX_MIXTURE_SIZE} numbers: `sample`, `log_partition` and "
-        "`log_likelihood` work without holding them."
+        f"limit of {_MAX_MIXTURE_SIZE} numbers. `sample`, `log_partition` and "
+        "`log_likelihood` do not need these means."
       )
     return _mixture(theta)
 
@@ -205,19 +207,21 @@ class GaussianBernoulliRBM(nn.Module):
   ) -> Array:
     """Exact, independent samples, [n, d]: h from its marginal, then x = b + Bh + z.
 
-    h₁, the first half of h, comes from its marginal (streamed as in `log_partition`),
-    then h₂ given h₁, in both one unit after another: exact up to the rounding of the
-    floats, in modest memory at any l that `log_partition` takes.
+    h₁, the first half of h, is drawn from its marginal, which is computed in blocks as
+    in `log_partition`; then h₂ is drawn given h₁. Within each half the units are drawn
+    one after another. The samples are exact up to rounding, for every l for which
+    `log_partition` works.
 
     Args:
-      key: a PRNG key. Example i uses `fold_in(key, i)` and nothing else.
+      key: a PRNG key. Sample i depends on `fold_in(key, i)` alone.
       params: the parameters.
-      n: how many samples.
-      first: draws the examples first, ..., first + n − 1 of the key's sequence, so that
-        many devices draw together what one draws.
+      n: the number of samples.
+      first: the index of the first sample: draws the samples first, ...,
+        first + n − 1 of this key. Several devices can thus draw the samples that one
+        device would draw.
 
     Raises:
-      ValueError: if num_hidden is beyond `MAX_HIDDEN`.
+      ValueError: num_hidden is above `MAX_HIDDEN`.
     """
     theta = self._theta(params)
     return _sample(key, theta, n, first, _checked_block_size(theta, None))
@@ -236,20 +240,20 @@ class GaussianBernoulliRBM(nn.Module):
 
     h ~ p(h | x): P(hᵢ = 1) = 1 / (1 + exp(−2yᵢ)), y = Bᵀx + c;  then x ~ N(b + Bh, I)
 
-    (the joint of section 5.1).
+    (the joint density of section 5.1).
 
     Args:
-      key: a PRNG key. Point i uses `fold_in` of its place, first + i, and nothing else.
+      key: a PRNG key. The chain of point i depends on `fold_in(key, first + i)` alone.
       params: the parameters.
-      x: points [n, ...], where the chains begin.
+      x: points [n, ...], the starts of the chains.
       num_steps: k.
-      first: the place of the first point among those of all devices.
+      first: the index of the first point among the points of all devices.
 
     Returns:
       The moved points, shaped like x.
 
     Raises:
-      ValueError: if num_steps is below 1, or the points do not fit B.
+      ValueError: num_steps is below 1, or the points do not fit B.
     """
     checks.at_least_one("num_steps", num_steps)
     theta, x = self._theta(params), jnp.asarray(x)
@@ -290,7 +294,7 @@ def _flatten_point(x: Array, theta: _Theta) -> Array:
       f"{theta.B.shape} and needs {theta.B.shape[0]}. Energies take one point: use "
       "jax.vmap for a batch."
     )
-  # Integers (pixels) would wrap around in ‖x‖².
+  # With integers (pixels) ‖x‖² would overflow.
   return x.reshape(-1).astype(jnp.promote_types(x.dtype, theta.B.dtype))
 
 
@@ -298,8 +302,8 @@ def _checked_block_size(theta: _Theta, block_size: int | None) -> int:
   num_hidden = theta.B.shape[1]
   if num_hidden > MAX_HIDDEN:
     raise ValueError(
-      f"Exact sums over the hidden states stop at num_hidden={MAX_HIDDEN}; this RBM "
-      f"has {num_hidden}, that is 2^{num_hidden} states."
+      f"Exact sums over the hidden states are limited to num_hidden={MAX_HIDDEN}; this "
+      f"RBM has {num_hidden}, that is 2^{num_hidden} states."
     )
   if block_size is None:
     block_size = max(1, _BLOCK_SIZE >> (num_hidden - num_hidden // 2))
@@ -318,8 +322,8 @@ def _log_2cosh(y: Array) -> Array:
 def _log_2cosh_jvp(
   primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
-  # Automatic differentiation finds tanh as a difference of two exponentials: slower,
-  # and with no digits left where y is small.
+  # Automatic differentiation would compute tanh as a difference of two exponentials,
+  # which is slower, and inaccurate where y is small.
   (y,), (dy,) = primals, tangents
   return _log_2cosh(y), jnp.tanh(y) * dy
 
@@ -341,7 +345,7 @@ def _score_divergence(theta: _Theta, x: Array) -> Array:
 
 
 class _Halves(NamedTuple):
-  """mᵀh + ½hᵀGh = a₁(h₁) + a₂(h₂) + h₁ᵀG₁₂h₂, for all states of either half."""
+  """mᵀh + ½hᵀGh = a₁(h₁) + a₂(h₂) + h₁ᵀG₁₂h₂, for all states of both halves."""
 
   states1: Array  # [2^l₁, l₁], l₁ = ⌊l/2⌋
   states2: Array  # [2^l₂, l₂]
@@ -369,7 +373,7 @@ def _halves(theta: _Theta) -> _Halves:
 
 
 def _states(num_units: int, dtype: jnp.dtype) -> Array:
-  """All of {±1}^num_units in the order of itertools.product((-1, 1), ...)."""
+  """All states in {±1}^num_units, in the order of itertools.product((-1, 1), ...)."""
   shifts = jnp.arange(num_units - 1, -1, -1)
   bits = (jnp.arange(2**num_units)[:, None] >> shifts[None, :]) & 1
   return (2 * bits - 1).astype(dtype)
@@ -378,7 +382,7 @@ def _states(num_units: int, dtype: jnp.dtype) -> Array:
 def _log_marginal(halves: _Halves, block_size: int) -> Array:
   """The log-weights of h₁, [2^l₁]: a₁(h₁) + logsumexp_h₂ [a₂(h₂) + h₁ᵀG₁₂h₂]."""
 
-  # Without the checkpoint the gradient would keep the exponentials of all 2^l states.
+  # Without the checkpoint the gradient would store the exponentials of all 2^l states.
   @jax.checkpoint
   def sum_over_h2(h1: Array) -> Array:
     return jax.nn.logsumexp(halves.a2 + _matmul(h1, halves.cross))
@@ -388,7 +392,7 @@ def _log_marginal(halves: _Halves, block_size: int) -> Array:
 
 
 def _log_hidden_sum(theta: _Theta, block_size: int) -> Array:
-  """logsumexp_h [mᵀh + ½hᵀGh]: log Z less the Gaussian's (d/2) log 2π + ½‖b‖²."""
+  """logsumexp_h [mᵀh + ½hᵀGh]: log Z without its terms (d/2) log 2π + ½‖b‖²."""
   return jax.nn.logsumexp(_log_marginal(_halves(theta), block_size))
 
 
@@ -400,8 +404,8 @@ def _log_partition(theta: _Theta, block_size: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="block_size")
 def _log_likelihood(theta: _Theta, x: Array, block_size: int) -> Array:
-  # −E(x) − log Z with the squares of x and b completed: the difference of the two
-  # would lose digits where the data are far from the origin.
+  # −E(x) − log Z with the square of x − b completed: the plain difference would be
+  # inaccurate for data far from the origin.
   distances = jnp.sum((x - theta.b[None, :]) ** 2, axis=1)
   gaussian = -0.5 * distances - 0.5 * theta.b.size * math.log(2 * math.pi)
   y = _matmul(x, theta.B) + theta.c[None, :]
@@ -461,10 +465,11 @@ def _gibbs(
 
 
 def _draw_state(uniforms: Array, states: Array, log_weights: Array) -> Array:
-  """One of the 2^l states with P ∝ exp(log_weights), from a uniform number a unit.
+  """Draws one of the 2^l states, P ∝ exp(log_weights), from l uniform numbers.
 
-  Walks down the binary tree of partial sums, a unit at a time: that keeps small
-  probabilities right where a cumulative sum over all states would round them away.
+  It walks down the binary tree of partial sums, one unit at a time. Small
+  probabilities stay accurate; in a cumulative sum over all states they would be lost
+  to rounding.
   """
   sums = [jnp.exp(log_weights - jnp.max(log_weights))]
   while sums[-1].size > 1:
@@ -472,6 +477,6 @@ def _draw_state(uniforms: Array, states: Array, log_weights: Array) -> Array:
   index = jnp.int32(0)
   for uniform, level in zip(uniforms, sums[-2::-1]):
     down, up = level[2 * index], level[2 * index + 1]
-    # Never enters a half whose weights have all underflowed: uniform < 1.
+    # uniform < 1, so a half with total weight 0 is never chosen.
     index = 2 * index + (uniform * (down + up) < up)
   return states[index]

@@ -1,4 +1,4 @@
-"""Judging a model by functions of it and samples from it."""
+"""Evaluation of models: likelihoods, scores of samples, and classifiers for them."""
 
 from stein_jax.evaluation.classifier import DigitClassifier
 from stein_jax.evaluation.likelihood import (

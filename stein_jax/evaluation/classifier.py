@@ -1,4 +1,4 @@
-"""A small classifier of images, for scores that need one's view of samples."""
+"""A small image classifier, for scores that are computed from its outputs."""
 
 import functools
 
@@ -9,10 +9,11 @@ from stein_jax.types import Array
 
 
 class DigitClassifier(nn.Module):
-  """Two 5×5 convolutions of stride 2 and two dense layers, with ReLU between them.
+  """Two 5×5 convolutions of stride 2, then two dense layers, with ReLU in between.
 
   images [n, h, w, c] → ⌈h/2⌉×⌈w/2⌉×32 → ⌈h/4⌉×⌈w/4⌉×64 → 128 → num_classes
 
+  >>> import jax, jax.numpy as jnp
   >>> classifier = DigitClassifier()
   >>> images = jnp.zeros((5, 28, 28, 1))
   >>> params = classifier.init(jax.random.key(0), images)
@@ -22,13 +23,13 @@ class DigitClassifier(nn.Module):
   (5, 128)
 
   Attributes:
-    num_classes: how many classes there are.
+    num_classes: the number of classes.
   """
 
   num_classes: int = 10
 
   def setup(self) -> None:
-    """Names the layers."""
+    """Defines the layers."""
     conv = functools.partial(nn.Conv, strides=2, conv_general_dilated=convolution)
     self.conv_1 = conv(32, (5, 5))
     self.conv_2 = conv(64, (5, 5))

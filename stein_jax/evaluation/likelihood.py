@@ -1,4 +1,4 @@
-"""Mean log-likelihoods over large data, with their standard errors, in nats."""
+"""Mean log-likelihoods of large data sets, with their standard errors, in nats."""
 
 import functools
 import math
@@ -12,12 +12,12 @@ from stein_jax.types import Array, Params
 
 
 class MeanLogLikelihood(NamedTuple):
-  """A mean of log p(xᵢ) over n points, in nats a point.
+  """A mean of log p(xᵢ) over n points, in nats.
 
   Attributes:
     mean: (1/n) Σᵢ log p(xᵢ).
-    standard_error: of the mean, √(Σᵢ (log p(xᵢ) − mean)² / (n(n − 1))). It speaks of
-      the choice of points only, not of the training.
+    standard_error: of the mean, √(Σᵢ (log p(xᵢ) − mean)² / (n(n − 1))). It measures
+      the randomness of the points, not that of the training.
   """
 
   mean: Array
@@ -34,7 +34,7 @@ def mean_log_likelihood(
 ) -> MeanLogLikelihood:
   """The mean log-likelihood of x and its standard error.
 
-  What figure 1(a) of Liu & Wang (2017) follows through training.
+  Figure 1(a) of Liu & Wang (2017) shows it during training.
 
   >>> log_p = lambda mean, x: -0.5 * jnp.sum((x - mean) ** 2 + jnp.log(2 * jnp.pi), -1)
   >>> mean_log_likelihood(0.0, log_p, jnp.zeros((4, 2))).standard_error.item()
@@ -42,15 +42,16 @@ def mean_log_likelihood(
 
   Args:
     params: the first argument of `log_likelihood_fn`.
-    log_likelihood_fn: (params, points [m, ...]) -> log p of each, [m]; for instance an
-      RBM's `log_likelihood`. It is compiled once: hand over the same function each
-      time, not a fresh lambda. Pixels kept as uint8 it scales itself.
+    log_likelihood_fn: (params, points [m, ...]) -> log p of each, [m]; for example an
+      RBM's `log_likelihood`. It is compiled once for each function object: pass the
+      same function each time, not a new lambda. If x are pixels as uint8, it has to
+      scale them.
     x: points [n, ...], n ≥ 2.
-    batch_size: how many points `log_likelihood_fn` sees at a time; all, if None.
+    batch_size: the number of points in each call of `log_likelihood_fn`; None: all.
 
   Raises:
-    ValueError: if there are fewer than two points, batch_size is below 1, or the
-      function does not return a number for each point.
+    ValueError: there are fewer than two points, batch_size is below 1, or the function
+      does not return one number for each point.
   """
   x = jnp.asarray(x)
   if x.ndim == 0 or len(x) < 2:
@@ -80,21 +81,21 @@ def mean_log_likelihood(
 def gaussian_baseline(
   train: Array, test: Array, *, batch_size: int | None = None
 ) -> MeanLogLikelihood:
-  """The mean log-likelihood of `test` under N(mean of `train`, I): the field's floor.
+  """The mean log-likelihood of `test` under N(mean of `train`, I): a lower baseline.
 
   log p(x) = −½‖x − x̄‖² − (d/2) log 2π
 
-  It is what a Gaussian-Bernoulli RBM with B = 0 learns: −746.9 nats on MNIST with
-  pixels in [0, 1].
+  A Gaussian-Bernoulli RBM with B = 0 learns this distribution: −746.9 nats on MNIST
+  with pixels in [0, 1].
 
   Args:
-    train: points [n, ...] as floats, in the units in which the variance is one.
+    train: points [n, ...] as floats, scaled so that variance 1 is appropriate.
     test: points [m, ...] in the same units, m ≥ 2.
     batch_size: as in `mean_log_likelihood`.
 
   Raises:
-    ValueError: if the shapes of a point differ, if there is no point to average, or
-      for integers: pixels have to be scaled first, or the unit variance means little.
+    ValueError: the points have different shapes, `train` is empty, or the points are
+      integers: scale pixels first, or variance 1 is far too small.
   """
   train, test = jnp.asarray(train), jnp.asarray(test)
   if train.shape[1:] != test.shape[1:] or train.ndim == 0 or len(train) == 0:

@@ -1,4 +1,4 @@
-"""The residual network for small colour pictures, for scores that need a good one."""
+"""The residual network for small colour images, an accurate classifier for scores."""
 
 from typing import Any
 
@@ -8,19 +8,21 @@ from flax import linen as nn
 from stein_jax.networks.layers import convolution
 from stein_jax.types import Array
 
-_STAGES = (16, 32, 64)  # maps, at width 1
+_STAGES = (16, 32, 64)  # channels, at width 1
 
 
 class ResNet(nn.Module):
   """The residual network of He et al. for CIFAR-10, of depth 6n + 2.
 
-  images [m, h, w, c] → h×w×16 → n blocks of 16 maps → n of 32, at half the height and
-  width → n of 64, at a quarter → mean over all pixels → num_classes
+  images [m, h, w, c] → h×w×16 → n blocks with 16 channels → n with 32, at half the
+  height and width → n with 64, at a quarter → mean over all pixels → num_classes
 
-  A block is relu(x + norm(conv(relu(norm(conv(x)))))) with 3×3 convolutions. Where a
-  stage begins its shortcut takes every other pixel and fills up with maps of zeros
-  (option A), so it has no parameters. ResNet-20 has 0.27 million.
+  A block is relu(x + norm(conv(relu(norm(conv(x)))))) with 3×3 convolutions. In the
+  first block of the second and third stage the shortcut takes every other pixel and
+  pads the missing channels with zeros (option A of the source), so that it has no
+  parameters. ResNet-20 has 0.27 million parameters.
 
+  >>> import jax
   >>> network = ResNet(depth=20)
   >>> images = jnp.zeros((5, 32, 32, 3))
   >>> variables = network.init(jax.random.key(0), images)
@@ -29,18 +31,18 @@ class ResNet(nn.Module):
   >>> network.apply(variables, images, method="features").shape
   (5, 64)
 
-  Its variables are {"params": ..., "batch_stats": ...}; to train, call it with
+  Its variables are {"params": ..., "batch_stats": ...}. For training, apply it with
   `train=True, mutable=["batch_stats"]`.
 
   Attributes:
     depth: 6n + 2: 8, 14, 20, 32, 44, 56, 110, ...
-    width: a factor on the numbers of maps.
-    num_classes: how many classes there are.
-    dtype: of the activations, say `jnp.bfloat16`; parameters, batch statistics,
+    width: a factor on the numbers of channels.
+    num_classes: the number of classes.
+    dtype: of the activations, such as `jnp.bfloat16`; parameters, batch statistics,
       features and logits are float32.
 
   Raises:
-    ValueError: a depth that is not 6n + 2, or a width that is not positive.
+    ValueError: depth is not 6n + 2, or width is not positive.
 
   Source: He et al. (2016), section 4.2.
   """
@@ -60,7 +62,7 @@ class ResNet(nn.Module):
     super().__post_init__()
 
   def setup(self) -> None:
-    """Names the layers."""
+    """Defines the layers."""
     maps = [max(1, round(self.width * stage)) for stage in _STAGES]
     self.stem = _NormalizedConv(maps[0], dtype=self.dtype)
     self.blocks = [
@@ -75,14 +77,14 @@ class ResNet(nn.Module):
 
     Args:
       images: as floats.
-      train: whether batch norm takes the batch's own statistics, and updates the
-        running ones; False takes the running ones.
+      train: True: batch norm uses the statistics of the batch, and updates the running
+        ones; False: it uses the running ones.
     """
     return self.head(self.features(images, train))
 
   def features(self, images: Array, train: bool = False) -> Array:
-    """The mean of the last maps over all pixels, `[m, 64·width]`."""
-    # CIFAR-10's pixels have mean .47 and deviation .25.
+    """The last block's mean over all pixels, `[m, 64·width]`."""
+    # CIFAR-10's pixels have mean 0.47 and standard deviation 0.25.
     x = ((images - 0.5) / 0.25).astype(self.dtype)
     x = nn.relu(self.stem(x, train))
     for block in self.blocks:
@@ -91,7 +93,7 @@ class ResNet(nn.Module):
 
 
 class _NormalizedConv(nn.Module):
-  """A 3×3 convolution, whose bias batch norm would cancel, and batch norm."""
+  """A 3×3 convolution and batch norm, which would cancel a bias of the convolution."""
 
   maps: int
   stride: int = 1
@@ -110,7 +112,7 @@ class _NormalizedConv(nn.Module):
 
 
 class _Block(nn.Module):
-  """Two convolutions, and the shortcut beside them."""
+  """Two convolutions, added to a shortcut."""
 
   maps: int
   stride: int
@@ -121,8 +123,8 @@ class _Block(nn.Module):
     """`[m, h, w, c]` -> `[m, ⌈h/stride⌉, ⌈w/stride⌉, maps]`."""
     inner = nn.relu(_NormalizedConv(self.maps, self.stride, self.dtype)(x, train))
     inner = _NormalizedConv(self.maps, dtype=self.dtype)(inner, train)
-    # The pixels at the kernels' centres, which lie on odd ones where an even extent is
-    # halved.
+    # The shortcut takes the pixels at the centres of the kernels. If an even height or
+    # width is halved, these have odd indices.
     row, column = ((extent + 1) % self.stride for extent in x.shape[1:3])
     shortcut = x[:, row :: self.stride, column :: self.stride]
     missing = self.maps - x.shape[-1]

@@ -1,7 +1,7 @@
-"""How good samples are: scores on any classifier's or network's view of them.
+"""Scores of samples, from a classifier's or another network's outputs for them.
 
-The networks stay outside: every score takes the probabilities `[n, classes]` or the
-features `[n, d]` that one gave. The scores are computed in float64 by NumPy, once.
+No network is used here: every score takes the probabilities `[n, classes]` or the
+features `[n, d]` that a network returned. The scores are computed by NumPy in float64.
 """
 
 from collections.abc import Callable
@@ -13,24 +13,25 @@ from stein_jax.types import Array
 
 
 class Estimate(NamedTuple):
-  """A score of samples, and its standard error."""
+  """A score of samples and its standard error."""
 
   value: float
   standard_error: float
 
 
 def inception_score(probabilities: Array, *, num_blocks: int | None = 10) -> Estimate:
-  """exp(mean KL(p(y | x) ‖ p(y))), p(y) the mean of p(y | x) over all samples.
+  """exp(mean KL(p(y | x) ‖ p(y))), where p(y) is the mean of p(y | x) over the samples.
 
-  Between 1 (all samples alike, or all unclear) and the number of classes.
+  It is between 1 and the number of classes. It is 1 if p(y | x) is the same for all
+  samples: all of them belong to one class, or none of them to any.
 
   Args:
     probabilities: p(y | x), `[n, classes]`, rows that sum to 1.
-    num_blocks: of the jackknife that estimates the standard error; None: it is nan,
-      and the score is taken once.
+    num_blocks: the number of blocks of the jackknife that estimates the standard error;
+      None: no jackknife, and the standard error is nan.
 
   Raises:
-    ValueError: rows that are no probabilities.
+    ValueError: a row is not a probability distribution.
 
   Source: Salimans et al. (2016); Liu & Wang (2017), section 5.
   """
@@ -43,9 +44,10 @@ def inception_score(probabilities: Array, *, num_blocks: int | None = 10) -> Est
 
 
 def label_entropy(probabilities: Array, *, num_blocks: int | None = 10) -> Estimate:
-  """The entropy, in nats, of how often each class is the most probable one.
+  """The entropy, in nats, of the frequencies of the most probable classes.
 
-  log(classes) where all are equally frequent, 0 where all samples are of one class.
+  It is log(classes) if all classes are equally frequent, and 0 if all samples belong to
+  one class.
 
   Args:
     probabilities: p(y | x), `[n, classes]`, rows that sum to 1.
@@ -61,8 +63,9 @@ def frechet_distance(
 ) -> Estimate:
   """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2 (C₁C₂)^½) of two sets of features.
 
-  The squared Wasserstein distance of the Gaussians with their means and covariances.
-  It is biased upwards by order d/n: compare sets of the same size.
+  This is the squared Wasserstein distance between the Gaussians with the means and the
+  covariances of the sets. Its bias is positive, of order d/n: compare only values for
+  sets of the same size.
 
   Args:
     features: `[n, d]`.
@@ -76,7 +79,7 @@ def frechet_distance(
   def distance(a: np.ndarray, b: np.ndarray) -> float:
     means = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
     covariances = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
-    # (C₁C₂)^½ has the eigenvalues of (C₁^½ C₂ C₁^½)^½, which is symmetric.
+    # (C₁C₂)^½ has the same eigenvalues as the symmetric matrix (C₁^½ C₂ C₁^½)^½.
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     product = np.linalg.eigvalsh(root @ covariances[1] @ root)
@@ -89,7 +92,7 @@ def frechet_distance(
 def kernel_inception_distance(
   features: Array, other_features: Array, *, num_blocks: int | None = 10
 ) -> Estimate:
-  """The unbiased squared MMD of two sets of features under (xᵀy/d + 1)³.
+  """The unbiased squared MMD of two sets of features, with the kernel (xᵀy/d + 1)³.
 
   Args:
     features: `[n, d]`.
@@ -115,7 +118,7 @@ def kernel_inception_distance(
 
 
 def mean_pairwise_distance(samples: Array, *, num_blocks: int | None = 10) -> Estimate:
-  """The mean Euclidean distance between different samples, a measure of diversity.
+  """The mean Euclidean distance between two different samples, a measure of diversity.
 
   Args:
     samples: `[n, ...]`.
@@ -132,10 +135,10 @@ def mean_pairwise_distance(samples: Array, *, num_blocks: int | None = 10) -> Es
 def precision_and_recall(
   real: Array, generated: Array, *, num_neighbors: int = 3
 ) -> tuple[float, float]:
-  """The share of generated samples that look real, and of real ones that are reached.
+  """The fraction of generated points near real ones, and of real near generated ones.
 
-  A point counts as inside a set where it is no farther from one of its members than
-  that member's k-th nearest neighbour in the set is.
+  A point is near a set if its distance to a member of the set is at most the distance
+  of that member to its k-th nearest neighbour in the set.
 
   Args:
     real: features `[n, d]`.
@@ -143,19 +146,19 @@ def precision_and_recall(
     num_neighbors: k.
 
   Returns:
-    precision and recall, each in [0, 1].
+    Precision and recall, each in [0, 1].
 
   Source: Kynkäänniemi et al. (2019).
   """
   a, b = _features(real, generated)
   if not 1 <= num_neighbors < min(len(a), len(b)):
     raise ValueError(
-      f"num_neighbors must be at least 1 and below the {min(len(a), len(b))} points of "
-      f"the smaller set, got {num_neighbors}."
+      "num_neighbors must be at least 1 and below the number of points in the smaller "
+      f"set, {min(len(a), len(b))}, got {num_neighbors}."
     )
 
   def share_inside(points: np.ndarray, of: np.ndarray) -> float:
-    # place k, since a point's own distance, 0, comes first
+    # index k, since the distance of a point to itself, 0, is at index 0
     within = np.partition(_squared_distances(of, of), num_neighbors, axis=1)
     radii = within[:, num_neighbors]
     return float((_squared_distances(points, of) <= radii[None]).any(axis=1).mean())
@@ -169,12 +172,12 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)[None]
   distances = np.maximum(norms - 2 * x @ y.T, 0)
   if x.shape == y.shape and np.array_equal(x, y):
-    np.fill_diagonal(distances, 0.0)  # where rounding would leave a little
+    np.fill_diagonal(distances, 0.0)  # rounding would make it slightly positive
   return distances
 
 
 def _entropy(p: np.ndarray) -> Any:
-  """−Σ p log p along the last axis, 0 log 0 = 0."""
+  """−Σ p log p along the last axis, with 0 log 0 = 0."""
   return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
@@ -183,17 +186,17 @@ def _jackknife(
   arrays: tuple[np.ndarray, ...],
   num_blocks: int | None,
 ) -> Estimate:
-  """A statistic of all rows, and its standard error by leaving out block after block.
+  """A statistic of all rows, and its jackknife standard error over blocks of rows.
 
-  Blocks are strided, row i in block i mod num_blocks: rows in order of class, say, do
-  not make blocks of one class.
+  Row i is in block i mod num_blocks, so that rows that are sorted by class do not give
+  blocks of one class.
   """
   if num_blocks is None:
     return Estimate(statistic(*arrays), np.nan)
   if not 2 <= num_blocks <= min(map(len, arrays)):
     raise ValueError(
-      f"num_blocks must lie between 2 and the {min(map(len, arrays))} points, "
-      f"got {num_blocks}."
+      "num_blocks must be between 2 and the number of points, "
+      f"{min(map(len, arrays))}, got {num_blocks}."
     )
   value = statistic(*arrays)
   left = [
@@ -218,7 +221,7 @@ def _features(*sets: Array) -> tuple[np.ndarray, ...]:
   arrays = tuple(np.asarray(x, np.float64) for x in sets)
   if any(x.ndim != 2 or x.shape[1] != arrays[0].shape[1] for x in arrays):
     raise ValueError(
-      "features must be [n, d] with one d for both sets, got "
+      "features must be [n, d] with the same d for both sets, got "
       f"{' and '.join(str(x.shape) for x in arrays)}."
     )
   return arrays

@@ -1,1 +1,1 @@
-"""Layers, generators and discriminators."""
+"""Neural networks: convolution layers, generators and discriminators."""

@@ -1,4 +1,4 @@
-"""Discriminators: networks that tell pictures from generated ones."""
+"""Discriminators: networks that distinguish data from generated images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +20,18 @@ class DCGANDiscriminator(nn.Module):
   64×64×c → 32×32×128 → 16×16×256 → 8×8×512 → 4×4×1024 → one logit
   32×32×c → 16×16×128 → 8×8×256 → 4×4×512 → 2×2×1024 → one logit
 
-  All maps times width. Leaky ReLU of slope 0.2 after every convolution, and before it,
-  from the second on, batch norm with gain and bias. Weights N(0, 0.02), biases 0. With
-  num_classes the label's one-hot vector joins the picture as constant maps, and the
-  input of the dense layer. At width 1 there are 17 million parameters, as in table 1.
+  The numbers of channels are multiplied by `width`. Every convolution is followed by a
+  leaky ReLU of slope 0.2; from the second convolution on, there is a batch norm with
+  gain and bias in between. Weights start at N(0, 0.02), biases at 0. With
+  `num_classes`, the one-hot vector of the label is appended to the image as constant
+  channels, and to the input of the dense layer. At width 1 there are 17 million
+  parameters, as in table 1.
 
-  `generators.initialize(key, discriminator, x, label)` makes params and statistics;
-  `generators.sample(discriminator, params, stats, x, label)` gives the logits by the
-  running statistics.
+  `generators.initialize(key, discriminator, x, label)` returns parameters and
+  statistics; `generators.sample(discriminator, params, stats, x, label)` returns the
+  logits, computed with the running statistics.
 
+  >>> import jax, jax.numpy as jnp
   >>> discriminator = DCGANDiscriminator(width=1 / 64)
   >>> x = jnp.zeros((5, 32, 32, 3))
   >>> params, stats = generators.initialize(jax.random.key(0), discriminator, x)
@@ -36,15 +39,15 @@ class DCGANDiscriminator(nn.Module):
   (5,)
 
   Attributes:
-    width: a factor on the maps.
-    num_classes: if given, every picture needs an integer label below it.
+    width: a factor on the numbers of channels.
+    num_classes: if given, every image needs an integer label below it.
     axis_name: the device axis over which the batch statistics are averaged.
-    dtype: what is computed in, such as `jnp.bfloat16`; by default what pictures and
-      parameters promote to. Parameters and running statistics are float32 in any case,
-      and so is the dense layer, lest the logits be rounded.
+    dtype: of the computation, such as `jnp.bfloat16`; by default the type to which
+      images and parameters promote. Parameters, running statistics and the dense layer
+      are always float32, so that the logits are not rounded.
 
   Raises:
-    ValueError: numbers outside their range.
+    ValueError: width is not above 0, or num_classes is below 1.
 
   Source: Radford et al. (2016), section 3; Liu & Wang (2017), section 5.2 and table 1.
   """
@@ -62,21 +65,21 @@ class DCGANDiscriminator(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, label: Array | None = None, train: bool = True) -> Array:
-    """Logits `[m]`, above 0 for what looks like data, of pictures `[m, h, w, c]`.
+    """Logits `[m]` of images `[m, h, w, c]`; above 0: more probably data.
 
     Args:
-      x: pictures in [−1, 1] of 32×32 or 64×64 pixels.
+      x: images in [−1, 1] of 32×32 or 64×64 pixels.
       label: integers `[m]` below num_classes; None without num_classes.
-      train: whether batch norm takes the batch's own statistics, and updates the
-        running ones; False takes the running ones.
+      train: True: batch norm uses the statistics of the batch, and updates the running
+        ones; False: it uses the running ones.
 
     Raises:
-      ValueError: pictures of another shape; a label without num_classes, none with it,
-        or one of another form.
+      ValueError: images of another shape; a label without num_classes, a missing label
+        with num_classes, or a label of another shape or type.
     """
     if x.ndim != 4 or x.shape[1] not in _SIZES or x.shape[2] != x.shape[1]:
       raise ValueError(
-        "pictures must be [m, 32, 32, c] or [m, 64, 64, c], got shape "
+        "images must be [m, 32, 32, c] or [m, 64, 64, c], got shape "
         f"{x.shape}: crop or scale them."
       )
     init = nn.initializers.normal(0.02)
@@ -103,15 +106,16 @@ class DCGANDiscriminator(nn.Module):
         x = norm(x)
       x = nn.leaky_relu(x, 0.2)
     x = generators.with_label(x.reshape(len(x), -1), given)
-    # No dtype: beside its float32 parameters even rounded x is multiplied in float32.
+    # Without a dtype the float32 parameters make this product float32, for any x.
     return nn.Dense(1, kernel_init=init)(x)[:, 0]
 
 
 def discriminate_fn(discriminator: nn.Module) -> Callable[..., tuple[Array, PyTree]]:
   """The `discriminate_fn(params, stats, x, context)` of a linen module, for training.
 
-  It returns the logits `[m]` and the statistics after them. The module is called as
+  It returns the logits `[m]` and the updated statistics. The module is called as
   `discriminator(x, train=True)`, with a context as `discriminator(x, context,
-  train=True)`. Keep the function: each one is compiled anew.
+  train=True)`. Call this once and keep the result: every new function is compiled
+  again.
   """
   return generators.generate_fn(discriminator)

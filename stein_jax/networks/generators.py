@@ -1,4 +1,4 @@
-"""Generators: networks from noise to samples, with their statistics in the open."""
+"""Generators: networks from noise to samples, with explicit batch statistics."""
 
 import functools
 from collections.abc import Callable
@@ -20,11 +20,11 @@ class MNISTGenerator(nn.Module):
 
   noise [m, 100] → 1024·width → 7×7×128·width → 14×14×64·width → 28×28×1, sigmoid
 
-  Batch norm without gain and bias, then ReLU, after every layer but the last, as in the
-  authors' code; weights N(0, 0.02).
+  Every layer but the last is followed by batch norm without gain and bias, then ReLU,
+  as in the authors' code. Weights start at N(0, 0.02).
 
   Attributes:
-    width: a factor on the layers' widths.
+    width: a factor on the widths of the layers.
     axis_name: the device axis over which the batch statistics are averaged.
   """
 
@@ -37,8 +37,8 @@ class MNISTGenerator(nn.Module):
 
     Args:
       noise: ξ.
-      train: whether batch norm takes the batch's own statistics, and updates the
-        running ones; False takes the running ones.
+      train: True: batch norm uses the statistics of the batch, and updates the running
+        ones; False: it uses the running ones.
     """
 
     def normalized(x: Array) -> Array:
@@ -64,17 +64,18 @@ class MNISTGenerator(nn.Module):
 
 
 class DCGANGenerator(nn.Module):
-  """The generator of section 5.2, DCGAN's: a dense layer and 5×5 deconvolutions.
+  """The generator of section 5.2 and DCGAN: a dense layer and 5×5 deconvolutions.
 
   size 64: noise [m, 100] → 4×4×1024 → 8×8×512 → 16×16×256 → 32×32×128 → 64×64×channels
   size 32: noise [m, 100] → 4×4×512 → 8×8×256 → 16×16×128 → 32×32×channels
 
-  All maps but the channels times width; tanh at the end. Batch norm with gain and bias,
-  then ReLU, after every layer but the last: of the dense layer over each of its units,
-  of a deconvolution over each of its maps. Weights N(0, 0.02), biases 0. With
-  num_classes the label's one-hot vector joins the noise, and the input of every
-  deconvolution as constant maps. All this is the authors' code, whose gains begin at
-  N(1, 0.02) where these begin at 1.
+  The numbers of channels, except for the last, are multiplied by `width`. Every layer
+  but the last is followed by batch norm with gain and bias, then ReLU; the last one is
+  followed by tanh. Batch norm is per unit after the dense layer, and per channel after
+  a deconvolution. Weights start at N(0, 0.02), biases at 0. With `num_classes`, the
+  one-hot vector of the label is appended to the noise, and as constant channels to the
+  input of every deconvolution. This is the authors' code, except that their gains start
+  at N(1, 0.02), and here they start at 1.
 
   >>> generator = DCGANGenerator(32, width=1 / 64, num_classes=10)
   >>> noise, label = uniform_noise()(jax.random.key(0), 5), jnp.arange(5)
@@ -83,16 +84,16 @@ class DCGANGenerator(nn.Module):
   (5, 32, 32, 3)
 
   Attributes:
-    size: of the pictures along both axes, 32 or 64.
-    channels: 3 for colours.
-    width: a factor on the maps.
+    size: the height and width of the images, 32 or 64.
+    channels: of the images, 3 for colours.
+    width: a factor on the numbers of channels.
     num_classes: if given, every sample needs an integer label below it.
     axis_name: the device axis over which the batch statistics are averaged.
-    dtype: what is computed in, such as `jnp.bfloat16`; by default the parameters' type.
-      Parameters, running statistics and samples are float32 in any case.
+    dtype: of the computation, such as `jnp.bfloat16`; by default the type of the
+      parameters. Parameters, running statistics and samples are always float32.
 
   Raises:
-    ValueError: another size, or numbers outside their range.
+    ValueError: another size, width not above 0, or channels or num_classes below 1.
 
   Source: Radford et al. (2016), section 3; Liu & Wang (2017), section 5.2.
   """
@@ -121,11 +122,12 @@ class DCGANGenerator(nn.Module):
     Args:
       noise: ξ.
       label: integers `[m]` below num_classes; None without num_classes.
-      train: whether batch norm takes the batch's own statistics, and updates the
-        running ones; False takes the running ones.
+      train: True: batch norm uses the statistics of the batch, and updates the running
+        ones; False: it uses the running ones.
 
     Raises:
-      ValueError: a label without num_classes, none with it, or one of another form.
+      ValueError: a label without num_classes, a missing label with num_classes, or a
+        label of another shape or type.
     """
 
     def normalized(x: Array) -> Array:
@@ -153,20 +155,22 @@ class DCGANGenerator(nn.Module):
 
 
 def one_hot(label: Array | None, num_classes: int | None, m: int) -> Array:
-  """Labels `[m]` as one-hot vectors `[m, num_classes]`, `[m, 0]` where there are none.
+  """Labels `[m]` as one-hot vectors `[m, num_classes]`; `[m, 0]` without labels.
 
   Args:
     label: integers below num_classes, or None.
     num_classes: None for a network without labels.
-    m: how many labels there must be.
+    m: the expected number of labels.
 
   Raises:
-    ValueError: a label where num_classes is None, none where it is set, or one that is
-      not m integers.
+    ValueError: a label without num_classes, a missing label with num_classes, or a
+      label that is not m integers.
   """
   if num_classes is None:
     if label is not None:
-      raise ValueError("a label needs num_classes, which is None: set it or give none.")
+      raise ValueError(
+        "a label needs num_classes, which is None: set it, or pass no label."
+      )
     return jnp.zeros((m, 0))
   if label is None:
     raise ValueError(f"num_classes={num_classes} needs a label for each of {m} points.")
@@ -180,7 +184,7 @@ def one_hot(label: Array | None, num_classes: int | None, m: int) -> Array:
 
 
 def with_label(x: Array, vectors: Array) -> Array:
-  """One-hot vectors `[m, k]` as constant maps behind x's own: `[m, ..., c + k]`."""
+  """x `[m, ..., c]` with vectors `[m, k]` as constant channels: `[m, ..., c + k]`."""
   m, k = vectors.shape
   maps = vectors.astype(x.dtype).reshape(m, *(1,) * (x.ndim - 2), k)
   maps = jnp.broadcast_to(maps, (*x.shape[:-1], k))
@@ -191,7 +195,8 @@ def generate_fn(generator: nn.Module) -> Callable[..., tuple[Array, PyTree]]:
   """The `generate_fn(params, stats, noise, context)` of a linen module, for training.
 
   The module is called as `generator(noise, train=True)`, with a context as
-  `generator(noise, context, train=True)`. Keep the function: each one is compiled anew.
+  `generator(noise, context, train=True)`. Call this once and keep the result: every new
+  function is compiled again.
   """
 
   def generate(
@@ -210,7 +215,7 @@ def generate_fn(generator: nn.Module) -> Callable[..., tuple[Array, PyTree]]:
 def initialize(
   key: Key, generator: nn.Module, noise: Array, *context: Any
 ) -> tuple[Params, PyTree]:
-  """The parameters of a linen generator, and its statistics apart."""
+  """Returns the initial parameters and statistics of a linen generator."""
   variables = dict(generator.init(key, noise, *context, train=True))
   return variables.pop("params"), variables
 
@@ -218,7 +223,7 @@ def initialize(
 def sample(
   generator: nn.Module, params: Params, stats: PyTree, noise: Array, *context: Any
 ) -> Array:
-  """Samples by the running statistics: none depends on the others of its batch."""
+  """Samples computed with the running statistics, independently of each other."""
   variables = {"params": params, **stats}
   return jnp.asarray(generator.apply(variables, noise, *context, train=False))
 

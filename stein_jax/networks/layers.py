@@ -36,6 +36,7 @@ def convolution(
 
   It has the arguments with which flax calls it, so that a layer may use it:
 
+  >>> import jax
   >>> layer = nn.Conv(8, (5, 5), strides=2, conv_general_dilated=convolution)
   >>> x = jnp.zeros((10, 28, 28, 1))
   >>> y, params = layer.init_with_output(jax.random.key(0), x)

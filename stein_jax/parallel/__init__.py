@@ -1,6 +1,6 @@
-"""Algorithms on many devices, of one host or of several.
+"""Algorithms on several devices, of one process or of several.
 
-`distribute` wraps any algorithm that was built with the `axis_name` of a mesh:
+`distribute` wraps any algorithm that was made with the `axis_name` of a mesh:
 
   mesh = parallel.make_mesh()
   rule = stein_cd(energy_fn, kernels.rbf(), optimizer, step_size=.1, axis_name=AXIS)

@@ -1,15 +1,15 @@
-"""An Algorithm on many devices, of one host or of several.
+"""Meshes of devices, and algorithms and arrays on them.
 
-`distribute` wraps any algorithm that was built with the `axis_name` of a mesh:
+`distribute` wraps any algorithm that was made with the `axis_name` of a mesh:
 
   mesh = parallel.make_mesh()
   rule = stein_cd(energy_fn, kernels.rbf(), optimizer, step_size=.1, axis_name=AXIS)
   rule = parallel.distribute(rule, mesh)
   state, metrics = jax.jit(rule.update)(key, state, batch)
 
-Batches, and the field `particles` of a state, are spread over the devices by rows, with
-the optimizer's state where it is the particles'; all else is the same on each. What
-comes out is what one device gives, but for rounding.
+Batches and the field `particles` of a state are sharded over the devices by rows, and
+with the particles what their optimizer keeps for each of them. All else is replicated.
+The results are those of one device, up to rounding.
 """
 
 import functools
@@ -21,18 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, PyTree
+from stein_jax.parallel.rows import particle_axes
+from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Particles, PyTree
 
 AXIS = "devices"
 """The name of the axis of `make_mesh`."""
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-  """A mesh with one axis, `AXIS`, of all devices, or of as many of every process.
+  """A mesh with one axis, `AXIS`, of all devices, or of some.
+
+  Args:
+    num_devices: the number of devices, of which every process gives an equal share.
 
   Raises:
-    ValueError: fewer devices than are asked for, or a number that the processes cannot
-      share.
+    ValueError: there are fewer devices, or the number of processes does not divide the
+      number of devices.
   """
   devices, num_processes = jax.devices(), jax.process_count()
   if num_devices is None:
@@ -45,45 +49,46 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   if num_devices % num_processes:
     raise ValueError(
       f"num_devices={num_devices} cannot be shared by {num_processes} processes: each "
-      "gives as many."
+      "gives the same number."
     )
-  of_each = num_devices // num_processes
+  per_process = num_devices // num_processes
   chosen = [
     device
     for k in range(num_processes)
-    for device in [d for d in devices if d.process_index == k][:of_each]
+    for device in [d for d in devices if d.process_index == k][:per_process]
   ]
   kinds = (jax.sharding.AxisType.Auto,)
   return jax.make_mesh((len(chosen),), (AXIS,), kinds, devices=chosen)
 
 
 def check_divides(name: str, count: int, mesh: Mesh) -> None:
-  """Raises ValueError unless `count` rows can be spread evenly over a mesh."""
+  """Raises ValueError unless `count` rows can be sharded evenly over a mesh."""
   if count % mesh.size:
     below = count // mesh.size * mesh.size
     nearest = [str(n) for n in (below, below + mesh.size) if n]
     raise ValueError(
-      f"{name}={count} cannot be spread evenly over {mesh.size} devices: take "
+      f"{name}={count} cannot be sharded evenly over {mesh.size} devices: take "
       f"{' or '.join(nearest)}."
     )
 
 
 @functools.lru_cache  # `fit` compiles once for every algorithm object
 def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
-  """The same algorithm, with batches and particles spread over a mesh of one axis.
+  """The same algorithm, with batches and particles sharded over a mesh of one axis.
 
   Args:
-    algorithm: made with `axis_name` the mesh's axis, its networks too where they have
-      batch norm. (A network without it normalises by each device's own share.)
-    mesh: `make_mesh`, or any of one axis.
+    algorithm: made with the mesh's axis as `axis_name`. Its networks must have it too
+      where they use batch norm: a network without it normalises each device's share
+      by itself.
+    mesh: from `make_mesh`, or any other of one axis.
 
   Returns:
-    An Algorithm of global arrays. `init` makes the state on this process's own device;
-    `spread` brings it onto the mesh, as the first `update` does otherwise.
+    An Algorithm of global arrays. `init` makes the state on one device of this
+    process. `spread` moves it to the mesh; otherwise the first `update` does.
 
   Raises:
-    ValueError: a mesh of several axes; in `update`, rows that do not divide over the
-      devices, or an algorithm that was built without the axis.
+    ValueError: a mesh of several axes; in `update`, rows that cannot be sharded
+      evenly, or an algorithm that was made without the axis.
   """
   if len(mesh.axis_names) != 1:
     raise ValueError(f"the mesh must have one axis, got {mesh.axis_names}.")
@@ -93,7 +98,7 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     for name, tree in (("batch_size", batch), ("particles", _particles(state))):
       for leaf in jax.tree.leaves(tree)[:1]:
         check_divides(name, len(leaf), mesh)
-    specs = _specs(state, axis)
+    specs = _specs(algorithm, state, batch, axis)
     body = jax.shard_map(
       algorithm.update,
       mesh=mesh,
@@ -106,42 +111,58 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
       if not ("out_specs" in str(error) or "unbound axis" in str(error)):
         raise
       raise ValueError(
-        "The devices' results differ where they should agree: make the algorithm, and "
+        "The devices' results differ where they must be equal: make the algorithm, and "
         f"networks with batch norm, with axis_name={axis!r}."
       ) from error
 
   return Algorithm(algorithm.init, update)
 
 
-def shardings(state: Any, mesh: Mesh) -> Any:
-  """Where each array of a state is: `particles` by rows, the rest on every device."""
+def shardings(
+  algorithm: Algorithm, state: Any, mesh: Mesh, *, batch: Batch = None
+) -> Any:
+  """The sharding of each array of a state: `particles` by rows, the rest replicated.
+
+  Where the particles are what is learned (the state has no `params`), arrays of the
+  optimizer that have an axis for the particles are sharded along it. To find them,
+  shapes of `algorithm.init` are compared for two numbers of particles.
+
+  Args:
+    algorithm: the state's algorithm.
+    state: arrays, or their types and shapes.
+    mesh: of one axis.
+    batch: what `algorithm.init` takes, if it needs one.
+
+  Returns:
+    A tree of shardings like the state.
+  """
   (axis,) = mesh.axis_names
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
-    _specs(state, axis),
+    _specs(algorithm, state, batch, axis),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
 
 def by_rows(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-  """An axis of arrays, such as the leading one of a batch, spread over a mesh."""
+  """The sharding of arrays along one axis, such as a batch's leading one."""
   (name,) = mesh.axis_names
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, name))
 
 
 def same(mesh: Mesh) -> NamedSharding:
-  """The same array on every device."""
+  """The sharding of arrays that are replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def spread(tree: PyTree, sharding: Any) -> PyTree:
-  """Arrays that every process holds alike, as global arrays.
+  """Makes global arrays of arrays that are equal in every process.
 
-  Each device is given its own part only; of a memory-mapped array no more is read.
+  Each device gets its own part only, and no more is read of a memory-mapped array.
 
   Args:
-    tree: of arrays, NumPy's or JAX's.
-    sharding: one, or a tree of them.
+    tree: of NumPy or JAX arrays.
+    sharding: one for all, or a tree of them.
   """
 
   def put(x: Any, sharding: NamedSharding) -> Array:
@@ -159,49 +180,52 @@ def spread(tree: PyTree, sharding: Any) -> PyTree:
 
 
 def spread_rows(data: Batch, mesh: Mesh) -> Batch:
-  """Data `[N, ...]` spread by rows, the last device's filled up with zeros."""
+  """Data `[N, ...]` sharded by rows, with rows of zeros at the end as padding.
+
+  The padding makes the number of rows a multiple of the number of devices.
+  """
 
   def put(x: Any) -> Array:
-    filling = -len(x) % mesh.size
+    num_rows = len(x) + -len(x) % mesh.size
 
     def rows(index: Any) -> np.ndarray:
-      start, stop, _ = index[0].indices(len(x) + filling)
+      start, stop, _ = index[0].indices(num_rows)
       own = np.asarray(x[start : min(stop, len(x))])
       missing = stop - start - len(own)
       return np.pad(own, [(0, missing)] + [(0, 0)] * (own.ndim - 1))
 
-    shape = (len(x) + filling, *x.shape[1:])
+    shape = (num_rows, *x.shape[1:])
     return jax.make_array_from_callback(shape, by_rows(mesh), rows)
 
   return jax.tree.map(put, data)
 
 
 def own_rows(num_rows: int, mesh: Mesh) -> np.ndarray:
-  """Which of so many rows, spread over a mesh, are on this process's devices."""
-  places = by_rows(mesh).addressable_devices_indices_map((num_rows,)).values()
-  return np.sort(np.concatenate([np.arange(num_rows)[index] for index in places]))
+  """Which of `num_rows` rows are on this process's devices, by their indices."""
+  slices = by_rows(mesh).addressable_devices_indices_map((num_rows,)).values()
+  return np.sort(np.concatenate([np.arange(num_rows)[index] for index in slices]))
 
 
 def take(data: Batch, rows: Array, mesh: Mesh) -> Batch:
-  """`data[rows]` of what `spread_rows` made, spread by rows in its turn.
+  """`data[rows]` of data from `spread_rows`, again sharded by rows.
 
-  Each device gives the rows that it has: only a batch travels.
+  Each device contributes the rows that it has, so that only a batch is communicated.
 
   Args:
     data: `[N, ...]`.
-    rows: `[m]`, the same on all devices; m divides by their number.
-    mesh: of the data.
+    rows: indices `[m]`, the same on all devices; m is a multiple of their number.
+    mesh: the mesh of the data.
   """
   (axis,) = mesh.axis_names
 
   def of_shard(data: Batch, rows: Array) -> Batch:
     def taken(x: Array) -> Array:
       local = rows - jax.lax.axis_index(axis) * len(x)
-      mine = (local >= 0) & (local < len(x))
+      is_here = (local >= 0) & (local < len(x))
       found = x[jnp.clip(local, 0, len(x) - 1)]
-      given = jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), found, 0)
-      summed = given.astype(jnp.uint8) if x.dtype == bool else given
-      return jax.lax.psum_scatter(summed, axis, tiled=True).astype(x.dtype)
+      found = jnp.where(is_here.reshape(-1, *[1] * (x.ndim - 1)), found, 0)
+      found = found.astype(jnp.uint8) if x.dtype == bool else found  # for the sum
+      return jax.lax.psum_scatter(found, axis, tiled=True).astype(x.dtype)
 
     return jax.tree.map(taken, data)
 
@@ -213,9 +237,10 @@ def take(data: Batch, rows: Array, mesh: Mesh) -> Batch:
 
 
 def local(tree: PyTree) -> PyTree:
-  """Global arrays on this process's own device, whole: all processes call it together.
+  """Gathers global arrays, whole, on one device of this process.
 
-  For code that knows nothing of a mesh, such as an evaluation.
+  For code that does not know the mesh, such as an evaluation. All processes must call
+  it together.
   """
 
   def whole(x: Any) -> Any:
@@ -237,19 +262,22 @@ def _particles(state: Any) -> Any:
   return getattr(state, "particles", None)
 
 
-def _specs(state: Any, axis: str) -> Any:
+def _specs(algorithm: Algorithm, state: Any, batch: Batch, axis: str) -> Any:
   """PartitionSpecs of a state's arrays."""
-  specs = jax.tree.map(lambda _: PartitionSpec(), state)
-  if _particles(state) is None:
-    return specs
-  rows = jax.tree.map(lambda _: PartitionSpec(axis), state.particles)
-  specs = specs._replace(particles=rows)
+  replicated = jax.tree.map(lambda _: PartitionSpec(), state)
+  particles = _particles(state)
+  if particles is None:
+    return replicated
   if hasattr(state, "params"):
-    return specs
-  # What is learned are the particles: each has its own momenta.
-  shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(state.particles)}
-  of_particles = jax.tree.map(
-    lambda leaf: PartitionSpec(axis) if jnp.shape(leaf) in shapes else PartitionSpec(),
-    state.opt_state,
-  )
-  return specs._replace(opt_state=of_particles)
+    rows = jax.tree.map(lambda _: PartitionSpec(axis), particles)
+    return replicated._replace(particles=rows)
+
+  # The particles are what is learned, so the optimizer has numbers for each of them.
+  def init(particles: Particles) -> Any:
+    return algorithm.init(jax.random.key(0), particles, batch)
+
+  specs = [
+    PartitionSpec() if k is None else PartitionSpec(*[None] * k, axis)
+    for k in particle_axes(init, particles)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(state), specs)

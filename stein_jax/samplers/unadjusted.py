@@ -37,8 +37,7 @@ def langevin(
 ) -> Particles:
   """Unadjusted Langevin dynamics: x ← x + ε ∇ log p(x) + √(2ε) z, z ~ N(0, I).
 
-  >>> import jax
-  >>> import jax.numpy as jnp
+  >>> import jax, jax.numpy as jnp
   >>> start = jnp.zeros((100, 2))
   >>> score_fn = lambda x: 3 - x  # of N(3, I)
   >>> x = langevin(jax.random.key(0), start, score_fn, num_steps=50, step_size=0.1)

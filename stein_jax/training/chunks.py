@@ -18,7 +18,7 @@ from stein_jax.training.feeds import chunk_rows, take_rows
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics
 
 RESERVED = ("step", "ms_per_step")
-"""Entries of a row that are the loop's own, and no names of metrics."""
+"""Names of entries that the loop itself adds to a row: no metric may have them."""
 
 
 class TrainingDiverged(FloatingPointError):
@@ -55,8 +55,8 @@ class Carry(NamedTuple):
 def first_carry(state: Any, step: Array | int, num_examples: int | None) -> Carry:
   """The carry before the first chunk, which shares no buffer with the caller's arrays.
 
-  One compiled function makes all its arrays, so that all have strong types and are
-  placed alike. Otherwise the second chunk would be compiled again.
+  One compiled function makes all its arrays. So they have the types and devices that a
+  chunk returns; otherwise the second chunk would be compiled again.
 
   Args:
     state: the algorithm's state.
@@ -73,27 +73,37 @@ def first_carry(state: Any, step: Array | int, num_examples: int | None) -> Carr
   return Carry(state, jnp.asarray(step, jnp.int32), jnp.int32(-1), order)
 
 
-def places(carry: Carry, mesh: Mesh) -> tuple[NamedSharding, ...]:
-  """The shardings of a carry's arrays: particles by rows, the rest on every device."""
+def carry_shardings(
+  carry: Carry, algorithm: Algorithm, batch: Batch, mesh: Mesh
+) -> tuple[NamedSharding, ...]:
+  """The shardings of a carry's arrays: particles by rows, the rest replicated."""
   tree = jax.tree.map(lambda _: parallel.same(mesh), carry)
-  tree = tree._replace(state=parallel.shardings(carry.state, mesh))
+  state = parallel.shardings(algorithm, carry.state, mesh, batch=batch)
+  tree = tree._replace(state=state)
   return tuple(jax.tree.leaves(tree))
 
 
-def sharded(carry: Carry, places: tuple[NamedSharding, ...] | None) -> Carry:
-  """The same carry at its `places`; unchanged where there are none."""
-  if places is None:
+def sharded(carry: Carry, shardings: tuple[NamedSharding, ...] | None) -> Carry:
+  """The same carry, sharded over a mesh; unchanged where there are no shardings."""
+  if shardings is None:
     return carry
-  return parallel.spread(carry, _like(carry, places))
+  return parallel.spread(carry, _like(carry, shardings))
 
 
-def _like(carry: Carry, places: tuple[NamedSharding, ...]) -> Carry:
-  return jax.tree.unflatten(jax.tree.structure(carry), places)
+def _like(carry: Carry, shardings: tuple[NamedSharding, ...]) -> Carry:
+  return jax.tree.unflatten(jax.tree.structure(carry), shardings)
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("algorithm", "transform", "batch_size", "length", "mesh", "places"),
+  static_argnames=(
+    "algorithm",
+    "transform",
+    "batch_size",
+    "length",
+    "mesh",
+    "shardings",
+  ),
   donate_argnames="carry",
 )
 def run_chunk(
@@ -107,7 +117,7 @@ def run_chunk(
   batch_size: int,
   length: int,
   mesh: Mesh | None = None,
-  places: tuple[NamedSharding, ...] | None = None,
+  shardings: tuple[NamedSharding, ...] | None = None,
 ) -> tuple[Carry, Metrics, dict[str, Array]]:
   """Runs `length` steps.
 
@@ -122,7 +132,7 @@ def run_chunk(
     batch_size: m.
     length: the number of steps.
     mesh: the devices over which data and carry are sharded.
-    places: with `mesh`, the shardings of the carry's arrays.
+    shardings: with `mesh`, those of the carry's arrays.
 
   Returns:
     The next carry, the metrics [length] of the steps, and whether the last state is
@@ -148,8 +158,8 @@ def run_chunk(
   carry = Carry(state, carry.step + length, epoch, order)
   results = (metrics, _finite(state))
   if mesh is not None:  # sharded as before, so that the next chunk is the same program
-    assert places is not None
-    carry = jax.lax.with_sharding_constraint(carry, _like(carry, places))
+    assert shardings is not None
+    carry = jax.lax.with_sharding_constraint(carry, _like(carry, shardings))
     results = jax.lax.with_sharding_constraint(results, parallel.same(mesh))
   return carry, *results
 
@@ -197,8 +207,8 @@ def check_metrics(metrics: Any) -> None:
   """Checks the metrics of a chunk, [length] each, before any step is run.
 
   Raises:
-    TypeError: no dict.
-    ValueError: a metric that is no scalar, or has a reserved name.
+    TypeError: they are not a dict.
+    ValueError: a metric is not a scalar, or has a reserved name.
   """
   if not isinstance(metrics, dict):
     raise TypeError(f"metrics must be a dict of scalars, got {type(metrics).__name__}")

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -21,18 +23,37 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
   Raises:
     OSError: the file cannot be written. It is as it was before.
   """
-  target = Path(path).resolve()
-  temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
   data = content.encode() if isinstance(content, str) else content
   try:
-    with open(temporary, "xb") as file:
+    with open_atomically(path) as file:
       file.write(data)
+  except OSError as error:
+    target = Path(path).resolve()
+    reason = f"cannot write {target}, which is left as it was: {error.strerror}"
+    raise OSError(error.errno, reason) from error
+
+
+@contextlib.contextmanager
+def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+  """As `write_atomically`, for content that is written part by part.
+
+  The context's file takes the place of `path` at the end of the block. After an error
+  in the block `path` is as it was before.
+
+  Args:
+    path: as in `write_atomically`.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  target = Path(path).resolve()
+  temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    with open(temporary, "xb") as file:
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, target)
-  except OSError as error:
-    reason = f"cannot write {target}, which is left as it was: {error.strerror}"
-    raise OSError(error.errno, reason) from error
   finally:
     with contextlib.suppress(OSError):  # usually it has replaced the target
       temporary.unlink()

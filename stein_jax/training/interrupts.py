@@ -34,8 +34,8 @@ class Interrupts:
   def delayed(self, doing: str) -> Iterator[None]:
     """Delays the first Ctrl-C to the end of the block; a second interrupts it at once.
 
-    Either reaches the handler that was there before the block, which usually raises
-    KeyboardInterrupt.
+    Both are then passed to the handler that was set before the block. Python's own
+    raises KeyboardInterrupt.
 
     Args:
       doing: what the user waits for after the first Ctrl-C, printed on stderr.
@@ -62,7 +62,7 @@ class Interrupts:
     try:
       yield
     except Exception as error:
-      if self.at_once:  # raised in a callback of JAX, which made an error of its own
+      if self.at_once:  # raised within a JAX callback, and JAX raises another error
         raise KeyboardInterrupt from error
       raise
     finally:

@@ -165,15 +165,18 @@ def fit(
     chunk = feeds.longest_chunk(chunk, feed.bytes_per_step)
   else:
     feed = feeds.ArrayFeed(data, data_key, batch_size, mesh)
-  state = algorithm.init(init_key, params, transform(feed.first))
+  first_batch = transform(feed.first)
+  state = algorithm.init(init_key, params, first_batch)
   first = chunks.first_carry(state, 0, feed.num_ordered)
   run: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
   if mesh is not None:
     run = parallel.spread(run, parallel.same(mesh))
   run |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
-  places = None if mesh is None else chunks.places(first, mesh)
-  run |= {"mesh": mesh, "places": places}
-  carry = chunks.sharded(first, places)
+  shardings = None
+  if mesh is not None:
+    shardings = chunks.carry_shardings(first, algorithm, first_batch, mesh)
+  run |= {"mesh": mesh, "shardings": shardings}
+  carry = chunks.sharded(first, shardings)
   # Costs no second trace: jit remembers this one for the first chunk.
   length = min(chunk, num_steps)
   like = feed.like(length)
@@ -201,7 +204,7 @@ def fit(
         "use another workdir or resume=False"
       )
     carry = chunks.first_carry(state, step, feed.num_ordered)
-    carry = chunks.sharded(carry, places)
+    carry = chunks.sharded(carry, shardings)
     del state, first  # the carry has its own copy
     visible = progress and parallel.is_first_process()
     bar = stack.enter_context(_progress_bar(label, step, num_steps, visible))

@@ -45,7 +45,7 @@ def test_energy_equals_numpy(shape, widths, double):
 
 
 @pytest.mark.parametrize("activation", [nn.softplus, nn.tanh, nn.silu])
-def test_the_bowl_wins_far_out(activation):
+def test_the_quadratic_term_dominates_far_from_the_origin(activation):
   # E/(½r²) tends to the confinement, so exp(−E) is integrable.
   energy = MLP(widths=(8, 8), activation=activation, confinement=2.0)
   params = jax.jit(energy.init)(jax.random.key(0), jnp.zeros(3))
@@ -89,7 +89,7 @@ def test_a_context_vector_needs_no_classes():
   np.testing.assert_allclose(got, numpy_energy(params, x, context), rtol=1e-5)
 
 
-def test_contexts_that_do_not_fit_are_refused():
+def test_contexts_that_do_not_fit_are_errors():
   x, key = jnp.zeros(2), jax.random.key(0)
   with pytest.raises(ValueError, match="needs a context"):
     MLP(num_classes=3).init(key, x)

@@ -45,7 +45,7 @@ def numpy_energy(theta, x):
 
 
 def numpy_exponents(theta):
-  """cᵀh + ½‖b + Bh‖² for each h, straight from the formula."""
+  """cᵀh + ½‖b + Bh‖² for each h, directly from the formula."""
   B, b, c = theta
   return np.array(
     [c @ h + 0.5 * np.sum((b + B @ h) ** 2) for h in hidden_states(len(c))]
@@ -127,7 +127,7 @@ def test_derivatives_at_zero_have_no_kink():
   np.testing.assert_allclose(slope, [1e-6 - 2 * np.tanh(2e-6)], rtol=1e-5)
 
 
-def test_energy_accepts_pixels_without_wrapping_around():
+def test_energy_accepts_pixels_without_overflow():
   theta = random_theta(3, 2, scale=0.01)
   pixels = np.array([200, 3, 255], np.uint8)
   energy = GaussianBernoulliRBM(2).apply(as_params(theta, np.float32), pixels)
@@ -327,7 +327,7 @@ def test_log_likelihood_equals_the_gaussian_mixture(shape):
   np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def test_log_likelihood_keeps_its_digits_far_from_the_origin():
+def test_log_likelihood_is_accurate_far_from_the_origin():
   # p(x + t; b + t, c − Bᵀt) = p(x; b, c); −E and log Z alone are near ±1e7 here.
   B, b, c = random_theta(8, 3)
   x = np.random.default_rng(1).normal(size=(5, 8))
@@ -447,7 +447,7 @@ def test_init_from_data_centres_the_hidden_units():
   np.testing.assert_allclose(theta["b"], mean, rtol=1e-6)
   np.testing.assert_allclose(theta["c"], -np.asarray(theta["B"]).T @ mean, atol=1e-6)
   assert theta["B"].shape == (6, 40)
-  # 240 uniform numbers: inside the interval, and spread over it.
+  # 240 uniform numbers: inside the interval, and in all parts of it.
   standardised = np.asarray(theta["B"]).reshape(-1) / 0.4 + 0.5
   assert scipy.stats.kstest(standardised, "uniform").pvalue > 1e-3
 
@@ -468,7 +468,7 @@ def test_init_draws_the_same_weights_with_zero_biases():
     assert rbm.init(key, np.ones(4))["params"]["B"].dtype == np.float64
 
 
-def test_point_of_the_wrong_size_is_refused_by_name():
+def test_a_point_of_the_wrong_size_is_an_error_that_names_both_sizes():
   rbm, params = GaussianBernoulliRBM(3), as_params(random_theta(4, 3), np.float32)
   message = re.escape("(5,)") + ".*" + re.escape("(4, 3)")
   for method in (rbm.apply, rbm.features, rbm.score, rbm.score_divergence):
@@ -481,7 +481,7 @@ def test_point_of_the_wrong_size_is_refused_by_name():
     rbm.log_likelihood(params, jnp.zeros(4))  # one point, not [n, ...]
 
 
-def test_impossible_models_are_refused():
+def test_impossible_models_are_errors():
   with pytest.raises(ValueError, match="at least 1, got 0"):
     GaussianBernoulliRBM(0)
   with pytest.raises(ValueError, match="weight_scale"):
@@ -494,7 +494,7 @@ def test_impossible_models_are_refused():
     GaussianBernoulliRBM(2).init_from_data(jax.random.key(0), jnp.zeros((0, 3)))
 
 
-def test_too_many_hidden_states_are_refused():
+def test_too_many_hidden_states_are_errors():
   rbm, params = GaussianBernoulliRBM(35), as_params(random_theta(2, 35), np.float32)
   for call in (
     lambda: rbm.log_partition(params),
@@ -521,7 +521,7 @@ def test_gibbs_leaves_the_model_as_it_is():
   start = rbm.sample(jax.random.key(0), params, n)
   end = rbm.gibbs(jax.random.key(1), params, start, num_steps=2)
   assert end.shape == start.shape
-  assert abs(end - start).mean() > 0.5  # it moved
+  assert abs(end - start).mean() > 0.5  # the points moved
   log_w, means = (np.asarray(v, np.float64) for v in rbm.mixture(params))
   w = np.exp(log_w)
   mean = w @ means
@@ -530,11 +530,11 @@ def test_gibbs_leaves_the_model_as_it_is():
     end.mean(axis=0), mean, atol=5 * np.sqrt(covariance.max() / n)
   )
   np.testing.assert_allclose(np.cov(np.asarray(end).T), covariance, atol=0.15)
-  # and each point keeps close to where it was: the chain is no independent draw
+  # Each point stays near its start: the chain is not an independent sample.
   assert np.corrcoef(start[:, 0], end[:, 0])[0, 1] > 0.1
 
 
-def test_gibbs_draws_by_place_and_keeps_the_dtype(x64):
+def test_gibbs_draws_by_index_and_keeps_the_dtype(x64):
   rbm = GaussianBernoulliRBM(num_hidden=2)
   x = jnp.ones((6, 3), jnp.float32)
   params = rbm.init(jax.random.key(0), x[0])

@@ -1,5 +1,6 @@
 """Mean log-likelihoods against NumPy and scipy."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ def test_mean_and_standard_error_equal_numpy(batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_pixels_stay_small_until_the_function_scales_them(batch_size):
+def test_pixels_stay_uint8_until_the_function_scales_them(batch_size):
   pixels = np.random.default_rng(0).integers(0, 256, size=(10, 3), dtype=np.uint8)
   rbm = GaussianBernoulliRBM(2)
   params = rbm.init(jax.random.key(0), jnp.zeros(3))
@@ -41,8 +42,8 @@ def test_pixels_stay_small_until_the_function_scales_them(batch_size):
   np.testing.assert_allclose(got.mean, want.mean(), rtol=1e-6)
 
 
-def test_a_large_mean_keeps_its_digits():
-  # A running float32 sum of so many values would lose the second decimal.
+def test_a_large_mean_is_accurate():
+  # A running float32 sum of this many values would lose the second decimal.
   values = np.random.default_rng(0).normal(-750, 12, size=100_000).astype(np.float32)
   got = mean_log_likelihood((), lambda _, x: x, values)
   np.testing.assert_allclose(got.mean, values.astype(np.float64).mean(), atol=1e-4)
@@ -51,16 +52,10 @@ def test_a_large_mean_keeps_its_digits():
 
 
 def test_new_parameters_do_not_compile_again():
-  traces = []
-
-  def log_likelihood(mean, x):
-    traces.append(x.shape)
-    return gaussian_log_likelihood(mean, x)
-
+  log_likelihood = chex.assert_max_traces(gaussian_log_likelihood, n=1)
   x = np.ones((6, 2), np.float32)
   for mean in (0.0, 1.0, 2.0):
     mean_log_likelihood(jnp.float32(mean), log_likelihood, x, batch_size=3)
-  assert len(traces) == 1
 
 
 def test_an_rbms_own_method_is_not_compiled_again():
@@ -94,7 +89,7 @@ def test_gaussian_baseline_is_the_rbm_without_weights():
   np.testing.assert_allclose(got.mean, want.mean, rtol=1e-6)
 
 
-def test_unfit_arguments_are_refused():
+def test_wrong_arguments_are_errors():
   x = jnp.ones((4, 2))
   with pytest.raises(ValueError, match="at least two points"):
     mean_log_likelihood(jnp.zeros(()), gaussian_log_likelihood, x[:1])

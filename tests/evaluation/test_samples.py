@@ -63,7 +63,7 @@ def test_frechet_distance_of_gaussians(rng):
   n = 200_000
   a = rng.normal(size=(n, 2)) * [1.0, 2.0] + [0.0, 1.0]
   b = rng.normal(size=(n, 2)) * [3.0, 1.0] + [2.0, 0.0]
-  # axis-parallel: (1 − 3)² + (2 − 1)² beside the means' 4 + 1
+  # axis-parallel: (1 − 3)² + (2 − 1)² plus 4 + 1 from the means
   got = scores.frechet_distance(a, b)
   assert got.value == pytest.approx(10.0, abs=5 * got.standard_error)
   assert 0 < got.standard_error < 0.2
@@ -111,7 +111,7 @@ def test_label_entropy_in_closed_form():
   assert scores.label_entropy(one_hot(np.arange(100) % 10, 10)).value == pytest.approx(
     np.log(10)
   )
-  assert scores.label_entropy(np.full((30, 4), 0.25)).value == 0  # all the first class
+  assert scores.label_entropy(np.full((30, 4), 0.25)).value == 0  # ties: class 0
 
 
 def test_precision_and_recall_by_double_loop(rng):
@@ -132,7 +132,7 @@ def test_bad_input_is_named(rng):
     scores.inception_score(rng.normal(size=(10, 3)))
   with pytest.raises(ValueError, match="num_blocks"):
     scores.inception_score(np.full((5, 2), 0.5))
-  with pytest.raises(ValueError, match="one d for both"):
+  with pytest.raises(ValueError, match="same d for both"):
     scores.frechet_distance(np.zeros((5, 2)), np.zeros((5, 3)))
   with pytest.raises(ValueError, match="num_neighbors"):
     scores.precision_and_recall(np.zeros((3, 2)), np.zeros((5, 2)))

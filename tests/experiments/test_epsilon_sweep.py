@@ -1,4 +1,4 @@
-"""The sweep over ε, beside equations 13, 15 and 17 in NumPy and float64."""
+"""The sweep over ε, against equations 13, 15 and 17 in NumPy and float64."""
 
 import functools
 import json
@@ -89,7 +89,7 @@ def test_errors_in_float64_are_of_order_one_and_two(problem):
 
 
 def test_float32_is_float32_throughout(problem):
-  """Below 1e-3 rounding grows as 1/ε there, and is nowhere to be seen in float64."""
+  """Below 1e-3 rounding errors grow as 1/ε in float32; in float64 there are none."""
   params, x = problem
   epsilons = [1e-6, 1e-4, 0.1]
   results = epsilon_sweep.sweep(params, RBM.apply, x, kernels.rbf(), epsilons)
@@ -113,7 +113,7 @@ def test_float32_is_float32_throughout(problem):
     assert vector.dtype == np.float64
 
 
-def test_a_gradient_of_another_precision_is_refused(problem):
+def test_a_gradient_of_another_precision_is_an_error(problem):
   def gradient_fn(params, energy_fn, data, kernel):
     return jax.tree.map(lambda leaf: leaf.astype("float16"), params)
 
@@ -126,12 +126,12 @@ def test_best_is_the_epsilon_of_the_smallest_error(problem):
   epsilons = [100.0, 0.01, 1.0]
   results = epsilon_sweep.sweep(params, RBM.apply, x, kernels.rbf(), epsilons)
   for result in results.values():
-    place = result["relative_error"].index(min(result["relative_error"]))
-    assert result["best"] == epsilons[place]
+    index = result["relative_error"].index(min(result["relative_error"]))
+    assert result["best"] == epsilons[index]
   assert results["float64 (17)"]["best"] == 0.01
 
 
-def test_binary_leaves_what_it_promises(tmp_path):
+def test_the_command_writes_all_promised_files(tmp_path):
   workdir = tmp_path / "w"
   short = ("--train_steps=5", "--batch_size=8", "--num_hidden=2", "--epsilons=0.1,1e-2")
   result = run_binary(*short, f"--workdir={workdir}")

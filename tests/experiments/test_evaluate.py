@@ -1,4 +1,4 @@
-"""The table of figure 2, with ResNets and the Inception network out of the way."""
+"""The command evaluate, with stubs instead of ResNets and the Inception network."""
 
 import json
 import os
@@ -6,34 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
 
 from experiments import evaluate
 from experiments.pictures import (
-  image_generators,
-  image_models,
-  image_scores,
+  figure2,
+  inception,
+  resnet,
+  saved_generators,
+  square_images,
+  testing_accuracy,
 )
-from experiments.shared.data import Dataset
-from stein_jax import generators
+from experiments.shared import settings
+from experiments.shared.datasets import Dataset
 from tests import binaries
-
-
-def saved(folder, method, num_classes):
-  settings = {"size": 32, "num_classes": num_classes, "generator_width": 0.02}
-  settings["bfloat16"] = False
-  module = image_models.generator_of(image_models.Settings(**settings))
-  labels = () if num_classes is None else (np.zeros(2, np.int32),)
-  noise = np.zeros((2, 100), np.float32)
-  made = generators.initialize(jax.random.key(0), module, noise, *labels)
-  about = {"method": method, "label": method, "dataset": "cifar10", "seed": 0}
-  about |= {"step": 7, "settings": settings}
-  about["label_counts"] = None if num_classes is None else [5] * num_classes
-  image_generators.save(folder, image_generators.Trained(module, *made, about))
-  return str(folder)
+from tests.experiments.pictures.examples import save_generator
 
 
 def dataset(labelled):
@@ -47,8 +36,8 @@ def dataset(labelled):
   )
 
 
-class Judge:
-  """In the place of a ResNet: it looks at two corners."""
+class CornerClassifier:
+  """A stub of the ResNet, which depends on the first four numbers of an image."""
 
   test_accuracy = 0.9
 
@@ -62,9 +51,7 @@ class Judge:
 
 
 def stubbed(labelled, *arguments):
-  """`python -m experiments.evaluate`, with stubs in the place of all networks."""
-  from absl import app
-
+  """`python -m experiments.evaluate`, with stubs instead of all networks."""
   asked = []
 
   def accuracies(sets, test, **options):
@@ -77,13 +64,13 @@ def stubbed(labelled, *arguments):
     asked.append(len(images))
     return {"imagenet_inception_score": 2.5, "asked": asked[-1]}
 
-  image_scores.judge = lambda *args, **options: Judge()
-  image_scores.accuracy_by_training_set = accuracies
-  evaluate.inception.check_requirements = lambda path: None
-  evaluate.inception.inception_scores = inception_scores
-  evaluate.common.image_data.load_images = lambda name, **options: dataset(labelled)
-  evaluate._define_flags()
-  app.run(evaluate.main, ["evaluate", *arguments])
+  resnet.reference_resnet = lambda *args, **options: CornerClassifier()
+  testing_accuracy.accuracy_by_training_set = accuracies
+  inception.check_requirements = lambda path: None
+  inception.inception_scores = inception_scores
+  square_images.load_images = lambda name, **options: dataset(labelled)
+  sys.argv = ["evaluate", *arguments]
+  settings.run(evaluate.main, evaluate.Settings)
 
 
 def run(labelled, workdir, runs, *arguments):
@@ -107,23 +94,23 @@ def run(labelled, workdir, runs, *arguments):
   )
 
 
-def test_every_column_is_judged_and_keeps_its_labels(tmp_path):
-  runs = [saved(tmp_path / m, m, 3) for m in ("dcgan", "steingan")]
+def test_every_column_gets_scores_and_keeps_its_labels(tmp_path):
+  runs = [save_generator(tmp_path / m, m, 3) for m in ("dcgan", "steingan")]
   out = tmp_path / "out"
   done = run(True, out, runs, "--inception_weights=given")
   assert done.returncode == 0, done.stderr
   summary = json.loads((out / "summary.json").read_text())
-  names = [image_scores.REAL, "500 Duplicate", "DCGAN", "SteinGAN"]
+  names = [figure2.REAL, "500 Duplicate", "DCGAN", "SteinGAN"]
   assert set(summary["results"]) == set(names)
   for name in names:
     found = summary["results"][name]
-    assert found["testing_accuracy"] == (0.9 if name == image_scores.REAL else 0.4)
-    assert found["asked"] == (600 if name == image_scores.REAL else 2000)
+    assert found["testing_accuracy"] == (0.9 if name == figure2.REAL else 0.4)
+    assert found["asked"] == (600 if name == figure2.REAL else 2000)
     assert 1 <= found["inception_score"] <= 3
-  trained = image_generators.load(tmp_path / "dcgan")
+  trained = saved_generators.load(tmp_path / "dcgan")
   with np.load(out / "DCGAN.npz") as given:
     images, labels = given["images"], given["labels"]
-  np.testing.assert_array_equal(images, trained.pictures(2000)[:20])
+  np.testing.assert_array_equal(images, trained.sample(2000)[:20])
   np.testing.assert_array_equal(labels, trained.labels(2000)[:20])
   text = evaluate.markdown(summary)
   assert text in done.stdout
@@ -133,8 +120,8 @@ def test_every_column_is_judged_and_keeps_its_labels(tmp_path):
   assert "11.237" not in text
 
 
-def test_without_labels_there_is_no_second_score(tmp_path):
-  runs = [saved(tmp_path / "steingan", "steingan", None)]
+def test_without_labels_there_is_no_testing_accuracy(tmp_path):
+  runs = [save_generator(tmp_path / "steingan", "steingan", None)]
   done = run(False, tmp_path / "out", runs)
   assert done.returncode == 0, done.stderr
   assert "mean distance between pictures" in done.stdout
@@ -146,11 +133,11 @@ def test_without_labels_there_is_no_second_score(tmp_path):
   [
     (["one", "one", "one"], "two runs of DCGAN, seed 0"),
     ([""], "holds no generator"),
-    ([], "name folders that experiments"),
+    ([], "give folders that experiments"),
   ],
 )
-def test_runs_that_do_not_go_together_are_refused(runs, message, tmp_path):
-  saved(tmp_path / "one", "dcgan", 3)
+def test_runs_that_cannot_be_compared_are_errors(runs, message, tmp_path):
+  save_generator(tmp_path / "one", "dcgan", 3)
   done = run(True, tmp_path / "out", [str(tmp_path / name) for name in runs])
   assert done.returncode == 1
   assert message in done.stderr

@@ -59,7 +59,7 @@ def test_maximum_likelihood_on_all_the_data_is_exact(problem):
 
 
 def test_exact_gradient_is_that_of_the_likelihood(problem):
-  """By differentiating the mixture's density, which knows no energy and no log Z."""
+  """By differentiating the mixture's density, without the energy and log Z."""
   params, data = problem
 
   def loss(params):
@@ -74,7 +74,7 @@ def test_exact_gradient_is_that_of_the_likelihood(problem):
     )
 
 
-def test_measures_are_those_of_numpy_over_gradients_by_hand(problem):
+def test_measures_equal_numpy_on_gradients_by_hand(problem):
   params, data = problem
   batches = rows([0, 1, 2, 3], [4, 5, 6, 7], [1, 9, 10, 11])
 
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_the_algorithm(problem):
 
 
 def test_burn_in_moves_persistent_particles_and_nothing_else(problem):
-  """With the data far from the model, chains that burnt in give another gradient."""
+  """With data far from the model the gradient after a burn-in is a different one."""
   params, data = problem
   far, batch = data + 20, list(range(4))
   options = {"num_steps": 1, "step_size": 0.5}
@@ -162,7 +162,7 @@ def test_gradients_of_zero_have_no_direction():
     assert part["cosine_of_mean"] == part["mean_cosine"] == part["variance"] == 0
 
 
-def test_binary_leaves_what_it_promises(tmp_path):
+def test_the_command_writes_all_promised_files(tmp_path):
   workdir = tmp_path / "w"
   command = [
     "gradient_diagnostics",
@@ -189,5 +189,5 @@ def test_binary_leaves_what_it_promises(tmp_path):
   command += ["--trained_by=magic", "--overwrite"]
   refused = binaries.run(*command)
   assert refused.returncode != 0
-  assert "--trained_by must name some of" in refused.stderr
+  assert "--trained_by must be one of" in refused.stderr
   assert (workdir / "summary.json").exists()

@@ -1,17 +1,52 @@
-"""The binaries of section 5.2, end to end on a few made-up pictures."""
+"""The command images, on a few images made here."""
 
+import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import latent_walk, table1
-from experiments.pictures import image_generators, image_models
-from stein_jax import generators
+from experiments import images
+from experiments.pictures import saved_generators
+from experiments.shared import workdirs
 from tests import binaries
+from tests.experiments.parsing import parsed
+
+# What a run with default settings recorded before settings were fields of a dataclass.
+EARLIER = {
+  "method": "steingan,dcgan",
+  "dataset": "lsun/bedroom",
+  "size": "32",
+  "conditional": "False",
+  "stream": "False",
+  "steps": "50000",
+  "batch_size": "100",
+  "seeds": "0",
+  "eval_every": "1000",
+  "log_every": "100",
+  "width": "1.0",
+  "generator_width": "1.0",
+  "discriminator_width": "1.0",
+  "normalization": "group",
+  "tied": "True",
+  "norm": "l2",
+  "bandwidth": "median",
+  "bandwidth_multiple": "1.0",
+  "num_neighbors": "0",
+  "discount": "aligned",
+  "energy_learning_rate": "0.0005",
+  "generator_learning_rate": "0.001",
+  "dcgan_learning_rate": "0.0002",
+  "beta1": "0.5",
+  "mix": "0.25",
+  "mix_scale": "1.0",
+  "step_size": "0.1",
+  "bfloat16": "False",
+  "workdir": "runs/images",
+  "progress": "True",
+}
 
 SMALL = (
   "--dataset=lsun/bedroom",
@@ -27,9 +62,9 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-  """A folder of 40 pictures: bright squares on dark ground."""
-  folder = tmp_path_factory.mktemp("pictures")
+def images_dir(tmp_path_factory):
+  """A folder of 40 images: bright squares on a dark background."""
+  folder = tmp_path_factory.mktemp("images")
   rng = np.random.default_rng(0)
   for k in range(40):
     image = rng.integers(0, 60, size=(40, 48, 3), dtype=np.uint8)
@@ -40,7 +75,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(pictures, tmp_path_factory):
+def trained(images_dir, tmp_path_factory):
   """A run of two methods."""
   workdir = tmp_path_factory.mktemp("runs") / "images"
   output = binaries.run(
@@ -48,7 +83,7 @@ def trained(pictures, tmp_path_factory):
     *SMALL,
     "--method=steingan,dcgan",
     "--average=0.5",
-    f"--data_dir={pictures}",
+    f"--data_dir={images_dir}",
     f"--cache_dir={workdir.parent / 'cache'}",
     f"--workdir={workdir}",
   )
@@ -56,10 +91,10 @@ def trained(pictures, tmp_path_factory):
   return workdir, output.stdout
 
 
-def test_a_run_leaves_pictures_numbers_and_generators(trained):
+def test_a_run_writes_figures_metrics_and_generators(trained):
   workdir, output = trained
-  pictures = ("samples.png", "training.png", "reconstructions.png")
-  for name in (*pictures, "summary.json", "flags.txt"):
+  figures = ("samples.png", "training.png", "reconstructions.png")
+  for name in (*figures, "summary.json", "flags.txt"):
     assert (workdir / name).stat().st_size > 100
   summary = json.loads((workdir / "summary.json").read_text())
   assert set(summary["runs"]) == {"steingan", "dcgan"}
@@ -76,14 +111,14 @@ def test_a_run_leaves_pictures_numbers_and_generators(trained):
 
 
 @pytest.mark.slow
-def test_two_devices_learn_what_one_does(trained, pictures, tmp_path):
+def test_two_devices_learn_the_same_as_one(trained, images_dir, tmp_path):
   output = binaries.run(
     "images",
     *SMALL,
     "--method=steingan,dcgan",
     "--average=0.5",
     "--num_devices=2",
-    f"--data_dir={pictures}",
+    f"--data_dir={images_dir}",
     f"--cache_dir={tmp_path / 'cache'}",
     f"--workdir={tmp_path / 'run'}",
   )
@@ -96,20 +131,20 @@ def test_two_devices_learn_what_one_does(trained, pictures, tmp_path):
     assert two[metric] == pytest.approx(one[metric], rel=2e-3)
 
 
-def test_the_same_command_goes_on_where_it_stopped(trained, pictures):
+def test_the_same_command_continues_a_finished_run(trained, images_dir):
   workdir, _ = trained
-  before = image_generators.load(workdir / "dcgan" / "seed_0")
+  before = saved_generators.load(workdir / "dcgan" / "seed_0")
   output = binaries.run(
     "images",
     *SMALL,
     "--method=steingan,dcgan",
     "--average=0.5",
-    f"--data_dir={pictures}",
+    f"--data_dir={images_dir}",
     f"--cache_dir={workdir.parent / 'cache'}",
     f"--workdir={workdir}",
   )
   assert output.returncode == 0, output.stderr
-  after = image_generators.load(workdir / "dcgan" / "seed_0")
+  after = saved_generators.load(workdir / "dcgan" / "seed_0")
   for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params)):
     np.testing.assert_array_equal(a, b)
   assert "| DCGAN, seed 0 | 4 |" in output.stdout
@@ -117,13 +152,13 @@ def test_the_same_command_goes_on_where_it_stopped(trained, pictures):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["steincd_gan", "steingan_no_kernel"])
-def test_the_other_methods(method, pictures, tmp_path):
+def test_the_other_methods_are_trained(method, images_dir, tmp_path):
   output = binaries.run(
     "images",
     *SMALL,
     f"--method={method}",
     "--mix=0.5",
-    f"--data_dir={pictures}",
+    f"--data_dir={images_dir}",
     f"--cache_dir={tmp_path / 'cache'}",
     f"--workdir={tmp_path / 'run'}",
   )
@@ -132,79 +167,16 @@ def test_the_other_methods(method, pictures, tmp_path):
   assert np.isfinite(summary["runs"][method][0]["last"]["energy_gap"])
 
 
-def test_a_generator_comes_back_from_its_file(trained):
+def test_a_generator_is_loaded_as_it_was_saved(trained):
   workdir, _ = trained
   folder = workdir / "steingan" / "seed_0"
-  saved = image_generators.load(folder)
+  saved = saved_generators.load(folder)
   last = sorted((folder / "samples").glob("*.npy"))[-1]
-  np.testing.assert_array_equal(saved.pictures(100), np.load(last))
-  np.testing.assert_array_equal(saved.pictures(7), np.load(last)[:7])
+  np.testing.assert_array_equal(saved.sample(100), np.load(last))
+  np.testing.assert_array_equal(saved.sample(7), np.load(last)[:7])
   assert saved.labels(5) is None
   with pytest.raises(SystemExit, match=r"holds no generator.*WORKDIR/METHOD/seed_0"):
-    image_generators.load(workdir)
-
-
-def test_labels_are_drawn_by_the_training_set_s_counts():
-  settings = {"size": 32, "num_classes": 3, "generator_width": 0.02, "bfloat16": False}
-  module = image_models.generator_of(image_models.Settings(**settings))
-  noise, label = jnp.zeros((2, 100)), jnp.zeros(2, jnp.int32)
-  made = generators.initialize(jax.random.key(0), module, noise, label)
-  about = {"label_counts": [10, 0, 30], "settings": settings}
-  trained = image_generators.Trained(module, *made, about)
-  labels = trained.labels(4000)
-  counts = np.bincount(labels, minlength=3)
-  assert counts[1] == 0
-  assert abs(counts[2] / 4000 - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)
-  pictures = trained.pictures(300, labels=labels[:300])
-  assert pictures.shape == (300, 32, 32, 3)
-  assert pictures.dtype == np.uint8
-
-
-def test_a_latent_walk_leaves_strips_and_an_animation(trained, tmp_path):
-  workdir, _ = trained
-  done = binaries.run(
-    "latent_walk",
-    f"--run={workdir / 'dcgan' / 'seed_0'}",
-    "--rows=2",
-    "--steps=6",
-    "--stride=2",
-    "--pictures=3",
-    f"--workdir={tmp_path}",
-  )
-  assert done.returncode == 0, done.stderr
-  assert {file.name for file in tmp_path.iterdir()} == {
-    "walk.png",
-    "interpolation.png",
-    "walk.gif",
-  }
-  with Image.open(tmp_path / "walk.gif") as animation:
-    assert animation.size == (64, 32)
-
-
-def test_a_walk_stays_near_and_within():
-  start = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, size=(3, 100)))
-  start = start.astype(jnp.float32)
-  path = latent_walk.walk(jax.random.key(0), start, num_steps=50, step_size=0.2)
-  assert path.shape == (51, 3, 100)
-  np.testing.assert_array_equal(path[0], start)
-  assert np.abs(path).max() <= 1
-  steps = np.abs(np.diff(path, axis=0))
-  assert steps.max() <= 0.2 + 1e-6
-  assert abs(steps[:, :, np.abs(start).max(axis=0) < 0.5].mean() - 0.1) < 0.01
-  ends = latent_walk.interpolation(start, num_pictures=5)
-  np.testing.assert_allclose(ends[0], start, atol=1e-6)
-  np.testing.assert_allclose(ends[-1], np.roll(start, -1, axis=0), atol=1e-6)
-  np.testing.assert_allclose(ends[2], (ends[0] + ends[-1]) / 2, atol=1e-6)
-
-
-def test_table_1_counts_the_modules():
-  lines = table1.table().splitlines()
-  cells = {line.split("|")[1].strip(): line.split("|")[2:] for line in lines}
-  dcgan = [int(cells["DCGAN"][i].replace(",", "")) for i in (0, 2)]
-  assert all(abs(count - 17e6) < 0.5e6 for count in dcgan)
-  steingan = [int(cells["SteinGAN"][i].replace(",", "")) for i in (0, 2)]
-  assert steingan[0] < 10e6
-  assert abs(steingan[1] - 2.5e6) < 0.5e6
+    saved_generators.load(workdir)
 
 
 @pytest.mark.parametrize(
@@ -212,21 +184,56 @@ def test_table_1_counts_the_modules():
   [
     (("--method=gan",), "--method must name some of steingan"),
     (("--conditional",), "has no labels: leave --conditional out"),
-    (("--batch_size=400",), "is more than the 36 training pictures"),
+    (("--batch_size=400",), "is more than the 36 training images"),
     (("--size=48",), "--size must be one of 32, 64"),
     (("--discount=2",), "--discount must be a number in"),
+    (("--discount=some",), "--discount must be a number in"),
     (("--width=-1",), "--width must be above 0"),
+    (("--average=1",), "--average must be above 0 and below 1, got 1"),
+    (("--method=steincd_gan", "--bfloat16"), "leave --bfloat16 out"),
+    (("--seeds=-1",), "--seeds must be integers from 0"),
   ],
 )
-def test_what_cannot_be_meant_is_said_at_once(options, message, pictures, tmp_path):
-  output = binaries.run(
-    "images",
-    *SMALL,
-    f"--data_dir={pictures}",
+def test_wrong_flags_end_with_a_message(options, message, images_dir, tmp_path):
+  folders = (
+    f"--data_dir={images_dir}",
     f"--cache_dir={tmp_path / 'cache'}",
     f"--workdir={tmp_path / 'run'}",
-    *options,
   )
-  assert output.returncode == 1
-  assert message in output.stderr
+  with pytest.raises(SystemExit) as ended:
+    images.main(parsed(images.Settings, *SMALL, *folders, *options))
+  assert message in ended.value.code
   assert not (tmp_path / "run").exists()
+
+
+def test_wrong_flags_end_the_process_with_an_error_code():
+  output = binaries.run("images", "--size=48")
+  assert output.returncode == 1
+  assert "--size must be one of 32, 64, got 48." in output.stderr
+
+
+@pytest.mark.parametrize("name", ["cifar10", "celeb_a", "lsun", "images_small"])
+def test_flagfiles_hold_settings_that_are_allowed(name):
+  own = parsed(images.Settings, f"--flagfile=experiments/flags/{name}.flags")
+  assert own.steps >= 3000
+
+
+def test_the_record_of_a_run_gives_its_settings_again(trained):
+  workdir, _ = trained
+  own = parsed(images.Settings, f"--flagfile={workdir / 'flags.txt'}")
+  assert own.method == ("steingan", "dcgan")
+  assert own.average == 0.5
+  assert own.progress is False
+
+
+def test_an_earlier_record_is_continued_with_more_methods_and_steps(tmp_path):
+  """The flags.txt of a run before settings were fields of a dataclass."""
+  own = images.Settings(workdir=str(tmp_path), dataset="lsun/bedroom", size=32)
+  lines = [f"--{name}={value}" for name, value in EARLIER.items()]
+  (tmp_path / "flags.txt").write_text("\n".join(lines) + "\n")
+  workdirs.check(own)
+  workdirs.check(
+    dataclasses.replace(own, method=("dcgan", "steingan", "steincd_gan"), steps=60_000)
+  )
+  with pytest.raises(SystemExit, match=r"--width: 1\.0 before, 0\.5 now"):
+    workdirs.check(dataclasses.replace(own, width=0.5))

@@ -5,10 +5,10 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from experiments import known_model
+from experiments.rbm.settings import Rules
 from stein_jax.energies import GaussianBernoulliRBM
 from tests import binaries
 
@@ -21,7 +21,7 @@ def problem():
 
 
 def components(params):
-  """Weights and means of the mixture that an RBM is, by a loop over its states."""
+  """Weights and means of an RBM's mixture, by enumeration of the hidden states."""
   B, b, c = (np.asarray(params["params"][name], np.float64) for name in "Bbc")
   bits = np.arange(2 ** len(c))[:, None] >> np.arange(len(c)) & 1
   h = 2.0 * bits - 1
@@ -38,7 +38,7 @@ def log_likelihood(params, x):
   return np.logaddexp.reduce(logs, axis=1)
 
 
-def test_the_truth_has_no_gap(problem):
+def test_the_true_model_has_no_gap(problem):
   found = problem.gap(problem.truth)
   assert found == {"gap": 0, "standard_error": 0}
 
@@ -53,7 +53,7 @@ def test_gap_is_that_of_enumeration(problem):
   assert found["standard_error"] == pytest.approx(error, rel=1e-4)
 
 
-def test_samples_are_the_truths_own(problem):
+def test_samples_have_the_moments_of_the_true_model(problem):
   weights, means = components(problem.truth)
   mean = weights @ means
   covariance = np.eye(10) + (means - mean).T @ (weights[:, None] * (means - mean))
@@ -65,7 +65,7 @@ def test_samples_are_the_truths_own(problem):
   assert not np.array_equal(problem.train[:100], problem.test[:100])
 
 
-def test_components_count_what_overlaps(problem):
+def test_effective_components_are_the_exponential_of_the_entropy(problem):
   weights, _ = components(problem.truth)
   entropy = -np.sum(weights * np.log(weights))
   assert problem.effective_components() == pytest.approx(np.exp(entropy), rel=1e-4)
@@ -80,7 +80,7 @@ def test_gaussian_baseline_by_scipy(problem):
   assert problem.gaussian_gap() == pytest.approx(expected, abs=1e-5)
 
 
-def test_seeds_are_different_truths_and_repeat():
+def test_seeds_give_different_models_and_are_reproducible():
   first, again, other = (
     known_model.Problem(seed, RBM, num_train=10, num_test=10) for seed in (0, 0, 1)
   )
@@ -94,7 +94,10 @@ def test_seeds_are_different_truths_and_repeat():
 
 def test_a_variant_for_every_kernel_and_multiple():
   found = known_model._algorithms(
-    ["stein_cd", "mle"], RBM, optax.sgd(0.1), [0.1, 1.0, 10.0]
+    ["stein_cd", "mle"],
+    RBM,
+    Rules(optimizer="sgd", learning_rate=0.1),
+    [0.1, 1.0, 10.0],
   )
   assert list(found) == ["SteinCD", "exact MLE", "SteinCD, h × 0.1", "SteinCD, h × 10"]
   gradients = []
@@ -138,7 +141,7 @@ def test_tables_by_hand():
   ]
 
 
-def test_binary_learns_and_leaves_what_it_promises(tmp_path):
+def test_the_command_learns_and_writes_all_promised_files(tmp_path):
   workdir = tmp_path / "w"
 
   run = functools.partial(binaries.run, "known_model")

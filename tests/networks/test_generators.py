@@ -1,4 +1,4 @@
-"""DCGAN's generator against its layers by JAX's own operations, and its parts."""
+"""The DCGAN generator against its layers computed by JAX operations."""
 
 import functools
 
@@ -17,7 +17,7 @@ CONDITIONAL = DCGANGenerator(32, width=NARROW, num_classes=3)
 
 
 def started(module, x, *label, dtype=np.float32):
-  """Parameters off their first values, and first statistics; compiles nothing."""
+  """Random parameters around their initial values, initial statistics; no compiling."""
   shapes = jax.eval_shape(lambda: generators.initialize(KEY, module, x, *label))
   rng = np.random.default_rng(1)
 
@@ -31,7 +31,7 @@ def started(module, x, *label, dtype=np.float32):
 
 @functools.partial(jax.jit, static_argnums=0)
 def trained(module, params, stats, x, label):
-  """The module in training: its output, and the statistics after it."""
+  """The output of the module in training, and its updated statistics."""
   return generators.generate_fn(module)(params, stats, x, label)
 
 
@@ -58,7 +58,7 @@ def kernels_of(params):
   ("size", "maps"), [(32, (512, 256, 128)), (64, (1024, 512, 256, 128))]
 )
 @pytest.mark.parametrize("num_classes", [None, 10])
-def test_the_layers_are_the_authors(size, maps, num_classes):
+def test_layer_shapes_are_those_of_the_authors(size, maps, num_classes):
   generator = DCGANGenerator(size, num_classes=num_classes)
   label = () if num_classes is None else (jnp.zeros(2, int),)
   params, stats = jax.eval_shape(
@@ -77,7 +77,7 @@ def test_the_layers_are_the_authors(size, maps, num_classes):
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_have_their_size_and_channels(size, channels):
+def test_images_have_their_size_and_channels(size, channels):
   generator = DCGANGenerator(size, channels=channels, width=NARROW)
   params, stats = jax.eval_shape(
     lambda: generators.initialize(KEY, generator, noise(2))
@@ -88,7 +88,7 @@ def test_pictures_have_their_size_and_channels(size, channels):
   assert (drawn.shape, drawn.dtype) == ((5, size, size, channels), jnp.float32)
 
 
-def test_the_authors_count_of_parameters():
+def test_the_number_of_parameters_is_that_of_the_authors():
   def count(size):
     generator = DCGANGenerator(size)
     return sizes(
@@ -103,7 +103,7 @@ def test_the_authors_count_of_parameters():
 
 
 def by_hand(params, noise, given, size):
-  """The network in training, layer for layer, with one-hot vectors given."""
+  """The network in training, layer by layer, with one-hot vectors `given`."""
   x = jnp.concatenate([noise, given], axis=1)
   x = x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None]
   layer = 0
@@ -128,7 +128,7 @@ def by_hand(params, noise, given, size):
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.usefixtures("x64")
-def test_generator_is_its_layers_by_hand(size):
+def test_generator_equals_its_layers_computed_by_jax_operations(size):
   generator = DCGANGenerator(size, width=NARROW, num_classes=3)
   xi, label = noise(6, np.float64), labels(6)
   params, stats = started(generator, xi, label, dtype=np.float64)
@@ -138,7 +138,7 @@ def test_generator_is_its_layers_by_hand(size):
   np.testing.assert_allclose(samples, want, rtol=1e-8, atol=1e-10)
 
 
-def test_it_begins_with_small_weights_and_no_bias():
+def test_initial_weights_are_small_and_biases_zero():
   params, _ = generators.initialize(
     KEY, DCGANGenerator(32, width=1 / 8), jnp.zeros((2, 100))
   )
@@ -153,12 +153,12 @@ def test_it_begins_with_small_weights_and_no_bias():
     assert (leaf.get("scale", jnp.ones(1)) == 1).all()
 
 
-def test_every_layer_hears_the_label():
+def test_every_layer_depends_on_the_label():
   generator = CONDITIONAL
   params, stats = started(generator, noise(8), labels(8))
 
-  def deaf(but):
-    """Without the last three inputs, those of the label, of all kernels but one."""
+  def without_label(but):
+    """Zero weights for the last three inputs, the label, in all kernels but one."""
     return {
       name: leaf | {"kernel": leaf["kernel"].at[..., -3:, :].set(0)}
       if "kernel" in leaf and name != but
@@ -172,13 +172,13 @@ def test_every_layer_hears_the_label():
     )
     return abs(one - other).max()
 
-  assert change(deaf(None)) == 0
+  assert change(without_label(None)) == 0
   for name in params:
     if "kernel" in params[name]:
-      assert change(deaf(name)) > 1e-4, name
+      assert change(without_label(name)) > 1e-4, name
 
 
-def test_it_trains_on_batch_statistics_and_samples_on_running_ones():
+def test_training_uses_batch_statistics_and_sampling_running_ones():
   generator, xi, label = CONDITIONAL, noise(8), labels(8)
   params, stats = started(generator, xi, label)
   samples, new = trained(generator, params, stats, xi, label)
@@ -188,14 +188,14 @@ def test_it_trains_on_batch_statistics_and_samples_on_running_ones():
   for _ in range(100):
     _, new = trained(generator, params, new, xi, label)
   drawn = sample(generator, params, new, xi, label)
-  # the running statistics have become the batch's: both ways agree
+  # The running statistics have converged to those of the batch.
   np.testing.assert_allclose(drawn, samples, atol=2e-2)
   others = np.concatenate([xi[:1], 0 * xi[1:]])
   apart = sample(generator, params, new, others, label)
   np.testing.assert_allclose(apart[0], drawn[0], atol=1e-5)
 
 
-def test_bfloat16_computes_beside_float32_parameters():
+def test_bfloat16_computation_with_float32_parameters():
   exact, xi, label = CONDITIONAL, noise(8), labels(8)
   rounded = exact.clone(dtype=jnp.bfloat16)
   first = jax.eval_shape(lambda: generators.initialize(KEY, rounded, xi, label))
@@ -225,7 +225,7 @@ def test_bfloat16_computes_beside_float32_parameters():
     ({"size": 64, "num_classes": 0}, "num_classes"),
   ],
 )
-def test_numbers_outside_their_range_are_named(options, message):
+def test_numbers_outside_their_range_are_errors(options, message):
   with pytest.raises(ValueError, match=message):
     DCGANGenerator(**options)
 
@@ -240,7 +240,7 @@ def test_numbers_outside_their_range_are_named(options, message):
     (3, [jnp.zeros((2, 3), int)], "2 integers"),
   ],
 )
-def test_labels_that_cannot_be_meant_are_named(num_classes, label, message):
+def test_wrong_labels_are_errors(num_classes, label, message):
   generator = DCGANGenerator(32, width=NARROW, num_classes=num_classes)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(

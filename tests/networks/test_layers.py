@@ -1,4 +1,4 @@
-"""Convolutions as products of matrices against JAX's own."""
+"""Convolutions as matrix products against JAX's own convolutions."""
 
 import chex
 import jax

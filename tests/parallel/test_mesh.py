@@ -1,15 +1,18 @@
-"""An algorithm over a mesh of devices, and `fit` on one: as on one device."""
+"""On a mesh of devices an algorithm, and `fit`, give what they give on one device."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import stein_jax
 from stein_jax import kernels, parallel, training
+from stein_jax.parallel.rows import particle_axes
 
-N, M, D = 37, 8, 3  # N does not divide over the devices, and need not
+N, M, D = 37, 8, 3  # N need not be a multiple of the number of devices
 
 
 def energy(params, x):
@@ -60,9 +63,7 @@ def fit(build, mesh, data, **options):
 
 
 def assert_same(got, want, rtol=1e-10, atol=1e-12):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+  chex.assert_trees_all_close(got, want, rtol=rtol, atol=atol)
 
 
 def without_times(history):
@@ -126,7 +127,7 @@ def test_in_float32_within_what_reordering_a_batch_does(name):
   key, one = jax.random.key(0), RULES[name](None)
 
   def moved(rule, x, order=slice(None)):
-    """What is learned of points in another order, put back in its own."""
+    """The result for points in another order, brought back into the given one."""
     state = one.init(key, x[order] if name == "svgd" else start32, x[order])
     state, _ = jax.jit(rule.update)(key, state, x[order])
     if name == "svgd":
@@ -144,7 +145,7 @@ def test_in_float32_within_what_reordering_a_batch_does(name):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("n", [8, 16])
 def test_svgd_and_the_momenta_of_its_particles(n):
-  """The optimizer's state of spread particles is spread with them."""
+  """The optimizer's state is sharded with the particles."""
 
   def rule(axis_name=None):
     return stein_jax.svgd(
@@ -176,14 +177,14 @@ def test_checkpoints_restore_on_another_number_of_devices(tmp_path):
     mesh = None if size is None else parallel.make_mesh(size)
     got = fit(persistent, mesh, data(), num_steps=steps, workdir=tmp_path)
   assert_same(got.state, want.state)
-  # Where a part ended off the grid of log_every it left a row of its own.
+  # A part that ends between multiples of log_every leaves a row of its own.
   means = {row["step"]: row["loss"] for row in got.history}
   assert means[23] == pytest.approx(want.history[-1]["loss"])
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(got.history)
 
 
 class Streamed:
-  """The data's rows in turn."""
+  """The data's rows, one after the other."""
 
   num_examples = N
 
@@ -220,7 +221,7 @@ def test_nothing_compiles_after_the_first_chunk(compilations):
   assert len(set(counts[-4:])) == 1
 
 
-def test_what_cannot_be_spread_is_refused_before_any_work():
+def test_what_cannot_be_sharded_is_an_error_before_any_work():
   mesh = parallel.make_mesh(8)
   for size, nearest in ((12, "8 or 16"), (3, "take 8")):
     with pytest.raises(ValueError, match=f"batch_size={size} .* over 8 .*{nearest}"):
@@ -254,9 +255,48 @@ def test_what_cannot_be_spread_is_refused_before_any_work():
 # ------------------------------------------------------------------------ pieces
 
 
+def test_the_optimizers_arrays_of_particles_are_recognised():
+  """By the number of particles, and not by a shape that may be equal by coincidence."""
+  rates = jnp.linspace(0.1, 0.8, 8)
+  optimizer = optax.chain(
+    optax.scale_by_lbfgs(memory_size=8),  # the last eight steps, [8, n]
+    optax.GradientTransformation(
+      lambda params: {"rates": rates, "momentum": params},
+      lambda updates, state, params: (updates, state),
+    ),
+  )
+  rule = stein_jax.svgd(lambda x: -x, None, optimizer)
+  mesh, rows = parallel.make_mesh(8), PartitionSpec(parallel.AXIS)
+  for particles in (rates, jnp.ones((8, 8))):
+    state = rule.init(None, particles, None)
+    got = jax.tree.map(lambda x: x.spec, parallel.shardings(rule, state, mesh))
+    assert got.particles == rows
+    memory, (last,) = got.opt_state[0], got.opt_state[1:]
+    assert last == {"rates": PartitionSpec(), "momentum": rows}
+    assert memory.params == rows
+    assert memory.diff_params_memory == PartitionSpec(None, parallel.AXIS)
+    assert memory.weights_memory == PartitionSpec()
+    assert memory.count == PartitionSpec()
+
+
+def test_a_layout_that_changes_with_the_number_of_particles():
+  def layout(particles):  # Adafactor's, with row and column means from 128 on
+    n, d = particles.shape
+    return (jnp.ones(n), jnp.ones(d)) if n >= 128 else jnp.ones((n, d))
+
+  def axes(init_fn, n):
+    return particle_axes(init_fn, jax.ShapeDtypeStruct((n, 3), jnp.float32))
+
+  assert axes(layout, 127) == [0]
+  assert axes(layout, 128) == axes(layout, 129) == [0, None]
+  assert axes(lambda x: x.T, 1) == [1]
+  with pytest.raises(ValueError, match="cannot be sharded with the particles"):
+    axes(lambda x: jnp.ones((len(x), 2 * len(x))), 8)
+
+
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int32, bool])
-def test_rows_are_taken_from_wherever_they_are(dtype, size):
+def test_rows_are_taken_from_all_devices(dtype, size):
   rng = np.random.default_rng(0)
   tree = {
     "x": rng.integers(0, 255, size=(N, 2, 2)).astype(dtype),
@@ -273,7 +313,7 @@ def test_rows_are_taken_from_wherever_they_are(dtype, size):
     assert spread[name].sharding.shard_shape(spread[name].shape)[0] == -(-N // size)
 
 
-def test_only_a_batch_travels():
+def test_only_a_batch_is_communicated():
   mesh = parallel.make_mesh(8)
   spread = parallel.spread_rows(np.zeros((1000, 50), np.uint8), mesh)
   rows = jnp.zeros(16, jnp.int32)
@@ -284,7 +324,7 @@ def test_only_a_batch_travels():
   assert "u8[1000,50]" not in text
 
 
-def test_spread_keeps_keys_and_is_undone_by_local():
+def test_spread_keeps_keys_and_local_is_its_inverse():
   mesh = parallel.make_mesh(8)
   tree = {"key": jax.random.key(3), "x": np.arange(16.0, dtype=np.float32)}
   where = {"key": parallel.same(mesh), "x": parallel.by_rows(mesh)}

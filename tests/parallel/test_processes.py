@@ -64,9 +64,9 @@ def test_two_processes_get_the_numbers_of_one(tmp_path, port):
   outputs = [process.communicate(timeout=280) for process in both]
   assert [process.returncode for process in both] == [0, 0], outputs
   assert "SteinCD" in outputs[0][0]
-  assert "SteinCD" not in outputs[1][0]  # the first alone reports
+  assert "SteinCD" not in outputs[1][0]  # only the first one reports
   assert "process_id" not in (two / "flags.txt").read_text()
-  # What two processes saved, one goes on with, on eight devices.
+  # One process continues on eight devices what two have saved.
   output = binaries.run(
     "mnist_rbm", *RUN, "--steps=30", "--num_devices=8", f"--workdir={two}"
   )
@@ -82,7 +82,7 @@ def test_two_processes_get_the_numbers_of_one(tmp_path, port):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_who_loses_another_ends_with_a_message(tmp_path, port, victim, how):
+def test_a_process_alone_ends_with_a_message(tmp_path, port, victim, how):
   arguments = (*RUN, "--steps=1000000", f"--workdir={tmp_path / 'run'}")
   both = [started(*arguments, process_id=i, port=port, num_devices=2) for i in range(2)]
   try:
@@ -95,7 +95,7 @@ def test_who_loses_another_ends_with_a_message(tmp_path, port, victim, how):
     survivor = both[1 - victim]
     _, said = survivor.communicate(timeout=60)
     assert survivor.returncode != 0
-    # Ours, unless JAX itself misses the other before a step or a checkpoint fails.
+    # Our message, unless JAX notices the loss before a step or a checkpoint fails.
     ours = "cannot go on with the others" in said and "last checkpoint" in said
     assert ours or "another task died" in said, said
   finally:
@@ -122,7 +122,7 @@ def test_who_loses_another_ends_with_a_message(tmp_path, port, victim, how):
     ),
   ],
 )
-def test_what_cannot_be_meant_is_refused_at_once(tmp_path, arguments, said):
+def test_impossible_flags_are_an_error_at_once(tmp_path, arguments, said):
   output = binaries.run("mnist_rbm", *arguments, f"--workdir={tmp_path / 'run'}")
   assert output.returncode == 1
   assert said in output.stderr
@@ -132,7 +132,7 @@ def test_what_cannot_be_meant_is_refused_at_once(tmp_path, arguments, said):
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [0, 1])
 def test_an_error_in_one_process_ends_both(tmp_path, port, broken):
-  """Of another flag, which the first process's record does not hold."""
+  """One of them has another batch size."""
   both = [
     started(
       *(*RUN, "--steps=1000000", f"--workdir={tmp_path / 'run'}"),

@@ -1,7 +1,6 @@
-"""`fit` against a hand-written NumPy loop, and against itself, killed and resumed."""
+"""`fit` equals a hand-written NumPy loop, and equals itself when killed and resumed."""
 
 import errno
-import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 
 from stein_jax.training import TrainingDiverged, chunks, feeds, fit, unit_interval
 from stein_jax.types import Algorithm
+from tests.training.helpers import as_numbers, assert_same_bits, rows_in, untimed
 
 KEY = jax.random.key(3)
 LEARNING_RATE = 0.1
@@ -69,7 +69,7 @@ def recorder():
 
 
 def noisy():
-  """A nonlinear algorithm that uses its key, with Adam's state and a key of its own."""
+  """A nonlinear algorithm that uses its key, and has Adam's state and its own key."""
   optimizer = optax.adam(0.03)
 
   class Noisy(NamedTuple):
@@ -132,25 +132,6 @@ def batches_of(n, batch_size, num_steps, key=KEY):
     yield order[i * batch_size : (i + 1) * batch_size]
 
 
-def same_bits(a, b):
-  a, b = (jax.tree.map(as_numbers, jax.tree.leaves(tree)) for tree in (a, b))
-  return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
-
-
-def as_numbers(x):
-  is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return np.asarray(jax.random.key_data(x) if is_key else x)
-
-
-def rows_in(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-def untimed(rows):
-  return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in rows]
-
-
 # The steps
 
 
@@ -184,9 +165,9 @@ def test_an_epoch_visits_each_example_once_and_epochs_differ():
 @pytest.mark.parametrize(
   ("n", "batch_size", "lengths"),
   [
-    (7, 3, (1, 1, 3, 2)),  # one example left out; begins and ends inside an epoch
+    (7, 3, (1, 1, 3, 2)),  # leaves out one example; begins and ends inside an epoch
     (8, 2, (2, 1, 2, 3, 8)),  # within an epoch; to its end; two whole epochs
-    (3, 3, (4, 1)),  # an epoch a step
+    (3, 3, (4, 1)),  # one epoch in each step
     (1, 1, (2,)),
   ],
 )
@@ -220,7 +201,7 @@ def test_step_keys_are_folded_from_the_step():
 def test_chunks_do_not_change_the_run():
   whole = run_noisy(num_steps=20, log_every=20)
   pieces = run_noisy(num_steps=20, log_every=5)
-  assert same_bits(whole.state, pieces.state)
+  assert_same_bits(whole.state, pieces.state)
 
 
 def test_init_sees_the_first_transformed_batch():
@@ -234,12 +215,12 @@ def test_init_sees_the_first_transformed_batch():
 def test_works_outside_the_main_thread():
   with ThreadPoolExecutor(1) as pool:
     inside = pool.submit(run).result()
-  assert same_bits(inside.state, run().state)
+  assert_same_bits(inside.state, run().state)
 
 
 def test_legacy_keys_work():
   legacy = jax.random.key_data(KEY)
-  assert same_bits(run().state, run(key=legacy).state)
+  assert_same_bits(run().state, run(key=legacy).state)
 
 
 def test_float64_states(tmp_path):
@@ -289,7 +270,7 @@ def test_dict_data_keep_their_rows_together():
   assert sum(row["label"] for row in history) == sum(range(1, 13))
 
 
-def test_the_callers_arrays_survive():
+def test_the_callers_arrays_are_not_consumed():
   params = jnp.ones(3)
   twice = Algorithm(
     lambda key, params, batch: (params, params),
@@ -327,7 +308,7 @@ def test_nothing_compiles_after_the_first_chunk(compilations, tmp_path, resumed)
 
   options = {"workdir": tmp_path} if resumed else {}
   run(algorithm, num_steps=25, evaluate=evaluate, eval_every=5, **options)
-  # Counted in the evaluations, from the one after the first chunk on.
+  # Counted in each evaluation, beginning with the one after the first chunk.
   after = counts[-4:]
   assert after[0] > 0
   assert len(set(after)) == 1
@@ -367,11 +348,11 @@ def test_the_state_is_donated():
 # The history
 
 
-def test_evaluations_come_first_every_so_often_and_last():
+def test_evaluations_before_during_and_after_the_run():
   seen = []
 
   def evaluate(state):
-    seen.append(state)  # kept: evaluations own what they are given
+    seen.append(state)  # may be kept: evaluations get a copy
     return {"at": state.step, "w": jnp.sum(state.params)}
 
   result = run(num_steps=23, log_every=10, evaluate=evaluate, eval_every=5)
@@ -383,7 +364,7 @@ def test_evaluations_come_first_every_so_often_and_last():
   np.testing.assert_array_equal(seen[-1].params, result.state.params)
 
 
-def test_observe_sees_what_evaluate_sees_and_nothing_twice(tmp_path):
+def test_observe_is_called_when_evaluate_is_and_once_for_each_step(tmp_path):
   seen = []
   options = {
     "observe": lambda step, state: seen.append((step, int(state.step))),
@@ -398,7 +379,7 @@ def test_observe_sees_what_evaluate_sees_and_nothing_twice(tmp_path):
   assert [row["step"] for row in resumed.history] == [0, 5, 10, 13]
 
 
-def test_evaluations_without_eval_every_frame_the_run():
+def test_evaluations_without_eval_every_are_the_first_and_the_last():
   evaluate = {
     "double": lambda state: {"step": 2 * state.step},
     "half": lambda state: {"step": np.float64(state.step) / 2},
@@ -443,7 +424,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stops):
     run_noisy(num_steps=stop, workdir=tmp_path)
   resumed = run_noisy(num_steps=30, workdir=tmp_path)
   assert type(resumed.state) is type(whole.state)
-  assert same_bits(whole.state, resumed.state)
+  assert_same_bits(whole.state, resumed.state)
   ends = sorted({5, 10, 15, 20, 25, 30, *stops})
   assert [row["step"] for row in resumed.history] == ends
   assert rows_in(tmp_path) == resumed.history
@@ -453,7 +434,7 @@ def test_a_finished_run_returns_at_once(tmp_path):
   first = run_noisy(workdir=tmp_path)
   calls = []
   again = run_noisy(workdir=tmp_path, evaluate=lambda state: calls.append(state) or {})
-  assert same_bits(first.state, again.state)
+  assert_same_bits(first.state, again.state)
   assert again.history == first.history
   assert not calls
 
@@ -481,7 +462,7 @@ def test_killed_between_checkpoints(tmp_path):
 
   resumed = run_noisy(evaluate=killed_at(None), workdir=tmp_path, **options)
   whole = run_noisy(evaluate=killed_at(None), workdir=tmp_path / "b", **options)
-  assert same_bits(whole.state, resumed.state)
+  assert_same_bits(whole.state, resumed.state)
   # The rows too, though 12 is in the middle of the window from 10 to 15.
   assert untimed(resumed.history) == untimed(whole.history)
   assert rows_in(tmp_path) == resumed.history
@@ -492,13 +473,13 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["15", "20"]
 
 
-def test_resume_false_starts_anew(tmp_path):
+def test_resume_false_starts_again(tmp_path):
   run_noisy(workdir=tmp_path)
-  stranger = tmp_path / "checkpoints" / "notes.txt"
-  stranger.write_text("mine")
+  other_file = tmp_path / "checkpoints" / "notes.txt"
+  other_file.write_text("mine")
   other = run_noisy(workdir=tmp_path, resume=False, key=jax.random.key(9), num_steps=10)
   alone = run_noisy(key=jax.random.key(9), num_steps=10)
-  assert same_bits(other.state, alone.state)
+  assert_same_bits(other.state, alone.state)
   assert [row["step"] for row in rows_in(tmp_path)] == [5, 10]
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "notes.txt"]
 
@@ -539,7 +520,7 @@ def test_rows_without_a_checkpoint_are_dropped(tmp_path):
     ({"num_steps": 10}, r"20 is beyond num_steps=10"),
   ],
 )
-def test_another_runs_workdir_is_refused(tmp_path, change, message):
+def test_the_workdir_of_another_run_is_an_error(tmp_path, change, message):
   run(workdir=tmp_path)
   before = rows_in(tmp_path)
   with pytest.raises(ValueError, match=message) as error:
@@ -548,7 +529,7 @@ def test_another_runs_workdir_is_refused(tmp_path, change, message):
   assert rows_in(tmp_path) == before
 
 
-# Ends before the end
+# Early ends
 
 
 @pytest.mark.parametrize("at", [4, 12, 14])
@@ -570,7 +551,7 @@ def test_divergence_names_its_step_and_a_good_checkpoint(tmp_path, at):
     assert error.checkpoint == str(tmp_path / "checkpoints" / str(good))
     state, _ = run(workdir=tmp_path, num_steps=good)
     assert state.step == good
-    assert same_bits(state, run(num_steps=good).state)
+    assert_same_bits(state, run(num_steps=good).state)
 
 
 def test_parameters_that_overflow_behind_finite_metrics_are_not_saved(tmp_path):
@@ -579,7 +560,7 @@ def test_parameters_that_overflow_behind_finite_metrics_are_not_saved(tmp_path):
     best: Any
 
   algorithm = Algorithm(
-    lambda key, params, batch: Bare(params, jnp.inf),  # an honest infinity
+    lambda key, params, batch: Bare(params, jnp.inf),  # infinite on purpose
     lambda key, state, batch: (
       Bare(jnp.where(state.params[0] < 9, state.params + 1, jnp.inf), state.best),
       {"one": 1.0},
@@ -603,7 +584,7 @@ def test_interrupt_in_a_chunk_saves_the_chunk(tmp_path, request):
     return inner.update(key, state, batch)
 
   algorithm = Algorithm(inner.init, update)
-  # A shell's background jobs start deaf to it.
+  # Background jobs of a shell start without this handler.
   handler = signal.default_int_handler
   before = signal.signal(signal.SIGINT, handler)
   request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
@@ -615,7 +596,7 @@ def test_interrupt_in_a_chunk_saves_the_chunk(tmp_path, request):
     inner, workdir=tmp_path, log_every=20, eval_every=5, evaluate=lambda s: {}
   )
   whole = run(inner, log_every=20, eval_every=5, evaluate=lambda s: {})
-  assert same_bits(resumed.state, whole.state)
+  assert_same_bits(resumed.state, whole.state)
   assert untimed(resumed.history) == untimed(whole.history)
 
 
@@ -626,7 +607,7 @@ def test_interrupt_in_an_evaluation_loses_no_row(tmp_path):
   assert os.listdir(tmp_path / "checkpoints") == ["10"]
   resumed = run_noisy(evaluate=killed_at(None), workdir=tmp_path, **options)
   whole = run_noisy(evaluate=killed_at(None), workdir=tmp_path / "b", **options)
-  assert same_bits(resumed.state, whole.state)
+  assert_same_bits(resumed.state, whole.state)
   assert untimed(resumed.history) == untimed(whole.history)
 
 
@@ -635,7 +616,7 @@ def test_interrupt_without_a_workdir_is_only_raised():
     run_noisy(evaluate=killed_at(10, KeyboardInterrupt), eval_every=10)
 
 
-# Mistakes
+# Errors
 
 
 def constant(metrics):
@@ -687,12 +668,12 @@ def constant(metrics):
     ),
   ],
 )
-def test_mistakes_are_named(options, error, message):
+def test_errors_name_the_argument(options, error, message):
   with pytest.raises(error, match=message):
     run(**options)
 
 
-def test_mistakes_destroy_nothing(tmp_path):
+def test_errors_delete_nothing(tmp_path):
   run(workdir=tmp_path)
   before = rows_in(tmp_path)
   with pytest.raises(ValueError, match="must be a scalar"):

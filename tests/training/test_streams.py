@@ -1,12 +1,12 @@
-"""`fit` over a stream against `fit` over arrays, a hand-written loop, and itself."""
+"""`fit` on a stream equals `fit` on arrays and a hand-written loop."""
 
-import json
 import os
 import signal
 import threading
 import time
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 
 from stein_jax.training import Stream, TrainingDiverged, feeds, fit, unit_interval
 from stein_jax.types import Algorithm
+from tests.training.helpers import assert_same_bits, rows_in, untimed
 
 KEY = jax.random.key(3)
 N, M = 30, 7
@@ -25,15 +26,13 @@ class State(NamedTuple):
   key: Any
 
 
-def perceptron(diverges_at=None, traces=None):
-  """A nonlinear algorithm that uses its key, and keeps one of its own."""
+def perceptron(diverges_at=None):
+  """A nonlinear algorithm that uses its key, and keeps another."""
 
   def init(key, params, batch):
     return State(params + 0.1 * jnp.mean(batch["x"], axis=0), jnp.int32(0), key)
 
   def update(key, state, batch):
-    if traces is not None:
-      traces.append(batch["x"].shape)
     own_key, new_key = jax.random.split(state.key)
 
     def loss_fn(params):
@@ -66,7 +65,7 @@ def rows_of(step, n=N, seed=0):
 
 
 class Shuffled:
-  """A stream over arrays; it notes its calls as (thread, first step, length)."""
+  """A stream over arrays; it records its calls as (thread, first step, length)."""
 
   def __init__(self, data=None, rows=rows_of, at_call=lambda first_step: None):
     self.data = pictures() if data is None else data
@@ -89,25 +88,6 @@ def run(stream=None, algorithm=PERCEPTRON, key=KEY, **options):
   return fit(key, algorithm, params, stream, **defaults | options)
 
 
-def same_bits(a, b):
-  a, b = (jax.tree.map(as_numbers, jax.tree.leaves(tree)) for tree in (a, b))
-  return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
-
-
-def as_numbers(x):
-  is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return np.asarray(jax.random.key_data(x) if is_key else x)
-
-
-def untimed(rows):
-  return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in rows]
-
-
-def rows_in(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
 def threads_left():
   return [t.name for t in threading.enumerate() if t.name.startswith("stein_jax")]
 
@@ -115,7 +95,7 @@ def threads_left():
 # The steps
 
 
-def test_equals_a_loop_by_hand():
+def test_equals_a_hand_written_loop():
   data = pictures()
   init_key, _, step_key = jax.random.split(KEY, 3)
 
@@ -149,7 +129,7 @@ def test_a_stream_in_the_order_of_arrays_is_the_same_run():
 
   streamed = run(Shuffled(rows=rows), num_steps=13)
   held = run(pictures(), num_steps=13)
-  assert same_bits(streamed.state, held.state)
+  assert_same_bits(streamed.state, held.state)
   assert untimed(streamed.history) == untimed(held.history)
 
 
@@ -191,7 +171,7 @@ def test_each_step_is_fetched_once_and_off_the_main_thread():
   assert isinstance(stream, Stream)
   run(stream, num_steps=23)
   assert [call[1:] for call in stream.calls] == [
-    (0, 1),  # the batch that init sees, and whose shapes are all
+    (0, 1),  # for init, and for the shapes of all batches
     (0, 5),
     (5, 5),
     (10, 5),
@@ -225,10 +205,10 @@ def test_the_next_chunk_is_fetched_while_this_one_runs():
   [
     (100, 1_228_800, 100),  # batches of 100 pictures of 64x64x3
     (1000, 1_228_800, 100),
-    (500, 2**27 // 249, 125),  # 249 fit; 250 do not
+    (500, 2**27 // 249, 125),  # 249 batches stay within the bound, 250 do not
     (500, 2**27 // 250, 250),
     (101, 2**22, 1),
-    (7, 2**30, 1),  # a batch beyond the bound is still a batch
+    (7, 2**30, 1),  # at least one batch, however large
     (7, 0, 7),
   ],
 )
@@ -242,7 +222,7 @@ def test_shorter_chunks_do_not_change_the_run(monkeypatch):
   stream = Shuffled()
   pieces = run(stream, log_every=20)
   assert [call[1:] for call in stream.calls[1:]] == [(s, 5) for s in range(0, 20, 5)]
-  assert same_bits(whole.state, pieces.state)
+  assert_same_bits(whole.state, pieces.state)
   np.testing.assert_allclose(whole.history[0]["loss"], pieces.history[0]["loss"])
 
 
@@ -250,8 +230,9 @@ def test_shorter_chunks_do_not_change_the_run(monkeypatch):
 def test_one_trace_and_no_compilation_after_the_first_chunk(
   compilations, tmp_path, resumed
 ):
-  traces = []
-  algorithm = perceptron(traces=traces)
+  chex.clear_trace_counter()
+  update = chex.assert_max_traces(perceptron().update, n=1)
+  algorithm = Algorithm(PERCEPTRON.init, update)
   options = {"workdir": tmp_path} if resumed else {}
   if resumed:
     run(algorithm=algorithm, num_steps=5, **options)
@@ -265,7 +246,6 @@ def test_one_trace_and_no_compilation_after_the_first_chunk(
   run(algorithm=algorithm, num_steps=25, **options)
   assert counts[-4] > 0
   assert len(set(counts[-4:])) == 1
-  assert traces == [(M, 4)]
 
 
 # Errors of the stream
@@ -281,10 +261,10 @@ def test_an_error_in_the_thread_reaches_the_caller(tmp_path):
     run(Shuffled(at_call=fail), **options)
   assert any(entry.name == "fail" for entry in caught.traceback)
   assert threads_left() == []
-  # What came before it is done, and a mended stream goes on from there.
+  # The steps before it are done, and a repaired stream continues from there.
   assert [row["step"] for row in rows_in(tmp_path)] == [5, 10]
-  mended = run(Shuffled(), **options)
-  assert same_bits(mended.state, run().state)
+  repaired = run(Shuffled(), **options)
+  assert_same_bits(repaired.state, run().state)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +276,7 @@ def test_an_error_in_the_thread_reaches_the_caller(tmp_path):
     (lambda b, length: b["x"], r"got \{'batches': "),
   ],
 )
-def test_batches_of_another_kind_are_refused(change, message):
+def test_batches_of_other_types_or_shapes_are_an_error(change, message):
   class Changing(Shuffled):
     def batches(self, first_step, length, batch_size):
       batches = super().batches(first_step, length, batch_size)
@@ -307,7 +287,7 @@ def test_batches_of_another_kind_are_refused(change, message):
   assert "of 5 steps from step 5 on must be" in str(caught.value)
 
 
-def test_a_first_batch_without_the_axis_of_steps_is_refused():
+def test_a_first_batch_without_the_axis_of_steps_is_an_error():
   class Flat(Shuffled):
     def batches(self, first_step, length, batch_size):
       return super().batches(first_step, length, batch_size)["x"][0]
@@ -318,7 +298,7 @@ def test_a_first_batch_without_the_axis_of_steps_is_refused():
     run(Flat())
 
 
-def test_mistakes_are_named():
+def test_errors_name_the_argument():
   with pytest.raises(ValueError, match="batch_size=31 exceeds the 30 examples"):
     run(batch_size=31)
   with pytest.raises(ValueError, match="one leading axis, or a Stream"):
@@ -335,18 +315,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stops):
     run(num_steps=stop, workdir=tmp_path)
   stream = Shuffled()
   resumed = run(stream, num_steps=30, workdir=tmp_path)
-  assert same_bits(whole.state, resumed.state)
+  assert_same_bits(whole.state, resumed.state)
   assert min(step for _, step, _ in stream.calls[1:]) == stops[-1]
   ends = sorted({5, 10, 15, 20, 25, 30, *stops})
   assert [row["step"] for row in resumed.history] == ends
   assert rows_in(tmp_path) == resumed.history
 
 
-def test_a_finished_run_fetches_no_more_than_its_shapes(tmp_path):
+def test_a_finished_run_fetches_only_the_first_batch(tmp_path):
   first = run(workdir=tmp_path)
   stream = Shuffled()
   again = run(stream, workdir=tmp_path)
-  assert same_bits(first.state, again.state)
+  assert_same_bits(first.state, again.state)
   assert [call[1:] for call in stream.calls] == [(0, 1)]
 
 
@@ -360,7 +340,7 @@ def test_a_finished_run_fetches_no_more_than_its_shapes(tmp_path):
     (pictures, "data was a stream of 30 examples, expected absent"),
   ],
 )
-def test_another_streams_workdir_is_refused(tmp_path, stream, message):
+def test_the_workdir_of_another_stream_is_an_error(tmp_path, stream, message):
   run(workdir=tmp_path)
   algorithm = Algorithm(
     lambda key, params, batch: State(params, jnp.int32(0), key),
@@ -371,7 +351,7 @@ def test_another_streams_workdir_is_refused(tmp_path, stream, message):
   assert "Use another workdir or resume=False" in str(caught.value)
 
 
-# Ends before the end
+# Early ends
 
 
 def test_divergence_names_its_step_and_a_good_checkpoint(tmp_path):
@@ -384,8 +364,8 @@ def test_divergence_names_its_step_and_a_good_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_ctrl_c_saves_and_resumes(tmp_path, request, seconds):
-  """While the chunk before step 10 runs, or while fit waits for the one after it."""
-  # A shell's background jobs start deaf to it.
+  """While the chunk before step 10 runs, or while `fit` waits for the next batches."""
+  # Background jobs of a shell start without this handler.
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
@@ -402,5 +382,5 @@ def test_ctrl_c_saves_and_resumes(tmp_path, request, seconds):
   assert saved == "10" if seconds else saved in ("5", "10")
   resumed = run(workdir=tmp_path, checkpoint_every=20)
   whole = run()
-  assert same_bits(resumed.state, whole.state)
+  assert_same_bits(resumed.state, whole.state)
   assert untimed(resumed.history) == untimed(whole.history)

@@ -1,0 +1,30 @@
+"""What the tests of `fit` share."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def assert_same_bits(a, b):
+  """Two pytrees of one structure agree in every bit."""
+  chex.assert_trees_all_equal(*(jax.tree.map(as_numbers, tree) for tree in (a, b)))
+
+
+def as_numbers(x):
+  """An array, or the data of PRNG keys, as a NumPy array."""
+  is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return np.asarray(jax.random.key_data(x) if is_key else x)
+
+
+def rows_in(workdir):
+  """The rows of metrics.jsonl."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def untimed(rows):
+  """Rows without the entry that differs between equal runs."""
+  return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in rows]
