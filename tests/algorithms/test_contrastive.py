@@ -1,4 +1,4 @@
-"""The contrastive loss, CD-k and maximum likelihood against hand-made gradients."""
+"""The contrastive loss, CD-k and maximum likelihood against gradients by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,7 @@ def test_gradient_of_the_contrastive_loss_in_closed_form(discount):
 
 
 def test_negatives_are_constants():
-  """Though they are made of the parameters, as after SVGD or a generator."""
+  """Even if they depend on the parameters, as after SVGD or a generator."""
 
   def loss(params):
     return contrastive_loss(params, energy, POSITIVES, NEGATIVES + params["mean"][None])
@@ -167,7 +167,7 @@ def test_contrastive_loss_under_jit_and_vmap():
     np.testing.assert_allclose(got[i], loss(one, discounts[i]), rtol=1e-5)
 
 
-def test_positives_and_negatives_of_different_shape_are_named():
+def test_positives_and_negatives_of_different_shape_are_an_error():
   message = r"positives and one of negatives .* shape, got \(2,\) and \(2, 1\)"
   with pytest.raises(ValueError, match=message):
     contrastive_loss(gaussian(), energy, POSITIVES, NEGATIVES[:, :, None])
@@ -176,14 +176,14 @@ def test_positives_and_negatives_of_different_shape_are_named():
     contrastive_loss(gaussian(), energy, labelled, np.ones((4, 3)))
 
 
-def test_an_energy_that_is_not_a_scalar_is_named():
+def test_an_energy_that_is_not_a_scalar_is_an_error():
   def vector_energy(params, x):
     return x - params["mean"]
 
   message = r"must return a scalar.* shape \(2,\) it returned .*\(2,\)"
   with pytest.raises(ValueError, match=message):
     contrastive_loss(gaussian(), vector_energy, POSITIVES, NEGATIVES)
-  for metropolis in (False, True):  # both chains, both with the library's message
+  for metropolis in (False, True):  # both samplers give the library's message
     algorithm = contrastive_divergence(
       vector_energy, optax.sgd(RATE), num_steps=1, step_size=0.1, metropolis=metropolis
     )
@@ -244,7 +244,7 @@ def exact_samples(key, params, n):
   return params["mean"].reshape(1, -1) + jnp.exp(-params["log_precision"] / 2) * z
 
 
-def test_sampled_maximum_likelihood_takes_the_samples_as_negatives():
+def test_sampled_maximum_likelihood_uses_the_samples_as_negatives():
   algorithm = sampled_maximum_likelihood(energy, exact_samples, optax.sgd(RATE))
   state = algorithm.init(KEY, gaussian(), POSITIVES)
   key = jax.random.key(5)
@@ -279,8 +279,8 @@ def test_sampled_maximum_likelihood_is_unbiased_also_for_images():
 
 
 @pytest.mark.parametrize("n", [1, 3, 9])
-def test_another_number_of_samples_than_was_asked_for_is_named(n):
-  """Indexing past the end would repeat the last sample in silence."""
+def test_another_number_of_samples_than_requested_is_an_error(n):
+  """An index past the end would silently repeat the last sample."""
   algorithm = sampled_maximum_likelihood(
     energy, lambda key, params, _: exact_samples(key, params, n), optax.sgd(RATE)
   )
@@ -308,7 +308,7 @@ def test_cd_descends_the_contrast_of_the_data_and_its_chain():
   np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
 
 
-def test_cd_starts_at_each_batch_and_persistent_cd_where_it_was():
+def test_cd_starts_at_each_batch_and_persistent_cd_at_its_last_points():
   batches = [POSITIVES, POSITIVES[::-1] * 2 - 1]
   keys = jax.random.split(jax.random.key(4), 2)
   for persistent in (False, True):
@@ -327,7 +327,7 @@ def test_cd_starts_at_each_batch_and_persistent_cd_where_it_was():
         np.testing.assert_allclose(state.particles, chains, rtol=1e-4, atol=1e-5)
 
 
-def test_metropolis_takes_negatives_out_of_mala_at_minus_the_energy():
+def test_metropolis_draws_negatives_by_mala_from_minus_the_energy():
   params = gaussian(log_precision=2.0)
   algorithm = contrastive_divergence(
     energy, optax.sgd(RATE), num_steps=4, step_size=0.2, metropolis=True
@@ -373,7 +373,7 @@ def test_cd_in_a_scan_finds_the_mean_of_the_data(persistent, metropolis):
 
   late = np.asarray(train(state))[num_steps // 2 :]
   sd = rate / np.sqrt(m) / np.sqrt(1 - (1 - rate / 2) ** 2)
-  # The average over 200 steps, which remember about 1/(rate/2) = 20 steps each way.
+  # The average over 200 steps, correlated over about 1/(rate/2) = 20 steps each way.
   error = late.mean(axis=0) - data.mean(axis=0)
   assert np.all(np.abs(error) < 5 * 2 * sd * np.sqrt(2 * 20 / 200))
   if not persistent and not metropolis:
@@ -404,7 +404,7 @@ def test_cd_moves_each_point_in_its_own_context():
     np.testing.assert_allclose(new.params, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_persistent_chains_and_a_batch_of_another_size_are_named():
+def test_persistent_chains_with_a_batch_of_another_size_are_an_error():
   algorithm = contrastive_divergence(
     energy, optax.sgd(RATE), num_steps=1, step_size=0.1, persistent=True
   )
@@ -414,13 +414,13 @@ def test_persistent_chains_and_a_batch_of_another_size_are_named():
 
 
 @pytest.mark.parametrize("step_size", [0.0, -1.0, np.nan])
-def test_cd_names_a_step_size_that_is_not_above_zero(step_size):
+def test_a_cd_step_size_that_is_not_above_zero_is_an_error(step_size):
   with pytest.raises(ValueError, match="step_size must be a finite number above 0"):
     contrastive_divergence(energy, optax.sgd(1.0), num_steps=1, step_size=step_size)
 
 
 @pytest.mark.parametrize("num_steps", [0, 2.5])
-def test_cd_names_a_number_of_steps_that_is_none(num_steps):
+def test_a_number_of_cd_steps_below_one_is_an_error(num_steps):
   with pytest.raises(ValueError, match=f"integer of at least 1, got {num_steps}"):
     contrastive_divergence(energy, optax.sgd(1.0), num_steps=num_steps, step_size=0.1)
 
@@ -461,7 +461,7 @@ def test_eager_updates_are_traced_once(build):
 
 
 def test_persistent_chains_keep_the_context_they_began_with():
-  """A chain at label 1 stays a negative of label 1, whatever labels come next."""
+  """A chain at label 1 stays a negative of label 1, whatever the next labels are."""
 
   def energy_fn(params, x, context):
     return 0.5 * jnp.square(x - params * context).sum()
@@ -479,7 +479,7 @@ def test_persistent_chains_keep_the_context_they_began_with():
   np.testing.assert_array_equal(moved, first["context"])
 
 
-def test_maximum_likelihood_refuses_a_context_its_partition_does_not_see():
+def test_maximum_likelihood_with_a_context_is_an_error():
   def energy_fn(params, x, context):
     return 0.5 * jnp.square(x - params * context).sum()
 
@@ -516,7 +516,7 @@ def test_antithetic_cd_contrasts_the_data_with_both_chains():
 
 
 def test_antithetic_pairs_cancel_what_is_odd_in_the_noise():
-  """The gradient in a Gaussian's mean is linear in the noise: none of it is left."""
+  """The gradient in a Gaussian's mean is linear in the noise, which cancels."""
 
   def mean_gradient(antithetic, seed):
     algorithm = contrastive_divergence(
@@ -551,7 +551,7 @@ def test_antithetic_chains_keep_their_contexts():
 
 
 @pytest.mark.parametrize("other", ["persistent", "metropolis"])
-def test_antithetic_excludes_what_would_part_the_pairs(other):
+def test_antithetic_excludes_options_that_would_separate_the_pairs(other):
   with pytest.raises(ValueError, match="antithetic excludes"):
     contrastive_divergence(
       energy,
@@ -563,7 +563,7 @@ def test_antithetic_excludes_what_would_part_the_pairs(other):
     )
 
 
-def test_persistent_negatives_of_another_number_are_named():
+def test_persistent_negatives_of_another_number_are_an_error():
   doubled = lambda key, params, start: (jnp.concatenate([start, start]), {})  # noqa: E731
   algorithm = learn_from_negatives(energy, doubled, optax.sgd(RATE), persistent=True)
   state = algorithm.init(KEY, gaussian(), POSITIVES)
@@ -572,7 +572,7 @@ def test_persistent_negatives_of_another_number_are_named():
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_negatives_of_ones_own_are_contrasted_with_the_batch(persistent):
+def test_the_caller_s_own_negatives_are_contrasted_with_the_batch(persistent):
   def halved(key, params, start):
     return start / 2 + params["mean"][None], {"seen": start.sum()}
 

@@ -52,7 +52,8 @@ def test_losses_are_cross_entropies():
   np.testing.assert_allclose(
     generator_loss(generated), -np.log(sigmoid(generated)).mean()
   )
-  # data's logits are to rise and samples' to fall; the generator raises the latter
+  # The discriminator raises the logits of data and lowers those of samples; the
+  # generator raises the latter.
   up, down = jax.grad(discriminator_loss, argnums=(0, 1))(real, generated)
   np.testing.assert_allclose(up, -(1 - sigmoid(real)) / 3)
   np.testing.assert_allclose(down, sigmoid(generated) / 2)
@@ -62,7 +63,7 @@ def test_losses_are_cross_entropies():
 
 @pytest.mark.usefixtures("x64")
 def test_the_best_discriminator_is_the_log_ratio_of_densities():
-  # three places that data visit 1, 2 and 5 times of 8, samples 4, 2 and 2 times
+  # Of 8 data points 1, 2 and 5 are at three points; of 8 samples 4, 2 and 2.
   at_data, at_samples = np.repeat([0, 1, 2], [1, 2, 5]), np.repeat([0, 1, 2], [4, 2, 2])
   p, q = np.array([1, 2, 5]) / 8, np.array([4, 2, 2]) / 8
 
@@ -79,7 +80,7 @@ def test_the_best_discriminator_is_the_log_ratio_of_densities():
   assert eigenvalues.min() > 0
 
 
-def test_losses_of_a_sure_discriminator_stay_finite():
+def test_losses_of_a_certain_discriminator_stay_finite():
   sure = jnp.array([1e4, -1e4])
   np.testing.assert_allclose(discriminator_loss(sure, sure), 1e4)
   np.testing.assert_allclose(generator_loss(sure), 5e3)
@@ -96,7 +97,7 @@ def linear(eta, stats, noise, context):
 
 
 def judge(theta, stats, x, context):
-  """Logits that are not linear in x, and the sum of all means that it was shown."""
+  """Logits that are not linear in x, and the sum of the means of all its inputs."""
   bias = 0.0 if context is None else theta["c"] * context
   logits = jnp.tanh(x @ theta["V"]).sum(axis=1) + theta["v"] + bias
   return logits, stats + x.mean()
@@ -129,7 +130,7 @@ def assert_same(got, want, rtol=1e-10, atol=1e-12):
 
 @pytest.mark.parametrize("context", [None, LEVELS])
 @pytest.mark.usefixtures("x64")
-def test_a_step_is_descent_of_both_losses_in_turn(context):
+def test_a_step_descends_the_discriminator_s_loss_and_then_the_generator_s(context):
   batch = DATA if context is None else {"x": DATA, "context": context}
   algorithm = gan()
   state = algorithm.init(KEY, start(), batch)
@@ -151,7 +152,7 @@ def test_a_step_is_descent_of_both_losses_in_turn(context):
   loss, gradient = jax.value_and_grad(against)(theta)
   moved = jax.tree.map(lambda p, g: p - 0.1 * g, theta, gradient)
 
-  def deceived(eta):  # by the discriminator that has moved
+  def deceived(eta):  # the updated discriminator is deceived
     return -jnp.mean(jnp.log(probability(moved, generated(eta))))
 
   gen_loss, generator_gradient = jax.value_and_grad(deceived)(eta)
@@ -172,14 +173,14 @@ def test_a_step_is_descent_of_both_losses_in_turn(context):
   }
   assert set(metrics) == set(want)
   assert_same(metrics, want)
-  # the samples were drawn once, and the discriminator remembers the data alone
+  # The samples were drawn once; the discriminator keeps the statistics of data only.
   assert new.generator_stats == 1
   np.testing.assert_allclose(new.discriminator_stats, DATA.mean())
   assert new.generator_average == ()
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_average_is_a_loop_over_the_generators():
+def test_the_average_is_that_of_a_loop_over_the_generators():
   algorithm = gan(average=0.9)
   state = algorithm.init(KEY, start(), DATA)
   want = {name: np.array(leaf) for name, leaf in start()["generator"].items()}
@@ -246,12 +247,12 @@ def test_a_dense_generator_finds_a_gaussian():
 
 
 @pytest.mark.parametrize("average", [-0.1, 1.0, 1.5])
-def test_an_average_outside_its_range_is_named(average):
+def test_an_average_outside_its_range_is_an_error(average):
   with pytest.raises(ValueError, match="average must lie"):
     gan(average=average)
 
 
-def test_what_cannot_be_meant_is_named():
+def test_arguments_out_of_range_are_an_error():
   with pytest.raises(ValueError, match="discriminator"):
     gan().init(KEY, start()["generator"], DATA)
   with pytest.raises(ValueError, match="energy"):
@@ -328,7 +329,7 @@ def test_discriminator_is_its_layers_by_hand():
   np.testing.assert_allclose(logits, want, rtol=1e-8, atol=1e-10)
 
 
-def test_both_ends_of_the_discriminator_hear_the_label():
+def test_both_networks_of_the_gan_get_the_label():
   module, x = CONDITIONAL, pictures(8, 32)
   params, stats = started(module, x, labels(8))
   deaf = {name: dict(leaf) for name, leaf in params.items()}
@@ -346,7 +347,7 @@ def test_both_ends_of_the_discriminator_hear_the_label():
   assert change(deaf | {"Dense_0": params["Dense_0"]}) > 1e-4
 
 
-def test_discriminator_trains_on_batch_statistics_and_judges_by_running_ones():
+def test_discriminator_trains_on_batch_statistics_and_evaluates_with_running_ones():
   module, x, label = CONDITIONAL, pictures(8, 32), labels(8)
   params, stats = started(module, x, label)
   logits, new = trained(module, params, stats, x, label)
@@ -361,7 +362,7 @@ def test_discriminator_trains_on_batch_statistics_and_judges_by_running_ones():
   np.testing.assert_allclose(apart[0], settled[0], atol=1e-5)
 
 
-def test_bfloat16_judges_beside_float32_parameters():
+def test_bfloat16_activations_with_float32_parameters():
   exact, x, label = CONDITIONAL, pictures(8, 32), labels(8)
   rounded = exact.clone(dtype=jnp.bfloat16)
   first = jax.eval_shape(lambda: generators.initialize(KEY, rounded, x, label))
@@ -380,7 +381,7 @@ def test_bfloat16_judges_beside_float32_parameters():
 
 
 @pytest.mark.parametrize("options", [{"width": -1.0}, {"num_classes": 0}])
-def test_numbers_outside_their_range_are_named(options):
+def test_numbers_outside_their_range_are_an_error(options):
   with pytest.raises(ValueError, match=next(iter(options))):
     DCGANDiscriminator(**options)
 
@@ -396,7 +397,7 @@ def test_numbers_outside_their_range_are_named(options):
     (None, (32, 32, 3), [], "crop or scale"),
   ],
 )
-def test_pictures_and_labels_that_cannot_be_meant_are_named(
+def test_images_and_labels_of_wrong_shapes_are_an_error(
   num_classes, shape, label, message
 ):
   module = DCGANDiscriminator(width=1 / 64, num_classes=num_classes)
@@ -445,7 +446,7 @@ def test_many_devices_step_as_one():
   moved = jax.tree.map(lambda a, b: abs(a - b).max(), state[:3], want[0][:3])
   for path, distance in jax.tree_util.tree_leaves_with_path(moved):
     name = jax.tree_util.keystr(path)
-    # batch norm undoes the bias of the layer before it
+    # Batch norm cancels the bias of the layer before it.
     assert distance > 1e-6 or "['generator']['Dense_0']['bias']" in name, name
   for how in WAYS:
     got = on_eight_devices(
@@ -502,7 +503,7 @@ def test_the_networks_normalize_by_the_statistics_of_all_devices():
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_a_step_of_the_networks_keeps_every_shape_and_type(dtype):
-  """What a compiled loop asks of a state; traced alone, at full width."""
+  """A compiled loop needs this of a state. Traced only, at full width."""
   generator = DCGANGenerator(64, num_classes=10, dtype=dtype)
   discriminator = DCGANDiscriminator(num_classes=10, dtype=dtype)
   noise_fn = generators.uniform_noise()

@@ -1,4 +1,4 @@
-"""Every learning rule takes a kernel, a Direction, or a function in its place."""
+"""Every learning rule takes a kernel, a Direction, or a function instead."""
 
 import functools
 from typing import NamedTuple
@@ -213,7 +213,7 @@ def test_leave_one_out_is_the_gradient_of_the_double_loop_s_u_statistic():
   np.testing.assert_allclose(got["mean"], np.array(want) / (2 * step), rtol=1e-7)
 
 
-# ------------------------------------------------- what stands in a kernel's place
+# ------------------------------------------------------- functions instead of kernels
 
 
 def bandwidth_of(params):

@@ -36,7 +36,7 @@ def test_score_is_minus_the_gradient_of_the_energy():
   np.testing.assert_allclose(one, expected[2], rtol=1e-5)
 
 
-def test_energies_are_one_number_a_point():
+def test_energies_are_one_number_for_each_point():
   params = {"mean": MEAN, "precision": PRECISION}
   centred = POINTS - MEAN[None]
   expected = 0.5 * np.einsum("ni,ij,nj->n", centred, PRECISION, centred)
@@ -96,7 +96,7 @@ def test_a_batch_with_x_and_context_is_split_and_any_other_dict_is_points():
 
 
 @pytest.mark.parametrize("function", [scores, energies])
-def test_an_energy_that_is_not_a_scalar_is_named(function):
+def test_an_energy_that_is_not_a_scalar_is_an_error(function):
   with pytest.raises(ValueError, match=r"scalar.* shape \(3,\) it returned .*\(3,\)"):
     function(MEAN, lambda centre, x: x - centre, POINTS)
   with pytest.raises(ValueError, match=r"must return a scalar"):
@@ -113,7 +113,7 @@ def test_an_energy_that_is_not_a_scalar_is_named(function):
     ({}, ValueError, "at least one array"),
   ],
 )
-def test_points_that_are_no_batch_are_named(points, error, message):
+def test_points_that_are_no_batch_are_an_error(points, error, message):
   for function in (scores, energies):
     with pytest.raises(error, match=message):
       function(0.0, lambda params, x: jnp.zeros(()), points)

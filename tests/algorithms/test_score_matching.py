@@ -1,5 +1,8 @@
 """Stein and Fisher score matching against finite differences and closed forms."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,9 +93,7 @@ def finite_differences(fn, params, step=1e-5):
   return unravel((at(flat[None] + steps) - at(flat[None] - steps)) / (2 * step))
 
 
-def assert_same(got, expected, rtol=1e-7, atol=1e-8):
-  assert jax.tree.structure(got) == jax.tree.structure(expected)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), got, expected)
+assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-7, atol=1e-8)
 
 
 # -------------------------------------------------------- Stein score matching
@@ -118,7 +119,7 @@ def test_gradient_is_that_of_half_the_discrepancy(energy_name, kernel_name):
 
 @pytest.mark.usefixtures("x64")
 def test_gradient_is_that_of_half_the_discrepancy_of_the_double_loop():
-  """As above, and the discrepancy comes from NumPy too, with the score A(μ − x)."""
+  """As above, with the discrepancy from NumPy too and the score A(μ − x)."""
   params, step = gaussian_params(), 1e-5
 
   def half_squared_discrepancy(params):
@@ -217,7 +218,7 @@ def test_stein_algorithm_follows_a_kernel_of_the_parameters_and_holds_it_constan
     assert_same(state.params, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_stein_algorithm_in_a_scan_brings_the_discrepancy_down():
+def test_stein_algorithm_in_a_scan_minimises_the_discrepancy():
   def energy(mean, x):
     return 0.5 * jnp.sum(jnp.square(x - mean))
 
@@ -315,7 +316,7 @@ def test_with_many_points_and_little_regularisation_it_is_fisher_score_matching(
   assert errors[2] < errors[1] < errors[0], errors
 
 
-def test_a_regularisation_that_is_not_above_zero_is_named():
+def test_a_regularisation_that_is_not_above_zero_is_an_error():
   for eta in (0.0, -1.0, np.nan):
     with pytest.raises(ValueError, match="regularization must be a finite number"):
       Direction(kernels.rbf(2.0), regularization=eta)
@@ -365,7 +366,7 @@ def test_gradient_of_the_loss_equals_finite_differences(name, key):
   assert_same(jax.grad(loss)(make_params()), expected, rtol=1e-6)
 
 
-def test_a_closed_form_divergence_takes_the_place_of_the_trace():
+def test_a_closed_form_divergence_replaces_the_trace():
   for energy, divergence, params in (
     (gaussian, lambda p, x: -jnp.trace(p["precision"]), gaussian_params()),
     (RBM.apply, RBM.score_divergence, rbm_params()),
@@ -432,7 +433,7 @@ def test_the_minimiser_is_the_sample_mean_and_the_inverse_covariance():
   zero = jax.tree.map(np.zeros_like, best)
   assert_same(gradient, zero, atol=1e-10)
   least = score_matching_loss(best, gaussian, DATA)
-  for name in best:  # and it is no maximum
+  for name in best:  # it is not a maximum
     rng = np.random.default_rng(5)
     away = best | {name: best[name] + 0.1 * rng.normal(size=best[name].shape)}
     assert score_matching_loss(away, gaussian, DATA) > least
@@ -457,7 +458,7 @@ def test_fisher_algorithm_in_a_scan_finds_mean_and_precision():
 
 
 def twice_the_divergence(params, x):
-  """No true divergence, so that it shows whether it was asked."""
+  """Not the true divergence, so that the test shows whether it was called."""
   return 2 * RBM.score_divergence(params, x)
 
 
@@ -512,7 +513,7 @@ def test_eager_updates_are_traced_once(build):
   assert num_traces == after_one
 
 
-def test_a_key_and_a_closed_form_together_are_refused():
+def test_a_key_and_a_closed_form_together_are_an_error():
   divergence = RBM.score_divergence
   with pytest.raises(ValueError, match=r"key .* or divergence_fn, not both"):
     score_matching_loss(
@@ -523,7 +524,7 @@ def test_a_key_and_a_closed_form_together_are_refused():
 
 
 @pytest.mark.parametrize("num_probes", [0, 1.5])
-def test_a_number_of_probes_that_is_none_is_named(num_probes):
+def test_a_number_of_probes_below_one_is_an_error(num_probes):
   message = f"num_probes must be an integer of at least 1, got {num_probes}"
   with pytest.raises(ValueError, match=message):
     score_matching_loss(mlp_params(), mlp, DATA, key=KEY, num_probes=num_probes)
@@ -531,7 +532,7 @@ def test_a_number_of_probes_that_is_none_is_named(num_probes):
     score_matching(mlp, optax.sgd(RATE), num_probes=num_probes)
 
 
-def test_an_energy_that_is_not_a_scalar_is_named():
+def test_an_energy_that_is_not_a_scalar_is_an_error():
   def vector_energy(params, x):
     return x - params
 
@@ -542,8 +543,8 @@ def test_an_energy_that_is_not_a_scalar_is_named():
     score_matching_loss(np.ones(3), vector_energy, DATA)
 
 
-def test_a_divergence_that_is_not_a_scalar_is_refused():
-  """Its mean would be taken over the coordinates too, in silence."""
+def test_a_divergence_that_is_not_a_scalar_is_an_error():
+  """Its mean would silently be over the coordinates too."""
   with pytest.raises(ValueError, match="divergence_fn"):
     score_matching_loss(
       gaussian_params(),
@@ -558,6 +559,6 @@ def test_one_point_has_no_median_bandwidth():
     stein_score_matching_gradient(mlp_params(), mlp, DATA[:1], kernels.rbf())
 
 
-def test_probes_without_a_key_are_refused():
+def test_probes_without_a_key_are_an_error():
   with pytest.raises(ValueError, match=r"num_probes .* needs a key"):
     score_matching_loss(mlp_params(), mlp, DATA, num_probes=10)

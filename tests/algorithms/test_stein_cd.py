@@ -256,7 +256,7 @@ def test_a_kernel_of_the_params_follows_them_and_takes_them_as_constants():
     assert_same(state.params, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_algorithm_in_a_scan_ends_where_the_weighted_gradient_is_zero():
+def test_algorithm_in_a_scan_converges_to_a_zero_of_the_weighted_gradient():
   algorithm = stein_cd(unit_gaussian, kernels.rbf(2.0), optax.sgd(0.9), step_size=0.1)
   state = algorithm.init(KEY, jnp.zeros(3), DATA)
 

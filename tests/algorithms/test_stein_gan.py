@@ -1,5 +1,8 @@
 """Amortised SVGD and SteinGAN against the chain rule by hand and their limits."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +48,7 @@ def score(x):
   return -1.3 * (x - jnp.asarray([0.2, -0.4, 0.1]))
 
 
-def assert_same(got, want, rtol=1e-9, atol=1e-12):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), got, want)
+assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-9, atol=1e-12)
 
 
 def samples_by_hand(eta):
@@ -164,7 +166,7 @@ def test_plain_steingan_is_algorithm_2(discount):
     "w": eta["w"] + 0.2 * phi.mean(axis=0),
   }
   assert_same(new.params["generator"], want_eta)
-  # the negatives are the samples from before the generator moved
+  # The negatives are the samples drawn before the generator moved.
   positive, negative = energy_gradient_by_hand(DATA), energy_gradient_by_hand(x)
   for name, before in theta().items():
     gradient = positive[name] - (1 - discount) * negative[name]
@@ -342,7 +344,7 @@ def test_generator_trains_on_batch_statistics_and_samples_on_running_ones():
   assert min(jax.tree.leaves(changed)) > 0
   for _ in range(100):
     _, new = generate(params, new, noise, None)
-  # the running statistics have become the batch's: both ways agree
+  # The running statistics are now those of the batch, so that both agree.
   np.testing.assert_allclose(
     generators.sample(generator, params, new, noise),
     generate(params, new, noise, None)[0],

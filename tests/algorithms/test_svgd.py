@@ -53,7 +53,7 @@ def test_a_linear_kernel_finds_mean_and_covariance_of_a_gaussian_exactly():
   )
 
 
-def test_rbf_particles_spread_like_the_gaussian_they_are_drawn_to():
+def test_rbf_particles_get_the_moments_of_the_gaussian():
   x, _ = points(40, 2).astype(np.float32)
   algorithm = svgd(
     lambda x: jnp.asarray(PRECISION, x.dtype) @ (jnp.asarray(MEAN, x.dtype) - x),

@@ -58,7 +58,7 @@ MATRIX = np.random.default_rng(11).normal(size=(2, 9))
 
 
 def wave(matrix, x):
-  """As many features as the matrix has columns."""
+  """Features of a point, one for each column of the matrix."""
   return jnp.sin(x @ matrix)
 
 
@@ -85,7 +85,7 @@ def _affine(num_features, base, oracle):
 
 ALL_KERNELS = {
   **KERNELS,
-  # The repulsion takes another way with fewer features than points.
+  # The repulsion is computed in another way if features are fewer than points.
   "few features": _on_waves(2, kernels.imq(1.3), oracles.imq(1.3, -0.5)),
   "many features": _on_waves(9, kernels.rbf(1.7), oracles.rbf(1.7)),
   "affine features": _affine(3, kernels.rbf(2.5), oracles.rbf(2.5)),

@@ -75,7 +75,7 @@ def test_median_bandwidth_in_blocks(block_size, options):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_diagonal_counts_all_ordered_pairs(n):
-  # By hand: among n² distances n are zero and every other one comes twice.
+  # By hand: among n² distances n are zero and every other one occurs twice.
   x = normal(n, 2, seed=n)
   table = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
   got = kernels.median_bandwidth(x, log="none", diagonal=True)

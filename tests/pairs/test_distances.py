@@ -67,7 +67,7 @@ def test_points_that_are_near_relative_to_their_norm_get_exact_distances(is_near
 
   got = np.asarray(Distances(tiles).resolving(scale).either(squared))
   error = max(abs(got[0] - want[:2, :2]).max(), abs(got[2] - want[4:, 4:]).max())
-  # float32 itself knows points at 500 from the mean to 3e-5, a part of 0.003 of 1e-2
+  # At 500 from the mean, float32 rounds points to 3e-5, which is 0.3 % of 1e-2.
   assert (error < 1e-5) == is_near
 
 

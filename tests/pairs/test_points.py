@@ -17,7 +17,7 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 3), (5, 4, 4, 1)])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_as_matrix_is_a_reshape_and_comes_back(shape, dtype):
+def test_as_matrix_is_a_reshape_with_an_inverse(shape, dtype):
   x = jnp.asarray(normal(*shape), dtype)
   rows, back = pairwise.as_matrix(x)
   assert rows.shape == (5, x.size // 5)
@@ -59,7 +59,7 @@ def test_map_rows_is_the_same_in_any_blocks(block_size):
   np.testing.assert_allclose(sums, np.asarray(rows["x"]).sum(1), rtol=1e-5)
 
 
-def test_map_rows_takes_blocks_by_itself_when_the_table_is_large(monkeypatch):
+def test_map_rows_works_in_blocks_if_the_table_is_large(monkeypatch):
   monkeypatch.setattr(pairwise, "_DENSE_PAIRS", 20)
   monkeypatch.setattr(pairwise, "_BLOCK_PAIRS", 10)
   rows, points = jnp.asarray(normal(7, 2)), jnp.asarray(normal(5, 2, seed=1))

@@ -59,7 +59,7 @@ SETS = {
 def test_any_distribution_is_searched_in_few_passes(name):
   values = SETS[name].astype(np.float32)
   for rank in (0, N // 2 - 1, N - 2):
-    assert num_passes(values, rank) <= 16  # log₅ of the number of floats is 14
+    assert num_passes(values, rank) <= 16  # log₅ of the number of floats is 13.4
 
 
 def test_good_first_pivots_save_passes_and_bad_ones_cost_few():

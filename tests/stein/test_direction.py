@@ -156,7 +156,7 @@ def test_very_large_bandwidth_is_the_constant_kernel():
 
 
 @pytest.mark.usefixtures("x64")
-def test_very_small_bandwidth_leaves_each_particle_its_share_of_its_score():
+def test_very_small_bandwidth_gives_each_particle_its_own_score_over_n():
   x, s = points(6, 3)
   got = svgd_direction(x, s, kernels.rbf(1e-3))
   np.testing.assert_allclose(got, s / 6, rtol=1e-9)

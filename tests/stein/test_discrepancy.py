@@ -233,7 +233,7 @@ def test_eager_calls_of_equal_shapes_are_compiled_once():
 
 
 @pytest.mark.parametrize("name", ["not radial", "on features"])
-def test_rows_of_a_differentiated_kernel_go_one_by_one(name):
+def test_rows_of_a_differentiated_kernel_are_computed_one_by_one(name):
   # A row holds d derivatives of n points: all rows at once would be n²d² numbers.
   x = jax.ShapeDtypeStruct((200, 2), jnp.float32)
   trace = str(jax.make_jaxpr(lambda x: ksd_squared(x, x, KERNELS[name][0]))(x))

@@ -156,7 +156,7 @@ def sharded_kernels(exchange):
   names = ("rbf", "not radial", "few features", "many features", "affine features")
   found = {name: ALL_KERNELS[name][0] for name in names}
   found["median"] = kernels.imq()
-  if exchange == "all_gather":  # a ring does not know the nearest of all
+  if exchange == "all_gather":  # in a ring the nearest of all points are not known
     found["nearest"] = kernels.on_features(kernels.rbf(1.7), feature, num_neighbors=3)
   return found
 

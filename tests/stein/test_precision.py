@@ -84,7 +84,7 @@ def test_particles_of_16_bits_are_summed_in_32(dtype):
 
 
 @pytest.mark.parametrize("name", ["rbf", "imq"])
-def test_the_precision_of_the_sums_leaves_that_of_distances(name):
+def test_the_precision_of_the_sums_does_not_change_that_of_distances(name):
   x, s = points(6, 2).astype(np.float32)
 
   def products(precision):

@@ -118,7 +118,7 @@ def test_derivatives_in_the_leaves():
   assert sorted(signs) == [-1, 1]
 
 
-def test_numbers_outside_their_range_are_an_error_however_they_came_there():
+def test_leaves_outside_their_range_are_an_error_at_the_call():
   x, s = points(4, 2).astype(np.float32)
   zero = jax.tree.map(lambda leaf: 0 * leaf, regularized(1.0, 0.3))
   assert zero.regularization == 0
@@ -170,7 +170,7 @@ def test_a_direction_as_an_argument_of_jit_is_traced_once(name):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_resolve_puts_a_number_in_the_policy_s_place():
+def test_resolve_replaces_the_policy_by_a_number():
   x, s = points(7, 2).astype(np.float32)
   direction = Direction(kernels.rbf(), leave_one_out=True)
   resolved = direction.resolve(x)

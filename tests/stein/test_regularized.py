@@ -83,7 +83,7 @@ def test_regularised_direction_in_half_precision():
   np.testing.assert_allclose(got.astype(np.float32), want, atol=0.1)
 
 
-def test_weak_regularisation_leaves_the_score_less_an_estimate_of_the_datas(x64):
+def test_weak_regularisation_gives_the_score_minus_an_estimate_of_the_data_s(x64):
   """η → 0: Φ = S + K⁻¹V, and −K⁻¹V estimates the score of what x was drawn from."""
   rng = np.random.default_rng(9)
   x = rng.normal(size=(400, 1)) * 1.5 + 0.3
