@@ -1,7 +1,9 @@
 """Functions of sharded arguments on several virtual devices, by both of JAX's ways."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 SHARDED, SAME = PartitionSpec("i"), PartitionSpec()
@@ -46,3 +48,16 @@ def on_devices(how, fn, args, in_specs, out_specs, *, size=8):
   mapped = jax.pmap(fn, axis_name="i", in_axes=in_axes, devices=jax.devices()[:size])
   out = mapped(*jax.tree.map(split, in_specs, args))
   return jax.tree.map(join, out_specs, out)
+
+
+class Normalized(nn.Module):
+  """A generator of points [3] with batch norm over all devices' noise."""
+
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, noise, train=True):
+    axis_name = None if self.is_initializing() else self.axis_name
+    norm = nn.BatchNorm(not train, axis_name=axis_name, param_dtype=jnp.float64)
+    hidden = nn.Dense(4, param_dtype=jnp.float64)(noise)
+    return nn.Dense(3, param_dtype=jnp.float64)(jnp.tanh(norm(hidden)))

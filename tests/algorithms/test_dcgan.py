@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,20 +19,13 @@ from stein_jax.algorithms.dcgan import (
 )
 from stein_jax.networks.discriminators import DCGANDiscriminator
 from stein_jax.networks.generators import DCGANGenerator
+from tests.devices import SAME, SHARDED, WAYS, Normalized, on_devices
 from tests.networks.test_generators import (
   labels,
   noise,
   sample,
   started,
   trained,
-)
-from tests.parallel.test_devices import (
-  SAME,
-  SPREAD,
-  WAYS,
-  Normalized,
-  assert_equal,
-  on_eight_devices,
 )
 
 KEY = jax.random.key(0)
@@ -449,10 +443,10 @@ def test_many_devices_step_as_one():
     # Batch norm cancels the bias of the layer before it.
     assert distance > 1e-6 or "['generator']['Dense_0']['bias']" in name, name
   for how in WAYS:
-    got = on_eight_devices(
-      how, many.update, (KEY, state, batch), (SAME, SAME, SPREAD), (SAME, SAME)
+    got = on_devices(
+      how, many.update, (KEY, state, batch), (SAME, SAME, SHARDED), (SAME, SAME)
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-10)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
@@ -467,12 +461,12 @@ def test_statistics_that_devices_do_not_share_are_averaged():
   state = one.init(KEY, start(), batch)
   want = jax.jit(one.update)(KEY, state, batch)
   np.testing.assert_allclose(want[0].discriminator_stats, x.mean())
-  specs = {"x": SPREAD, "context": SPREAD}
+  specs = {"x": SHARDED, "context": SHARDED}
   for how in WAYS:
-    got = on_eight_devices(
+    got = on_devices(
       how, many.update, (KEY, state, batch), (SAME, SAME, specs), (SAME, SAME)
     )
-    assert_equal(got, want, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -491,14 +485,14 @@ def test_the_networks_normalize_by_the_statistics_of_all_devices():
     return (samples, logits), (new, seen)
 
   want = jax.jit(both, static_argnums=0)(None, xi, x, label)
-  got = on_eight_devices(
+  got = on_devices(
     "shard_map",
     functools.partial(both, "i"),
     (xi, x, label),
-    (SPREAD, SPREAD, SPREAD),
-    (SPREAD, SAME),
+    (SHARDED, SHARDED, SHARDED),
+    (SHARDED, SAME),
   )
-  assert_equal(got, want, rtol=1e-10, atol=1e-10)
+  chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from jax.tree_util import Partial
 
 import stein_jax
 from stein_jax import Direction, generators, kernels, ksd_squared, svgd_direction
 from stein_jax.kernels.bandwidths import of_particles
 from stein_jax.pairs.tiles import streamed
-from tests.devices import SAME, SHARDED, WAYS, on_devices
+from tests.devices import SAME, SHARDED, WAYS, Normalized, on_devices
 
 
 def points(*shape, dtype=np.float64):
@@ -358,19 +357,6 @@ def test_svgd_moves_sharded_particles():
   for how in WAYS:
     got = on_devices(how, lambda x: moved(x, "i"), (x,), (SHARDED,), (SHARDED, SAME))
     chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
-
-
-class Normalized(nn.Module):
-  """A generator of points [3] with batch norm over all devices' noise."""
-
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, noise, train=True):
-    axis_name = None if self.is_initializing() else self.axis_name
-    norm = nn.BatchNorm(not train, axis_name=axis_name, param_dtype=jnp.float64)
-    hidden = nn.Dense(4, param_dtype=jnp.float64)(noise)
-    return nn.Dense(3, param_dtype=jnp.float64)(jnp.tanh(norm(hidden)))
 
 
 @pytest.mark.usefixtures("x64")
