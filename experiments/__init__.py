@@ -1,1 +1,1 @@
-"""Binaries that reproduce the results of the paper."""
+"""Commands that reproduce the results of the paper."""

@@ -4,11 +4,11 @@
   pip install -e '.[peers]'
   python -m experiments.time_to_quality --runs=runs/figure1a/summary.json
 
-It reads the curves and the milliseconds a step of finished runs of
+It reads the curves and the ms/step of finished runs of
 experiments.mnist_rbm, and trains their RBM in PyTorch on this machine: CD with the same
 Langevin dynamics, data, start, batch size and optimizer, by the package torchebm and by
 two loops of plain PyTorch (see experiments/rbm/torch_peer.py). All seconds are steps
-times the median milliseconds of a step, without compilation, warm-up and evaluation.
+times the median ms/step, without compilation, warm-up and evaluation.
 The --runs must therefore come from this machine, with nothing else running on it.
 PyTorch is left out with --peers=false, and where it is not installed.
 

@@ -1,6 +1,6 @@
-"""stein_jax: train, sample and judge energy-based models in JAX.
+"""stein_jax: train, sample and evaluate energy-based models in JAX.
 
-The public names, in the order of Liu & Wang (2017), *Learning Deep Energy Models:
+The public names. The method is that of Liu & Wang (2017), *Learning Deep Energy Models:
 Contrastive Divergence vs. Amortized MLE*.
 """
 

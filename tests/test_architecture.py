@@ -14,8 +14,8 @@ import stein_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# place -> the places of stein_jax that it may import. A package is one place, but for
-# `parallel`, whose files stand at different heights. One that is not listed fails.
+# package -> the packages of stein_jax that it may import. The files of `parallel`
+# belong to different layers and are listed one by one. One that is not listed fails.
 BASE = {"types", "checks", "parallel.axes"}
 PUBLIC = BASE | {"compiled"}
 MAY_IMPORT = {
@@ -66,7 +66,7 @@ def imports(path):
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def place(name):
+def package_of(name):
   """Of a name within stein_jax: "kernels.radial.Radial" -> "kernels"."""
   top, _, rest = name.partition(".")
   inside = f"{top}.{rest.partition('.')[0]}"
@@ -74,11 +74,11 @@ def place(name):
 
 
 def siblings(path):
-  """The places of stein_jax that a file imports."""
+  """The packages of stein_jax that a file imports."""
   for name in imports(path):
     package, _, rest = name.partition(".")
     if package == "stein_jax":
-      yield place(rest)
+      yield package_of(rest)
 
 
 MODULES = {name: path for name, path in modules("stein_jax") if name != "__init__"}
@@ -86,7 +86,7 @@ MODULES = {name: path for name, path in modules("stein_jax") if name != "__init_
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_only_from_its_left(name):
-  own = place(name)
+  own = package_of(name)
   assert own in MAY_IMPORT, f"{name} is new: say in MAY_IMPORT what it may import"
   found = set(siblings(MODULES[name])) - {own}
   assert found <= MAY_IMPORT[own], f"{name} imports {found - MAY_IMPORT[own]}"
@@ -94,7 +94,7 @@ def test_a_module_imports_only_from_its_left(name):
 
 @pytest.mark.parametrize("own", MAY_IMPORT)
 def test_every_permission_is_used(own):
-  paths = [path for name, path in MODULES.items() if place(name) == own]
+  paths = [path for name, path in MODULES.items() if package_of(name) == own]
   used = {sibling for path in paths for sibling in siblings(path)}
   assert used >= MAY_IMPORT[own], f"{own} does not import {MAY_IMPORT[own] - used}"
 
@@ -103,7 +103,7 @@ def test_the_arrows_themselves_have_no_circle():
   tuple(graphlib.TopologicalSorter(MAY_IMPORT).static_order())
 
 
-def test_energies_evaluation_and_training_know_no_objective():
+def test_energies_evaluation_and_training_import_no_objective():
   for own in ("energies", "evaluation", "networks", "training"):
     assert "algorithms" not in MAY_IMPORT[own]
 
@@ -172,7 +172,7 @@ def test_every_permission_of_experiments_is_used(own):
   assert not unused, f"{own} does not import {unused}"
 
 
-def test_rbm_and_pictures_do_not_know_each_other():
+def test_rbm_and_pictures_do_not_import_each_other():
   assert "pictures" not in EXPERIMENTS["rbm"]
   assert "rbm" not in EXPERIMENTS["pictures"]
 

@@ -247,9 +247,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
     "devices",
     "n",
     "MB sent by each",
-    "by rule",
+    "by formula",
     "MB held by each",
-    "time a pair ÷ one device's",
+    "time per pair ÷ one device",
   ]
   return tables.markdown(header, lines)
 

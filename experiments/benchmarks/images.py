@@ -136,7 +136,13 @@ def markdown(summary: Mapping[str, Any]) -> str:
     ]
     for row in summary["rows"]
   ]
-  header = ["", "million parameters", "s a step", "s to compile", "GB beside them"]
+  header = [
+    "",
+    "million parameters",
+    "s a step",
+    "s to compile",
+    "GB of working memory",
+  ]
   values = summary["flags"]
   return (
     f"{tables.markdown(header, lines)}\n\n"

@@ -274,6 +274,10 @@ def _with_ratios(row: Mapping[str, Any], rate: float) -> dict[str, Any]:
   return {**row, "floor_seconds": floor, "ratios": ratios}
 
 
+_HEADERS = {"extra of the median ÷ ours": "extra time for the median ÷ ours"}
+"""The names of ratios in the table, where they are not those in summary.json."""
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
   """The tables of a summary.json."""
   names = (
@@ -294,7 +298,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
       value = row["ratios"].get(name)
       cells.append("—" if value is None else f"{value:.3g}{goal}")
     lines.append(cells)
-  header = ["n × d", "ours, ms", *(name for name, _, _ in names)]
+  header = ["n × d", "ours, ms", *(_HEADERS.get(name, name) for name, _, _ in names)]
   text = tables.markdown(header, lines)
   text += f"\n\nThe matrix rate was {summary['gigaflops']:.0f} GFLOP/s."
   if "large" in summary:
@@ -304,7 +308,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     text += (
       f" {large['n']} particles of {large['d']} numbers take {seconds['ours']:.1f} s, "
       f"{ratio:.2f} times that with their exact median (≤ 2.5), and "
-      f"{large['megabytes']['ours, median']:.0f} MB beside the inputs (≤ 150)."
+      f"{large['megabytes']['ours, median']:.0f} MB in addition to the inputs (≤ 150)."
     )
   return text
 
@@ -324,7 +328,7 @@ def _draw(path: Path, curve: list[Mapping[str, Any]]) -> None:
     right.plot(n, [row["megabytes"][name] for row in curve], "o-", label=name)
   floor = [row["floor_seconds"] for row in curve]
   left.plot(n, floor, "k:", label="3/2 n²d at the matrix rate")
-  for axes, label in ((left, "seconds"), (right, "MB beside the inputs")):
+  for axes, label in ((left, "seconds"), (right, "MB in addition to the inputs")):
     axes.set(xscale="log", yscale="log", xlabel="n particles, d = 50", ylabel=label)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

@@ -1,4 +1,7 @@
-"""Times of functions that are called in turn: what slows the machine slows all."""
+"""Times several functions by calling them alternately.
+
+Other load on the machine then slows all of them alike.
+"""
 
 import dataclasses
 import functools

@@ -318,7 +318,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     [name, "—" if value is None else f"{value:.3g}", TARGETS[name]]
     for name, value in summary["ratios"].items()
   ]
-  table = tables.markdown(["", "measured", "mark"], lines)
+  table = tables.markdown(["", "measured", "target"], lines)
   step = 1e3 * summary["seconds"]["fit"]["median"] / summary["num_steps"]
   return (
     f"{table}\n\nA SteinCD step took {step:.3f} ms in `fit`, for "

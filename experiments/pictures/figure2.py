@@ -37,9 +37,10 @@ def table(results: Mapping[str, Mapping[str, float]], *, paper: bool = True) -> 
   """Figure 2's table in Markdown; a dash where a score was not measured.
 
   Args:
-    results: column -> score -> value. The scores are those of `sample_scores.scores`
-      and `inception.inception_scores`, and `testing_accuracy`. Columns that the paper
-      does not have come last.
+    results: column -> score -> value. The scores are those of
+      `experiments.pictures.scores.scores` and of
+      `experiments.pictures.inception.inception_scores`, and `testing_accuracy`. Columns
+      that the paper does not have come last.
     paper: whether to show the paper's columns and numbers, which are for CIFAR-10; else
       the table has only what was measured.
   """

@@ -55,16 +55,25 @@ class ModelSettings(settings.Settings):
   discount: str = setting(
     "aligned",
     "γ: a number in [0, 1); or aligned: 0.9 while real images have a higher energy "
-    "than generated ones, otherwise 0.7; or aligned_authors: 0.7 then and 0.9 "
-    "otherwise, as in the authors' code.",
+    "than generated ones, otherwise 0.7; or aligned_authors: the reverse, as in "
+    "the authors' code.",
   )
-  energy_learning_rate: float = setting(5e-4, "Adam's, of the energy.", above=0)
-  generator_learning_rate: float = setting(1e-3, "Adam's, of the generator.", above=0)
+  energy_learning_rate: float = setting(
+    5e-4, "Adam's learning rate for the energy.", above=0
+  )
+  generator_learning_rate: float = setting(
+    1e-3, "Adam's learning rate for the generator.", above=0
+  )
   dcgan_learning_rate: float = setting(
-    2e-4, "Adam's, of both networks of DCGAN.", above=0
+    2e-4, "Adam's learning rate for both networks of DCGAN.", above=0
   )
   beta1: float = setting(0.5, "Adam's β₁.", at_least=0, at_most=0.999)
-  mix: float = setting(0.25, "α of steincd_gan.", at_least=0, at_most=1)
+  mix: float = setting(
+    0.25,
+    "α: the probability of a SteinCD step in steincd_gan.",
+    at_least=0,
+    at_most=1,
+  )
   mix_scale: float = setting(
     1.0, "A factor on SteinCD's gradient in steincd_gan.", above=0
   )

@@ -130,7 +130,7 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run
   """Regularised Stein moves, then Langevin steps with antithetic noise.
 
   The moves take the particles to the components of the mixture, where they collapse;
-  the noise restores the spread within each component.
+  the noise restores the variance within each component.
   """
   del rules
 

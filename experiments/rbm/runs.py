@@ -1,4 +1,4 @@
-"""A curve of experiments.mnist_rbm, and what its learning rule is built from."""
+"""`Run`, one curve of experiments.mnist_rbm, and the inputs of its learning rule."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from stein_jax.energies import GaussianBernoulliRBM
 
 
 class Setup(NamedTuple):
-  """What a learning rule is built from.
+  """The inputs of a learning rule.
 
   Attributes:
     rules: the hyper-parameters.
-    optimizer: of the energy.
-    axis_name: of the mesh of devices over which batches are sharded.
+    optimizer: the optimizer of the energy.
+    axis_name: the axis of the devices over which batches are sharded, or None.
   """
 
   rules: Rules
@@ -30,9 +30,9 @@ class Run(NamedTuple):
   Attributes:
     name: a name for files and flags.
     label: a name for tables and figures.
-    build: builds the algorithm. Its argument is the setup, since a curve may have
-      hyper-parameters of its own.
-    mix: α, where a generator is trained with the energy.
+    build: makes the algorithm from a `Setup`; each curve may have its own
+      hyper-parameters.
+    mix: α, if a generator is trained together with the energy.
     energy_from: the name of the run whose finished energy a generator is trained on.
   """
 
@@ -44,9 +44,9 @@ class Run(NamedTuple):
 
   @property
   def has_generator(self) -> bool:
-    """Whether its parameters are {"energy": ..., "generator": ...}."""
+    """Whether the parameters are {"energy": ..., "generator": ...}."""
     return self.mix is not None or self.energy_from is not None
 
 
 RunsOf = Callable[[GaussianBernoulliRBM, Rules], Iterator[Run]]
-"""A method: the model and the hyper-parameters -> its curves, one or several."""
+"""A method: maps the model and the hyper-parameters to one or more curves."""

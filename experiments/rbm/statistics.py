@@ -1,4 +1,4 @@
-"""From the histories of several seeds to the numbers of a summary.json."""
+"""Means and standard deviations over seeds, for summary.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -71,12 +71,12 @@ def problem_of(runs: Mapping[str, Mapping[str, Any]], *, peers: bool) -> dict[st
   ]
   if peers and unknown:
     sys.exit(
-      f"PyTorch's side does not know {', '.join(unknown)} of {first}: --peers=false "
-      "leaves it out."
+      f"The PyTorch training does not support {', '.join(unknown)}, which {first} "
+      "used. Use --peers=false to leave PyTorch out."
     )
   missing = [name for name in _PROBLEM if name not in run["flags"]]
   if missing:
-    sys.exit(f"--runs={first} does not say --{', --'.join(missing)}.")
+    sys.exit(f"--runs={first} has no record of --{', --'.join(missing)}.")
   known = Training(**{name: run["flags"][name] for name in _PROBLEM})
   return {name: getattr(known, name) for name in _PROBLEM}
 
@@ -90,7 +90,7 @@ def ours(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   for path, run in runs.items():
     for label, method in run["methods"].items():
       if "curve" not in method or method["ms_per_step"] is None:
-        lacks = "curve" if "curve" not in method else "milliseconds a step"
+        lacks = "curve" if "curve" not in method else "ms/step"
         print(f"{label} of {path} is left out: it has no {lacks}.", file=sys.stderr)
       elif label in methods:
         used = methods[label]["from"]

@@ -11,7 +11,7 @@ torchebm and autograd get only the energy, as our library does; closed_form is w
 for this one model and needs no differentiation. All three draw the same numbers from
 the same seed, and learn the same parameters up to rounding.
 
-PyTorch is imported where it is needed: pip install "stein_jax[peers]".
+PyTorch is imported where it is needed: pip install -e '.[peers]'.
 """
 
 import contextlib

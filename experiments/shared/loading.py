@@ -1,4 +1,4 @@
-"""The data that the flags ask for."""
+"""Loads the data set that the flags name."""
 
 import dataclasses
 import sys

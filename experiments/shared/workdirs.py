@@ -91,8 +91,9 @@ def prepare(own: Run) -> Path:
   same = first or (record.exists() and _read(record)[1] == settings.record(own))
   if not same:
     sys.exit(
-      f"--workdir={workdir} does not hold the first process's {record.name}, or other "
-      "flags: all processes need the same ones, and a folder that all of them see."
+      f"--workdir={workdir} does not hold the {record.name} that the first process "
+      "wrote, or holds one with other flags: start all processes with the same flags "
+      "and with a folder that all of them can access."
     )
   return workdir
 

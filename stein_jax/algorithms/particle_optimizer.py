@@ -2,9 +2,9 @@
 
 Most optimizers treat each number by itself, so that every device can update its own
 particles. Some mix particles: `optax.clip_by_global_norm` and `optax.lamb` use a norm
-of all of them, `optax.adafactor` means over them, and `optax.noisy_sgd` draws noise for
-all at once. On a device's share of the particles these would give other numbers,
-without any error.
+of all of them, `optax.adafactor` uses means over them, and `optax.noisy_sgd` draws
+noise for all at once. On a device's share of the particles these would give other
+numbers, without any error.
 """
 
 import jax
@@ -24,7 +24,9 @@ def update_particles(
   particles: Particles,
   axis_name: str | None,
 ) -> tuple[Particles, optax.OptState]:
-  """`optimizer.update(gradient, opt_state, particles)`, with the numbers of one device.
+  """`optimizer.update(gradient, opt_state, particles)`, as on a single device.
+
+  The result is that of a single device, for any optimizer.
 
   An optimizer that may mix particles is applied to all of them by every device, which
   then keeps its own. Others cost nothing more than on one device.
@@ -41,7 +43,7 @@ def update_particles(
     (updates, opt_state), sharded like the arguments.
 
   Raises:
-    ValueError: opt_state is no such share.
+    ValueError: opt_state does not have the shapes of this device's share.
   """
   size = axes.size(axis_name)
   if axis_name is None or size == 1:

@@ -87,7 +87,7 @@ def stein_score_matching_gradient(
     first-order change of mean E(x) along φ.
 
   Raises:
-    TypeError: a kernel that is none of these.
+    TypeError: a kernel of another type than those above.
     ValueError: an energy that is not a scalar, or fewer than two points with a median
       bandwidth.
 
@@ -127,7 +127,7 @@ def stein_score_matching(
     axis_name: the axis over which the batch is sharded.
 
   Raises:
-    TypeError: a kernel that is none of these.
+    TypeError: a kernel of another type than those above.
 
   Source: Liu & Wang (2017), equations 14 and 15.
   """

@@ -104,7 +104,7 @@ def stein_cd_gradient(
     `stein_cd_gradient.with_loss(...)` returns the contrast and its gradient.
 
   Raises:
-    TypeError: a kernel that is none of these.
+    TypeError: a kernel of another type than those above.
     ValueError: a step size that is not above 0, num_steps below 1 or, if symmetric,
       above 1, an energy that is not a scalar, or fewer than two points with a median
       bandwidth.

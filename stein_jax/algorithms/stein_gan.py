@@ -96,7 +96,7 @@ def amortized_svgd_gradient(
     The gradient, shaped like generator_params, to be descended; and what was generated.
 
   Raises:
-    TypeError: a kernel that is none of these.
+    TypeError: a kernel of another type than those above.
 
   Source: Liu & Wang (2017), equation 21 and algorithm 2.
   """
@@ -162,7 +162,7 @@ def amortized_svgd_loss(
 class AlignmentController(NamedTuple):
   """γ of section 5.2, "Stabilization": `low`, or `high` while real energy is higher.
 
-  γ is `high` while the mean energy of the real batch exceeds that of the simulated one,
+  γ is `high` while the mean energy of the real batch exceeds that of the generated one,
   so that generated negatives count less for the energy.
 
   The authors' code does the opposite, here `AUTHORS_ALIGNMENT`: γ = 0.7 while the real
@@ -339,20 +339,22 @@ def stein_gan(
       )
 
     negatives = with_points(batch, generated.samples)
-    real = axes.mean(energies(theta, energy_fn, batch).mean(), axis_name)
-    simulated = axes.mean(energies(theta, energy_fn, negatives).mean(), axis_name)
-    gamma = _gamma(discount, real, simulated)
+    energy_data = axes.mean(energies(theta, energy_fn, batch).mean(), axis_name)
+    energy_generated = axes.mean(
+      energies(theta, energy_fn, negatives).mean(), axis_name
+    )
+    gamma = _gamma(discount, energy_data, energy_generated)
     coin = jax.random.uniform(coin_key) < mix
     gradient = energy_gradient(theta, batch, negatives, gamma, coin, direction)
     theta, energy_opt_state = apply_gradient(
       DescentState(theta, state.energy_opt_state), gradient, energy_optimizer
     )
     metrics = {
-      "energy_gap": real - simulated,
-      "energy_data": real,
-      "energy_generated": simulated,
+      "energy_gap": energy_data - energy_generated,
+      "energy_data": energy_data,
+      "energy_generated": energy_generated,
       "discount": gamma,
-      "mixed": coin.astype(real.dtype),
+      "mixed": coin.astype(energy_data.dtype),
       "gradient_norm": optax.tree.norm(gradient),
       "generator_gradient_norm": generator_norm,
     }
@@ -378,11 +380,13 @@ def stein_gan(
 
 
 def _gamma(
-  discount: float | AlignmentController, real: Array, simulated: Array
+  discount: float | AlignmentController, energy_data: Array, energy_generated: Array
 ) -> Array:
+  dtype = energy_data.dtype
   if isinstance(discount, AlignmentController):
-    return jnp.where(real > simulated, discount.high, discount.low).astype(real.dtype)
-  return jnp.asarray(discount, real.dtype)
+    is_higher = energy_data > energy_generated
+    return jnp.where(is_higher, discount.high, discount.low).astype(dtype)
+  return jnp.asarray(discount, dtype)
 
 
 def _check(

@@ -37,8 +37,8 @@ def svgd(
   """Moves particles to a given density: xᵢ ← xᵢ + ε φ*(xᵢ).
 
   An optax optimizer descends −φ*, so that `optax.sgd(ε)` is the paper's update and
-  `optax.adagrad` the authors' usual one. `init(key, particles, batch)` takes the
-  particles in place of parameters; key and batch are not used.
+  `optax.adagrad` the authors' usual one. `init(key, params)` takes the particles
+  as `params`; key and batch are not used.
 
   Args:
     score_fn: x -> ∇ log p(x) of one point.
@@ -50,7 +50,7 @@ def svgd(
     axis_name: the axis over which the particles are sharded.
 
   Raises:
-    TypeError: a kernel that is none of these.
+    TypeError: a kernel of another type than those above.
 
   Source: Liu & Wang (2017), equation 5.
   """

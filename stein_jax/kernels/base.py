@@ -1,4 +1,4 @@
-"""What a kernel is, and a kernel given by any function of two points."""
+"""The base class `Kernel`, and `from_pairwise`, for any function of two points."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Kernel:
   ones that agree with these.
 
   Wherever a sum takes `queries` xᵢ and `sources` yⱼ, `sources=None` says that the
-  queries are the sources; the sums of a symmetric table then take half of the work.
+  queries are the sources; the sums of a symmetric table then need half the work.
   With `streaming.axis_name` the queries are this device's points and the sources those
   of all devices; in a ring the sources are None and remote blocks come in turn.
 
@@ -120,7 +120,8 @@ class Kernel:
 
     Returns:
       R, `[n, r]`, and a linear function `pull_back` with V = pull_back(R), shaped like
-      the particles. It treats all rows alike, so that M V = pull_back(M R).
+      the particles. It applies the same linear map to every row, so that
+      M V = pull_back(M R).
     """
     no_scores = jax.tree.map(jnp.zeros_like, particles)
     return as_matrix(self.stein_sums(particles, None, no_scores)[0])
@@ -143,7 +144,7 @@ class Kernel:
       query_scores: sₓ.
       sources: y, `[n, ...]`, all devices' points where the queries are this device's;
         None: the queries.
-      scores: s_y; None with the sources.
+      scores: s_y; None if `sources` is None.
       streaming: how the sums are computed.
 
     Returns:
@@ -191,7 +192,7 @@ class Kernel:
   ) -> PyTree:
     """row(x, keep, sources, values) of every query.
 
-    `keep` tells which sources are another point than x; None: all of them count.
+    `keep` is false for the source that is x itself; None: all sources are used.
     """
 
     def rows(

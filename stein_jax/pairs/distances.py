@@ -1,9 +1,9 @@
-"""Squared distances of a table of pairs, tile by tile, right for near points too.
+"""Squared distances of all pairs, tile by tile, accurate for near points too.
 
-‖x − y‖² = ‖x‖² + ‖y‖² − 2 xᵀy is one matrix product for all pairs, and wrong by some
-ulps of ‖x‖². Between points of clusters that are far apart this error can be larger
-than the distance itself. There, sums of squared differences take its place: they are
-right, and many times slower.
+‖x − y‖² = ‖x‖² + ‖y‖² − 2 xᵀy is one matrix product for all pairs. Its rounding error
+is some units in the last place of ‖x‖². If clusters of points are far apart, this
+error can be larger than the distance between two near points. Then sums of squared
+differences are used instead: they are accurate, and many times slower.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Distances:
   Attributes:
     tiles: the points.
     table: all tiles, `[T, a, b]`; None: each tile is computed when it is needed.
-    coarse: whether matrix products are too coarse for what is computed from the
-      distances, which is only known at run time. None: they are not.
+    coarse: a boolean array, true if matrix products are not accurate enough for what
+      is computed from the distances. None: they are accurate enough.
     by_differences: whether tiles are computed by differences.
   """
 
@@ -66,15 +66,15 @@ class Distances:
     return self.tiles.rows.count * self.tiles.columns.count <= geometry.HELD_PAIRS
 
   def held(self) -> "Distances":
-    """The same, with all tiles in memory."""
+    """These distances, with all tiles in memory."""
     return dataclasses.replace(self, table=self._all_tiles())
 
   def exact(self) -> "Distances":
-    """The same by differences."""
+    """These distances, computed by differences."""
     return dataclasses.replace(self, table=None, coarse=None, by_differences=True)
 
   def resolving(self, scale: Array, *, ring: bool = False) -> "Distances":
-    """The same, right to within a small part of `scale`.
+    """These distances, with an error that is small compared with `scale`.
 
     Args:
       scale: a squared distance, such as a bandwidth.
@@ -116,7 +116,10 @@ class Distances:
 
 
 def resolution(dtype: jnp.dtype) -> float:
-  """The least part of ‖x‖² that matrix products resolve with an error of 1e-4 of it."""
+  """The smallest accurate squared distance, as a fraction of ‖x‖².
+
+  Matrix products give it with a relative error of at most 1e-4.
+  """
   return 1e4 * float(jnp.finfo(dtype).eps)
 
 

@@ -167,7 +167,7 @@ def _counters(
 
 
 def _inside(tiles: Tiles, tile: Tile) -> Array:
-  """Which pairs of a tile above the diagonal are no padding: its columns decide."""
+  """Which pairs of a tile above the diagonal are not padding: its columns decide."""
   if tiles.columns.count % tiles.columns.edge == 0:
     return jnp.ones((), bool)
   return tiles.columns.indices(tile.column)[1][None]

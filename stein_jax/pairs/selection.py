@@ -124,9 +124,9 @@ def neighbours(
 
   The value at a rank is bracketed between two floats. Each pass narrows the bracket by
   counting the values below some pivots in it. Half of the pivots are near where the
-  rank would be if values were spread evenly over the bracket. The others divide the
-  bracket evenly, so that a pass always rules out four floats in five, and usually far
-  more.
+  rank would be if values were distributed evenly over the bracket. The others divide
+  the bracket evenly, so that a pass always rules out four floats in five, and usually
+  far more.
 
   Args:
     counts_below: bits `[p]` -> how many values are below each, a count `[p, limbs]`.
@@ -181,7 +181,7 @@ def _pivots(ends: Array, below: Array, rank: Array) -> Array:
   width = (high - low).astype(float)
   inside = minus(below[1], below[0])
   position = (minus(rank, below[0]) + 0.5) / inside
-  # Evenly spread values would be off by their binomial deviation.
+  # Evenly distributed values would be off by their binomial deviation.
   deviation = jnp.maximum(jnp.sqrt(position * (1 - position) / inside), 1 / 256)
   around = position + deviation * jnp.array([-3.0, -1.0, 1.0, 3.0])
   even = jnp.array([1, 2, 3, 4]) / 5

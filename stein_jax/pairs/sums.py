@@ -169,7 +169,7 @@ def over_tables(
   *,
   streaming: Streaming,
 ) -> T:
-  """The last carry over the tables in which this device's points meet all others.
+  """The final carry after all tables of this device's points with other points.
 
   That is one table, or in a ring one table for each remote block.
 

@@ -109,7 +109,7 @@ class Blocks:
     return blocks.reshape(-1, blocks.shape[2])[: self.count]
 
   def indices(self, block: Array) -> tuple[Array, Array]:
-    """Of one block: its points' indices among all points, and which are no padding."""
+    """Of one block: its points' indices among all points, and which are not padding."""
     local = block * self.edge + jnp.arange(self.edge)
     return self.first + local, local < self.count
 

@@ -32,7 +32,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   """A mesh with one axis, `AXIS`, of all devices, or of some.
 
   Args:
-    num_devices: the number of devices, of which every process gives an equal share.
+    num_devices: the number of devices, the same number in every process.
 
   Raises:
     ValueError: there are fewer devices, or the number of processes does not divide the
@@ -43,13 +43,14 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     num_devices = len(devices)
   if not 1 <= num_devices <= len(devices):
     raise ValueError(
-      f"num_devices={num_devices}: there are {len(devices)}, {devices[0].platform}. "
-      "On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of it."
+      f"num_devices={num_devices}, but there are only {len(devices)} "
+      f"{devices[0].platform} devices. "
+      "XLA_FLAGS=--xla_force_host_platform_device_count=8 divides a CPU into eight."
     )
   if num_devices % num_processes:
     raise ValueError(
-      f"num_devices={num_devices} cannot be shared by {num_processes} processes: each "
-      "gives the same number."
+      f"num_devices={num_devices} cannot be shared by {num_processes} processes: "
+      "each process must have the same number of devices."
     )
   per_process = num_devices // num_processes
   chosen = [

@@ -1,7 +1,7 @@
-"""What several processes do together: waiting for each other, and comparing numbers.
+"""Barriers between processes, and a check that they agree.
 
-With one process all of it returns at once. What only several processes need is imported
-inside the functions, to keep `import stein_jax` fast.
+With one process all of these return at once. Modules that only several processes need
+are imported inside the functions, to keep `import stein_jax` fast.
 """
 
 import contextlib
@@ -62,6 +62,6 @@ def check_alike(what: str, numbers: Sequence[int]) -> None:
     of_all = multihost_utils.process_allgather(np.asarray(numbers, np.int32))
     if (of_all != of_all[:1]).any():
       raise ValueError(
-        f"{what} differ from process to process, {of_all.tolist()}: they must see the "
+        f"{what} differ from process to process, {of_all.tolist()}: they must use the "
         "same folder."
       )

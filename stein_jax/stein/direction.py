@@ -99,7 +99,7 @@ class Direction:
       of float32. Distances always have the highest.
 
   Raises:
-    TypeError: a kernel that is none.
+    TypeError: a kernel of another type.
     ValueError: an option outside its range; a regularization that is not above 0, has
       no kernel, or is combined with row_normalized or leave_one_out.
 
@@ -414,7 +414,8 @@ def repulsion_share(
 
   Raises:
     TypeError: anything else as the kernel.
-    ValueError: shapes that differ, or a regularised direction, which is no such sum.
+    ValueError: shapes that differ, or a regularised direction, which is not a sum of
+      attraction and repulsion.
   """
   checks.num_particles(particles)
   checks.same_shapes(particles, scores, ("particles", "scores"))

@@ -1,11 +1,11 @@
-"""Where batches come from: arrays on the device, or a stream of larger data.
+"""The sources of batches: arrays on the device, or a stream of larger data.
 
-Both feeds have the same four members, which is all that the loop uses:
+Both sources have the same members, the only ones that the loop uses:
 
   first: the batch of step 0.
   described: names and types that identify the data, for the record of the run.
   like(length), take(step, length, after): the data of a chunk of steps.
-  close(): ends what is still running.
+  close(): waits for a fetch that is still running, and stops the thread.
 """
 
 import zlib

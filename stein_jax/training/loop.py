@@ -1,6 +1,6 @@
 """The training loop: compiled chunks of steps, metrics, evaluations and checkpoints.
 
-`fit` takes an `Algorithm` and knows none by name.
+`fit` works with any `Algorithm`.
 
 A run is a pure function of its key and the step. With N examples and batches of m,
 
@@ -9,8 +9,8 @@ A run is a pure function of its key and the step. With N examples and batches of
   epoch, i = divmod(t, N // m),  batch t = data[order of the epoch][i·m : (i + 1)·m]
   state, metrics = update(fold_in(step_key, t), state, transform(batch t))
 
-for t = 0, 1, ... So an epoch visits no example twice and leaves out its last N mod m,
-and a resumed run continues exactly as the uninterrupted one.
+for t = 0, 1, ... An epoch uses each example at most once and leaves out the last N
+mod m. A resumed run continues exactly as the uninterrupted one.
 
 Data larger than memory come as a `Stream`, whose batch t replaces data[...] above; all
 else is the same.

@@ -183,7 +183,7 @@ def test_features_are_the_code():
     ({"width": 0.0}, "width must be"),
   ],
 )
-def test_what_cannot_be_meant_is_refused(options, message):
+def test_invalid_options_are_rejected(options, message):
   with pytest.raises(ValueError, match=message):
     Autoencoder(**options)
 
@@ -197,7 +197,7 @@ def test_a_label_that_is_none_is_noticed():
     joint.apply(params, x, 1.0)
 
 
-def test_a_picture_of_other_channels_is_refused():
+def test_a_picture_of_other_channels_is_rejected():
   with pytest.raises(ValueError, match=r"must be \[height, width, 3\], got shape"):
     Autoencoder(SMALL).init(jax.random.key(0), jnp.zeros((8, 8, 1)))
 

@@ -134,12 +134,12 @@ def test_half_precision_is_inside_only(small):
 
 
 @pytest.mark.parametrize("depth", [2, 9, 18, 21])
-def test_depths_other_than_6n_plus_2_are_refused(depth):
+def test_depths_other_than_6n_plus_2_are_rejected(depth):
   with pytest.raises(ValueError, match=r"6n \+ 2"):
     ResNet(depth=depth)
 
 
 @pytest.mark.parametrize("width", [0, -1.0, float("nan")])
-def test_a_width_that_is_not_positive_is_refused(width):
+def test_a_width_that_is_not_positive_is_rejected(width):
   with pytest.raises(ValueError, match="width must be positive"):
     ResNet(width=width)

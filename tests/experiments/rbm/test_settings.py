@@ -55,7 +55,7 @@ def test_curves_of_their_own_settings():
     ("cd_1: langevin_step_size=1,2", "single --langevin_step_size"),
   ],
 )
-def test_overrides_that_cannot_be_meant_are_named(overrides, word):
+def test_invalid_overrides_are_named(overrides, word):
   with pytest.raises(ValueError, match=r"^--overrides") as found:
     rules_of_curves(overrides)
   assert word in str(found.value)

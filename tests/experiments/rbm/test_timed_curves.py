@@ -70,7 +70,7 @@ def test_several_runs_and_methods_without_times(capsys):
   assert methods["one"]["ms_per_step"] == 1.0
   said = capsys.readouterr().err
   assert "broken of a is left out: it has no curve" in said
-  assert "untimed of b is left out: it has no milliseconds" in said
+  assert "untimed of b is left out: it has no ms/step" in said
   assert "one is taken from a, not from b" in said
 
 
@@ -102,7 +102,7 @@ def test_runs_with_different_problems_end_the_program():
   with pytest.raises(SystemExit, match="--num_hidden: 3 in a, 4 in b"):
     timed_curves.problem_of(runs, peers=True)
   centered = {"a": with_flags(center="True")}
-  with pytest.raises(SystemExit, match="does not know --center=True of a"):
+  with pytest.raises(SystemExit, match="does not support --center=True, which a used"):
     timed_curves.problem_of(centered, peers=True)
   timed_curves.problem_of(centered, peers=False)
   without_mle = a_run() | {"methods": {"one": method(1.0, (-9, -8, -7))}}
