@@ -12,6 +12,7 @@ from stein_jax.algorithms.stein_gan import AUTHORS_ALIGNMENT
 
 _CONTROLLERS = {
   "aligned": AlignmentController(),
+  "alignment": AlignmentController(),  # the name in experiments.mnist_rbm
   "aligned_authors": AUTHORS_ALIGNMENT,
 }
 

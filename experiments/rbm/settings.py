@@ -170,8 +170,8 @@ class Rules(settings.Settings):
   discount: str = setting(
     "0",
     "γ, a discount on the generated negatives: a number of at least 0 and below 1, or "
-    "alignment (0.7, and 0.9 while the energy of real pictures exceeds that of "
-    "generated ones).",
+    "alignment, also written aligned (0.7, and 0.9 while the energy of real images "
+    "exceeds that of generated ones).",
   )
   generator_width: float = setting(
     1.0,
@@ -241,7 +241,7 @@ class Rules(settings.Settings):
 
   def gamma(self) -> float | AlignmentController:
     """γ: a number, or its controller."""
-    if self.discount == "alignment":
+    if self.discount in ("alignment", "aligned"):
       return AlignmentController()
     try:
       discount = float(self.discount)
