@@ -26,10 +26,9 @@ def update_particles(
 ) -> tuple[Particles, optax.OptState]:
   """`optimizer.update(gradient, opt_state, particles)`, as on a single device.
 
-  The result is that of a single device, for any optimizer.
-
-  An optimizer that may mix particles is applied to all of them by every device, which
-  then keeps its own. Others cost nothing more than on one device.
+  The result is that of a single device. An optimizer that may mix particles is applied
+  to all of them by every device, which then keeps its own. Others cost nothing more
+  than on one device.
 
   Args:
     optimizer: an optax optimizer.
