@@ -90,7 +90,7 @@ def linear(eta, stats, noise, context):
   return noise @ eta["W"].T + eta["w"][None] + shift, stats + 1
 
 
-def judge(theta, stats, x, context):
+def tanh_logits(theta, stats, x, context):
   """Logits that are not linear in x, and the sum of the means of all its inputs."""
   bias = 0.0 if context is None else theta["c"] * context
   logits = jnp.tanh(x @ theta["V"]).sum(axis=1) + theta["v"] + bias
@@ -105,7 +105,7 @@ def start():
   return jax.tree.map(jnp.asarray, both)
 
 
-def gan(discriminate=judge, generate=linear, **options):
+def gan(discriminate=tanh_logits, generate=linear, **options):
   return dcgan(
     discriminate,
     generate,
@@ -134,7 +134,7 @@ def test_a_step_descends_the_discriminator_s_loss_and_then_the_generator_s(conte
   noise = jax.random.normal(KEY, (6, 2))
 
   def probability(theta, x):  # that x is data
-    return jax.nn.sigmoid(judge(theta, 0.0, x, context)[0])
+    return jax.nn.sigmoid(tanh_logits(theta, 0.0, x, context)[0])
 
   def generated(eta):
     return linear(eta, 0.0, noise, context)[0]
@@ -158,8 +158,8 @@ def test_a_step_descends_the_discriminator_s_loss_and_then_the_generator_s(conte
   want = {
     "loss": loss,
     "generator_loss": gen_loss,
-    "logit_data": judge(theta, 0.0, DATA, context)[0].mean(),
-    "logit_generated": judge(theta, 0.0, generated(eta), context)[0].mean(),
+    "logit_data": tanh_logits(theta, 0.0, DATA, context)[0].mean(),
+    "logit_generated": tanh_logits(theta, 0.0, generated(eta), context)[0].mean(),
     "gradient_norm": np.sqrt(sum((g**2).sum() for g in gradient.values())),
     "generator_gradient_norm": np.sqrt(
       sum((g**2).sum() for g in generator_gradient.values())
@@ -254,7 +254,7 @@ def test_arguments_out_of_range_are_an_error():
   state = gan().init(KEY, start(), DATA)
   with pytest.raises(ValueError, match="the generator's samples"):
     gan().update(KEY, state, DATA[:, :2])
-  columns = gan(lambda *args: (judge(*args)[0][:, None], 0.0))
+  columns = gan(lambda *args: (tanh_logits(*args)[0][:, None], 0.0))
   with pytest.raises(ValueError, match=r"shape \(6, 1\)"):
     columns.update(KEY, state, DATA)
   with pytest.raises(TypeError, match="the batch must be floating-point"):
@@ -364,8 +364,8 @@ def test_bfloat16_activations_with_float32_parameters():
   logits, new = trained(rounded, params, stats, x, label)
 
   def loss(params):
-    judged = discriminators.discriminate_fn(rounded)
-    return generator_loss(judged(params, stats, x, label)[0])
+    discriminate = discriminators.discriminate_fn(rounded)
+    return generator_loss(discriminate(params, stats, x, label)[0])
 
   gradient = jax.eval_shape(jax.grad(loss), params)
   for leaf in jax.tree.leaves((first, gradient, logits, new)):
@@ -479,9 +479,11 @@ def test_the_networks_normalize_by_the_statistics_of_all_devices():
 
   def both(axis_name, xi, x, label):
     generate = generators.generate_fn(generator.clone(axis_name=axis_name))
-    judged = discriminators.discriminate_fn(discriminator.clone(axis_name=axis_name))
+    discriminate = discriminators.discriminate_fn(
+      discriminator.clone(axis_name=axis_name)
+    )
     samples, new = generate(eta, generator_stats, xi, label)
-    logits, seen = judged(theta, stats, x, label)
+    logits, seen = discriminate(theta, stats, x, label)
     return (samples, logits), (new, seen)
 
   want = jax.jit(both, static_argnums=0)(None, xi, x, label)
