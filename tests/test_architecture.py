@@ -9,8 +9,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from flax import linen as nn
 
 import stein_jax
+from stein_jax import kernels
+from stein_jax.types import Algorithm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -260,6 +263,31 @@ def test_all_names_what_exists_once():
     module = importlib.import_module(f"stein_jax.{package}")
     for name in module.__all__:
       assert hasattr(module, name)
+
+
+def exporter(value):
+  """The package that exports a rule, a kernel or an energy; None for all else."""
+  if inspect.isclass(value):
+    return stein_jax.energies if issubclass(value, nn.Module) else None
+  made = inspect.signature(value).return_annotation if inspect.isfunction(value) else ()
+  if made is Algorithm:
+    return stein_jax
+  is_kernel = inspect.isclass(made) and issubclass(made, kernels.Kernel)
+  return kernels if is_kernel else None
+
+
+@pytest.mark.parametrize(
+  "name", [n for n in MODULES if n.startswith(("algorithms.", "energies.", "kernels."))]
+)
+def test_rules_kernels_and_energies_are_exported(name):
+  module = importlib.import_module(f"stein_jax.{name}")
+  for public, value in vars(module).items():
+    if public.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+      continue
+    package = exporter(value)
+    assert package is None or public in package.__all__, (
+      f"add {public} to {package.__name__}.__init__, and to its __all__"
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)
