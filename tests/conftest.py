@@ -24,9 +24,15 @@ SHARED_TFDS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 
 @pytest.fixture
 def x64():
-  """Float64 for one test."""
+  """Float64 for one test, compiled quickly.
+
+  Results in float64 are compared with tolerances far above what the compiler's
+  optimizations change. Tests in float32 run optimized, as users' programs do.
+  """
+  jax.config.update("jax_disable_most_optimizations", True)
   with jax.enable_x64(True):
     yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -298,6 +298,7 @@ def test_without_regularisation_it_matches_an_estimate_of_the_datas_score():
   assert optax.tree.norm(difference) > 0.1 * optax.tree.norm(fisher)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_with_many_points_and_little_regularisation_it_is_fisher_score_matching():
   """In the limit of many points the two agree: the error falls as n grows."""

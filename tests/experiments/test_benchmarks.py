@@ -165,6 +165,7 @@ def test_images(tmp_path):
   assert images.markdown(summary) in shown.stdout
 
 
+@pytest.mark.slow
 def test_devices(tmp_path):
   small = ("--devices=1,4", "--strong=64", "--weak=16", "--d=3", "--repeats=1")
   shown = run("devices", *small, f"--workdir={tmp_path / 'w'}")

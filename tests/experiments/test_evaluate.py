@@ -94,6 +94,7 @@ def run(labelled, workdir, runs, *arguments):
   )
 
 
+@pytest.mark.slow
 def test_every_column_gets_scores_and_keeps_its_labels(tmp_path):
   runs = [save_generator(tmp_path / m, m, 3) for m in ("dcgan", "steingan")]
   out = tmp_path / "out"

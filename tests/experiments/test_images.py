@@ -131,6 +131,7 @@ def test_two_devices_learn_the_same_as_one(trained, images_dir, tmp_path):
     assert two[metric] == pytest.approx(one[metric], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_a_finished_run(trained, images_dir):
   workdir, _ = trained
   before = saved_generators.load(workdir / "dcgan" / "seed_0")

@@ -92,6 +92,7 @@ def test_seeds_give_different_models_and_are_reproducible():
   assert scale == pytest.approx(RBM.weight_scale, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_variant_for_every_kernel_and_multiple():
   found = known_model._algorithms(
     ["stein_cd", "mle"],
@@ -141,6 +142,7 @@ def test_tables_by_hand():
   ]
 
 
+@pytest.mark.slow
 def test_the_command_learns_and_writes_all_promised_files(tmp_path):
   workdir = tmp_path / "w"
 

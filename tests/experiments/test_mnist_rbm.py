@@ -15,7 +15,8 @@ from stein_jax.energies import GaussianBernoulliRBM
 from tests import binaries
 from tests.experiments.parsing import parsed
 
-METHODS = methods.METHODS
+METHODS = tuple(methods.METHODS)
+FEW = ("cd", "stein_cd", "stein_cd_regularized", "mle")
 
 
 SHORT = ("--steps=30", "--eval_every=10", "--noprogress", "--langevin_steps=1,2")
@@ -40,27 +41,34 @@ def log_likelihood(params, x):
   return f - log_z
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """One short run of every method with two seeds, four hidden units."""
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(FEW, id="few"),
+    pytest.param(METHODS, id="every", marks=pytest.mark.slow),
+  ],
+)
+def finished(request, tmp_path_factory):
+  """One short run of some methods with two seeds, four hidden units."""
   workdir = tmp_path_factory.mktemp("run") / "all"
   result = run_binary(
     *SHORT,
     f"--workdir={workdir}",
-    f"--method={','.join(METHODS)}",
+    f"--method={','.join(request.param)}",
     "--seeds=0,1",
     "--num_hidden=4",
   )
   assert result.returncode == 0, result.stderr
-  return workdir, result
+  return workdir, result, request.param
 
 
 def test_all_promised_files_are_written(finished):
-  workdir, result = finished
+  workdir, result, chosen = finished
   summary = json.loads((workdir / "summary.json").read_text())
   rules = Rules(langevin_steps=(1, 2))
-  names = [run.name for run in methods.runs(METHODS, GaussianBernoulliRBM(4), rules)]
-  assert len(summary["methods"]) == len(names) == len(METHODS) + 2  # two k: CD, PCD
+  names = [run.name for run in methods.runs(chosen, GaussianBernoulliRBM(4), rules)]
+  of_two_k = len({"cd", "pcd"} & set(chosen))
+  assert len(summary["methods"]) == len(names) == len(chosen) + of_two_k
   for name in names:
     assert (workdir / f"filters_and_samples_{name}.png").stat().st_size > 10_000
     for seed in (0, 1):
@@ -80,7 +88,7 @@ def test_all_promised_files_are_written(finished):
 
 def test_reported_numbers_are_those_of_enumeration(finished):
   """The baseline and the start of MLE, from the raw digits in float64."""
-  workdir, _ = finished
+  workdir, _, _ = finished
   summary = json.loads((workdir / "summary.json").read_text())
   images = np.random.default_rng(0).permutation(mnist_data()[0]) / 255
   train, test = images[:4000][:3600], images[4000:]
@@ -101,7 +109,7 @@ def test_reported_numbers_are_those_of_enumeration(finished):
 
 
 def test_every_method_learns(finished):
-  workdir, _ = finished
+  workdir, _, _ = finished
   summary = json.loads((workdir / "summary.json").read_text())
   for label, method in summary["methods"].items():
     curve = method["curve"]["mean"]
@@ -109,7 +117,7 @@ def test_every_method_learns(finished):
 
 
 def test_the_same_command_continues_and_the_record_is_a_flagfile(finished, tmp_path):
-  workdir, _ = finished
+  workdir, _, _ = finished
   before = json.loads((workdir / "summary.json").read_text())["methods"]["exact MLE"]
   again = run_binary(f"--flagfile={workdir / 'flags.txt'}")
   assert again.returncode == 0, again.stderr
@@ -123,7 +131,7 @@ def test_the_same_command_continues_and_the_record_is_a_flagfile(finished, tmp_p
 
 
 def test_settings_cannot_be_mixed_in_one_folder(finished):
-  workdir, _ = finished
+  workdir, _, _ = finished
   mixed = run_binary(f"--flagfile={workdir / 'flags.txt'}", "--batch_size=50")
   assert mixed.returncode != 0
   assert "--batch_size: 100 before, 50 now" in mixed.stderr

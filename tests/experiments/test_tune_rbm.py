@@ -96,6 +96,7 @@ def test_the_best_on_validation_wins():
   assert tune_rbm.markdown(SUMMARY).count("\n") == 4
 
 
+@pytest.mark.slow
 def test_a_search_is_continued_and_its_flagfile_can_be_run(tmp_path):
   search = (
     "--method=mle,cd",

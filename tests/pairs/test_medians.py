@@ -81,7 +81,9 @@ def test_coinciding_points_are_at_distance_zero_exactly(d):
   np.testing.assert_allclose(high, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("n", [11, 40, 65])
+@pytest.mark.parametrize(
+  "n", [40] + [pytest.param(n, marks=pytest.mark.slow) for n in (11, 65)]
+)
 def test_the_search_in_a_table_that_is_not_held_starts_from_a_sample(n, monkeypatch):
   monkeypatch.setattr(tiles, "HELD_PAIRS", 20)
   monkeypatch.setattr(medians, "_SAMPLE", 500)

@@ -105,6 +105,7 @@ def test_discrepancies():
     chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_bandwidths():
   x, _ = points(8, 3)  # one particle on each device
@@ -135,6 +136,7 @@ def test_particles_that_are_pytrees():
     chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_float32_agrees_within_reordering():
   x, s = points(16, 10, dtype=np.float32)
   coinciding = x.copy()
@@ -358,7 +360,9 @@ def test_svgd_moves_sharded_particles():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mix", [0.0, pytest.param(1.0, marks=pytest.mark.slow), 0.5])
+@pytest.mark.parametrize(
+  "mix", [0.5] + [pytest.param(mix, marks=pytest.mark.slow) for mix in (0.0, 1.0)]
+)
 def test_stein_gan_with_batch_norm_over_all_devices(mix):
   def noise_fn(key, m):
     return jax.random.normal(key, (m, 2))
@@ -392,6 +396,7 @@ def test_stein_gan_with_batch_norm_over_all_devices(mix):
     chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_mnist_generator_normalizes_by_the_statistics_of_all_devices():
   noise = generators.uniform_noise()(jax.random.key(3), 16)
   module = generators.MNISTGenerator(width=1 / 64)

@@ -54,6 +54,7 @@ def rows(workdir, curve):
   return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in found]
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_numbers_of_one(tmp_path, port):
   one, two = tmp_path / "one", tmp_path / "two"
   output = binaries.run("mnist_rbm", *RUN, "--steps=30", f"--workdir={one}")

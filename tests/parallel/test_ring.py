@@ -107,7 +107,7 @@ def test_one_device_without_an_axis_has_no_remote_blocks():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
   ("name", "size"),
-  [("median", 8), ("imq", 5), ("pairwise", 3), ("features", 3)]
+  [("median", 3), ("imq", 5), ("pairwise", 3), ("features", 3)]
   + [
     pytest.param(name, size, marks=pytest.mark.slow)
     for name in KERNELS
@@ -157,7 +157,9 @@ def median_in_a_ring(x, *, block_size, **policy):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("size", [2, pytest.param(5, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize(
+  "size", [2] + [pytest.param(n, marks=pytest.mark.slow) for n in (5, 8)]
+)
 @pytest.mark.parametrize(
   "options",
   [
@@ -183,7 +185,8 @@ def test_medians(options, size):
     np.testing.assert_allclose(got, float(want), rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1600, pytest.param(3200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1600, 3200])
 def test_median_of_many_by_samples_and_tiles(n):
   """A block of several tiles begins its search with a sample of its own pairs."""
   x = points(n, 2)[0].astype(np.float32)

@@ -43,6 +43,7 @@ def finished(tmp_path_factory):
   return folder / "w", summary, result, arguments
 
 
+@pytest.mark.slow
 def test_every_generator_leaves_scores_and_pictures(finished):
   workdir, summary, result, _ = finished
   for name, label in LABELS.items():
@@ -68,6 +69,7 @@ def curve(summary, label):
   return np.array(summary["methods"][label]["curve"]["values"])
 
 
+@pytest.mark.slow
 def test_the_mix_with_alpha_1_is_stein_cd_and_steingan_is_not(finished):
   _, summary, _, _ = finished
   alone = curve(summary, "SteinCD")
@@ -75,6 +77,7 @@ def test_the_mix_with_alpha_1_is_stein_cd_and_steingan_is_not(finished):
   assert np.abs(curve(summary, "SteinGAN") - alone).max() > 0.05
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_trained_afterwards_does_not_change_the_energy(finished):
   workdir, summary, _, _ = finished
   after = curve(summary, "SteinCD, then a generator")
@@ -84,6 +87,7 @@ def test_a_generator_that_is_trained_afterwards_does_not_change_the_energy(finis
   assert np.abs(first.astype(float) - last).max() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_same_command_reads_the_scores_it_wrote(finished):
   workdir, summary, _, arguments = finished
@@ -99,6 +103,7 @@ def test_the_same_command_reads_the_scores_it_wrote(finished):
     np.testing.assert_array_equal(curve(after, label), curve(summary, label))
 
 
+@pytest.mark.slow
 def test_an_energy_with_a_generator_trained_on_it_cannot_be_trained_further(finished):
   _, _, _, arguments = finished
   longer = run_binary(*arguments, "--steps=30")

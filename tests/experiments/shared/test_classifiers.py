@@ -134,6 +134,7 @@ def test_data_without_labels_is_an_error(digits, tmp_path):
     fit(bare, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_fits_prints_and_saves(tmp_path):
   result = binaries.run(
     "classifier", "--steps=5", "--noprogress", f"--cache_dir={tmp_path}"
