@@ -103,7 +103,7 @@ class OnFeatures(Kernel):
     one = jnp.ones((num_rows(features), 1), jax.tree.leaves(scores)[0].dtype)
     attraction, mass = kernel.base.apply(z_queries, z_sources, (scores, one), **options)
     own = None
-    if is_own and (leave_one_out or self.num_neighbors is not None):
+    if leave_one_out or (is_own and self.num_neighbors is not None):
       own = axes.global_indices(num_rows(queries), streaming.axis_name)
     if self.affine:
       sums = kernel._feature_repulsion(z_queries, z_sources, **options)

@@ -89,5 +89,9 @@ ALL_KERNELS = {
   "few features": _on_waves(2, kernels.imq(1.3), oracles.imq(1.3, -0.5)),
   "many features": _on_waves(9, kernels.rbf(1.7), oracles.rbf(1.7)),
   "affine features": _affine(3, kernels.rbf(2.5), oracles.rbf(2.5)),
+  # Here a point's gradient of k with itself is not zero.
+  "not radial, few features": _on_waves(2, *KERNELS["not radial"]),
+  "not radial, many features": _on_waves(9, *KERNELS["not radial"]),
+  "not radial, affine features": _affine(3, *KERNELS["not radial"]),
 }
 """The same, and all kinds of kernels on features."""

@@ -131,6 +131,17 @@ def test_small_sums_of_the_others_are_accurate_in_float32(name, h, apart):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ALL_KERNELS)
+def test_the_queries_given_again_as_sources_change_nothing(name):
+  kernel, _ = ALL_KERNELS[name]
+  x, s = points(7, 2)
+  got, want = (
+    kernel.stein_sums(x, sources, s, leave_one_out=True) for sources in (x, None)
+  )
+  chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
 def test_without_a_kernel_it_is_the_score():
   x, s = points(4, 3)
   np.testing.assert_array_equal(Direction(None, leave_one_out=True)(x, s), s)
