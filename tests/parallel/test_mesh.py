@@ -81,7 +81,9 @@ def assert_same_history(got, want, rtol=1e-10):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("build", [stein_cd, persistent])
+@pytest.mark.parametrize(
+  "build", [pytest.param(stein_cd, marks=pytest.mark.slow), persistent]
+)
 def test_fit_gives_what_one_device_gives(build):
   def evaluate(state):
     assert all(len(x.devices()) == 1 for x in jax.tree.leaves(state))

@@ -107,7 +107,7 @@ def test_one_device_without_an_axis_has_no_remote_blocks():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
   ("name", "size"),
-  [("median", 3), ("imq", 5), ("pairwise", 3), ("features", 3)]
+  [("median", 3), ("imq", 5), ("pairwise", 3)]
   + [
     pytest.param(name, size, marks=pytest.mark.slow)
     for name in KERNELS

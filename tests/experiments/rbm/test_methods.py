@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from experiments.rbm import methods, runs
 from experiments.rbm import settings as rbm_settings
-from stein_jax import kernels, stein_moves
+from stein_jax import Direction, kernels, stein_moves
 from stein_jax.energies import GaussianBernoulliRBM
 
 METHODS = methods.METHODS
@@ -59,8 +59,8 @@ def test_each_method_has_the_negatives_of_its_name():
   kernel = kernels.on_features(
     kernels.rbf("median_no_log"), Partial(rbm.features, params)
   )
-  options = {"step_size": 0.5, "num_steps": 2, "regularization": 0.1}
-  moved = stein_moves(params, rbm.apply, x, kernel, **options)
+  direction = Direction(kernel, regularization=0.1)
+  moved = stein_moves(params, rbm.apply, x, direction, step_size=0.5, num_steps=2)
   score = np.mean([rbm.score(params, p) for p in np.asarray(moved)], axis=0)
   np.testing.assert_allclose(
     negatives_mean("stein_cd_refreshed"), moved.mean(axis=0) + 0.5 * score, atol=1e-4
@@ -71,7 +71,7 @@ def test_each_method_has_the_negatives_of_its_name():
   # from the data the contrast is divided by kε
   one_step = dataclasses.replace(RULES, stein_steps=1)
   builds = {run.name: built(run, one_step) for run in rbm_runs()}
-  moved = stein_moves(params, rbm.apply, x, kernel, **(options | {"num_steps": 1}))
+  moved = stein_moves(params, rbm.apply, x, direction, step_size=0.5, num_steps=1)
   contrast = x.mean(axis=0) - moved.mean(axis=0)
   np.testing.assert_allclose(
     x.mean(axis=0) - negatives_mean("stein_cd_regularized"), contrast / 0.5, atol=1e-4
