@@ -187,8 +187,8 @@ def of_points(
   first = axes.global_indices(len(points), streaming.axis_name)[0]
   rows = _blocks(points - centre, first, streaming)
   if sources is None:
-    # Norms of their own: XLA's loop over tiles is a third slower on a CPU where it reads
-    # both sides' norms from one array.
+    # Norms of their own: XLA's loop over tiles is a third slower on a CPU if it reads
+    # the norms of both sides from one array.
     norms = jnp.square(rows.points).sum(axis=2)
     columns = dataclasses.replace(rows, norms=norms)
     return Tiles(rows, columns, symmetric=True)
