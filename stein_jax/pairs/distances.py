@@ -58,7 +58,9 @@ class Distances:
     if self.by_differences:
       return squared_differences(x, y)
     norms = rows.norms[tile.row][:, None] + columns.norms[tile.column][None]
-    return jnp.maximum(norms - 2 * matmul(x, y.T), 0)
+    squared = norms - 2 * matmul(x, y.T)
+    # Rounding below 0 must not set the derivative to 0.
+    return _with_tangent_of(jnp.maximum(squared, 0), squared)
 
   @property
   def may_be_held(self) -> bool:

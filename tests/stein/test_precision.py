@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from stein_jax import kernels, svgd_direction
+from stein_jax import Direction, kernels, svgd_direction
 from tests import oracles
 from tests.kernels.cases import KERNELS, points
 
@@ -97,3 +97,21 @@ def test_the_precision_of_the_sums_does_not_change_that_of_distances(name):
   assert all("HIGHEST" in of for of in products("highest"))
   lower = ["HIGHEST" not in of for of in products("default")]
   assert 0 < sum(lower) < len(lower)
+
+
+@pytest.mark.parametrize("edge", [None, 16])
+def test_derivatives_with_a_median_are_those_of_the_same_fixed_bandwidth(edge):
+  # Near points that are far from the mean: their distances in gram form round below 0.
+  x, s = np.random.default_rng(0).normal(size=(2, 60, 3)).astype(np.float32)
+  x[:3] += 1e6
+
+  def tangent(kernel, x, s):
+    direction = Direction(kernel, block_size=edge)
+    moved = np.random.default_rng(1).normal(size=x.shape).astype(x.dtype)
+    return np.asarray(jax.jvp(lambda x: direction(x, s), (x,), (moved,))[1])
+
+  h = float(kernels.median_bandwidth(x))
+  with jax.enable_x64(True):
+    want = tangent(kernels.rbf(h), x.astype(np.float64), s.astype(np.float64))
+  got = tangent(kernels.rbf(), x, s)
+  assert np.linalg.norm(got - want) < 2e-2 * np.linalg.norm(want)
