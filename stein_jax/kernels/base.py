@@ -78,6 +78,18 @@ class Kernel:
 
     return self._sum_rows(row, queries, sources, values, streaming, leave_one_out)
 
+  def attraction(
+    self,
+    queries: Particles,
+    sources: Particles | None,
+    scores: Particles,
+    **options: Any,
+  ) -> tuple[Particles, Array]:
+    """Σⱼ k(xᵢ, yⱼ) scoreⱼ and Σⱼ k(xᵢ, yⱼ), `[m]`, by one `apply` with its options."""
+    one = jnp.ones((num_rows(scores), 1), jax.tree.leaves(scores)[0].dtype)
+    attraction, mass = self.apply(queries, sources, (scores, one), **options)
+    return attraction, mass[:, 0]
+
   def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
     """The matrix k(xᵢ, yⱼ), `[m, n]`, held whole."""
     sources = queries if sources is None else sources

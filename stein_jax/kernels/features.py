@@ -100,8 +100,7 @@ class OnFeatures(Kernel):
     if sources is not None:
       z_sources = features
       z_queries, pull_back_queries = jax.vjp(jax.vmap(self.feature_fn), queries)
-    one = jnp.ones((num_rows(features), 1), jax.tree.leaves(scores)[0].dtype)
-    attraction, mass = kernel.base.apply(z_queries, z_sources, (scores, one), **options)
+    attraction, mass = kernel.base.attraction(z_queries, z_sources, scores, **options)
     own = None
     if leave_one_out or (is_own and self.num_neighbors is not None):
       own = axes.global_indices(num_rows(queries), streaming.axis_name)
@@ -113,7 +112,7 @@ class OnFeatures(Kernel):
       repulsion = kernel._repulsion_of_nearest(z_queries, features, y, own, streaming)
     else:
       repulsion = kernel._repulsion(z_queries, features, pull_back, own, streaming)
-    return jax.tree.map(jnp.add, attraction, repulsion), mass[:, 0]
+    return jax.tree.map(jnp.add, attraction, repulsion), mass
 
   def _feature_repulsion(
     self, z_queries: Particles, z_sources: Particles | None, **options: Any

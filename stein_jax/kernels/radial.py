@@ -210,7 +210,7 @@ class Radial(Kernel):
     distances, h = self._distances(queries, sources, streaming)
     rows, columns = distances.tiles.rows, distances.tiles.columns
     sx = rows.split(as_matrix(query_scores)[0])
-    sy = sx if scores is None else columns.split(as_matrix(scores)[0])
+    sy = sx if sources is None else columns.split(as_matrix(scores)[0])
     x = rows.points
     along_x, along_y = (sx * x).sum(axis=2), (sy * columns.points).sum(axis=2)
     d = x.shape[2]

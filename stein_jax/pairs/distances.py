@@ -69,7 +69,14 @@ class Distances:
 
   def held(self) -> "Distances":
     """These distances, with all tiles in memory."""
-    return dataclasses.replace(self, table=self._all_tiles())
+    if self.table is not None:
+      return self
+    if self.tiles.is_single:
+      table = self.at(Tile(0, 0, 0))[None]
+    else:
+      indices = zip(self.tiles.diagonal(), self.tiles.above())
+      table = jax.lax.map(self.at, Tile(*(np.concatenate(k) for k in indices)))
+    return dataclasses.replace(self, table=table)
 
   def exact(self) -> "Distances":
     """These distances, computed by differences."""
@@ -90,7 +97,7 @@ class Distances:
       return dataclasses.replace(self, coarse=coarse)
     # Only the table: XLA copies the operands of a branch at every training step.
     table = self.held().table
-    table = jax.lax.cond(coarse, lambda: self.exact()._all_tiles(), lambda: table)
+    table = jax.lax.cond(coarse, lambda: self.exact().held().table, lambda: table)
     return dataclasses.replace(self, table=table)
 
   def either(self, fn: Callable[["Distances"], T]) -> T:
@@ -107,14 +114,6 @@ class Distances:
     """The table of the other distances, with the derivatives of these."""
     table = _with_tangent_of(other.table, self.table)
     return dataclasses.replace(self, table=table)
-
-  def _all_tiles(self) -> Array:
-    if self.table is not None:
-      return self.table
-    if self.tiles.is_single:
-      return self.at(Tile(0, 0, 0))[None]
-    tiles = (np.concatenate(t) for t in zip(self.tiles.diagonal(), self.tiles.above()))
-    return jax.lax.map(self.at, Tile(*tiles))
 
 
 def resolution(dtype: jnp.dtype) -> float:

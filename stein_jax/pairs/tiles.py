@@ -16,7 +16,7 @@ from jax.tree_util import register_dataclass, register_static
 
 from stein_jax.pairs.points import mean_point, num_rows
 from stein_jax.parallel import axes
-from stein_jax.types import Array, Exchange, Particles, Precision
+from stein_jax.types import Array, Exchange, Particles, Precision, PyTree
 
 HELD_PAIRS = 2**24
 """Tables of at most this many pairs (n = 4096) may be held whole."""
@@ -44,6 +44,16 @@ class Streaming:
   precision: Precision = "highest"
   axis_name: str | None = None
   ring: bool = False
+
+  def sources(self, particles: Particles, values: PyTree) -> tuple[Particles, PyTree]:
+    """The sources of sums at these particles, and the values that belong to them.
+
+    All devices' particles and values where they are gathered. Otherwise None, which
+    says that the queries are the sources, and the values as they are.
+    """
+    if self.axis_name is None or self.ring:
+      return None, values
+    return axes.gather((particles, values), self.axis_name)
 
 
 DEFAULTS = Streaming()

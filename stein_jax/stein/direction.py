@@ -228,9 +228,7 @@ class Direction:
       direction = self._regularized(particles, scores, axis_name)
     else:
       streaming = self.streaming(particles, axis_name)
-      sources = None
-      if axis_name is not None and not streaming.ring:
-        sources, scores = axes.gather((particles, scores), axis_name)
+      sources, scores = streaming.sources(particles, scores)
       sums, mass = self.kernel.stein_sums(
         particles,
         sources,
@@ -428,18 +426,15 @@ def repulsion_share(
   if kernel.kernel is None:
     return jnp.zeros((), jax.tree.leaves(particles)[0].dtype)
   streaming = kernel.streaming(particles, axis_name)
-  sources = None
-  if axis_name is not None and not streaming.ring:
-    sources, scores = axes.gather((particles, scores), axis_name)
-  one = jnp.ones((num_rows(scores), 1), jax.tree.leaves(scores)[0].dtype)
-  sums, mass = kernel.kernel.apply(
+  sources, scores = streaming.sources(particles, scores)
+  sums, mass = kernel.kernel.attraction(
     particles,
     sources,
-    (scores, one),
+    scores,
     streaming=streaming,
     leave_one_out=kernel.leave_one_out,
   )
-  attraction, _ = as_matrix(kernel._divided(sums, mass[:, 0], axis_name))
+  attraction, _ = as_matrix(kernel._divided(sums, mass, axis_name))
   phi, _ = as_matrix(direction)
   norms = [
     jnp.sqrt(axes.total(jnp.square(part).sum(), axis_name))

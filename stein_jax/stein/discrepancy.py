@@ -72,9 +72,7 @@ def ksd_squared(
     raise ValueError(f"the U-statistic needs at least 2 particles, got {n}.")
   direction = as_kernel_direction(kernel)
   streaming = direction.streaming(particles, axis_name, all_pairs=True)
-  sources = source_scores = None
-  if axis_name is not None and not streaming.ring:
-    sources, source_scores = axes.gather((particles, scores), axis_name)
+  sources, source_scores = streaming.sources(particles, scores)
   sums = direction.kernel.stein_kernel_sums(
     particles, scores, sources, source_scores, streaming=streaming
   )

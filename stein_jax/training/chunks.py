@@ -157,10 +157,10 @@ def run_chunk(
   state, metrics = jax.lax.scan(one_step, carry.state, (steps, batches))
   carry = Carry(state, carry.step + length, epoch, order)
   results = (metrics, _finite(state))
-  if mesh is not None:  # sharded as before, so that the next chunk is the same program
-    assert shardings is not None
-    carry = jax.lax.with_sharding_constraint(carry, _like(carry, shardings))
-    results = jax.lax.with_sharding_constraint(results, parallel.same(mesh))
+  if shardings is not None:  # as before, so that the next chunk is the same program
+    of_carry = _like(carry, shardings)
+    carry = jax.lax.with_sharding_constraint(carry, of_carry)
+    results = jax.lax.with_sharding_constraint(results, of_carry.step)  # replicated
   return carry, *results
 
 
