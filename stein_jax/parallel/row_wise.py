@@ -98,7 +98,8 @@ def _of_equation(equation: core.JaxprEqn, roles: list[_Role]) -> list[_Role]:
   if name in _ELEMENTWISE:
     arrays = {r for x, r in zip(equation.invars, roles) if _shape(x)}
     return [_combined(arrays or {_Role.SHARED})]
-  if _Role.ROWS in roles:
+  # Equal rows too: their sum, say, depends on the number of rows.
+  if _Role.ROWS in roles or _Role.EQUAL_ROWS in roles:
     raise _Mixed
   new_rows = name == "broadcast_in_dim" and 0 not in params["broadcast_dimensions"]
   return [_Role.EQUAL_ROWS if new_rows else _Role.SHARED] * len(equation.outvars)

@@ -33,6 +33,7 @@ MIXED = {
   "other numbers for other rows": lambda x, s: x + np.arange(18.0).reshape(6, 3),
   "noise": lambda x, s: x + jax.random.normal(jax.random.key(0), x.shape),
   "noise only": lambda x, s: jax.random.normal(jax.random.key(0), x.shape),
+  "number of rows": lambda x, s: x / jnp.sum(jnp.ones_like(x)),
   "in a jit": lambda x, s: jax.jit(lambda x: x - x.mean(axis=0)[None])(x),
   "in a branch": lambda x, s: jax.lax.cond(
     s[0] > 0, lambda: x, lambda: x / jnp.linalg.norm(x)
