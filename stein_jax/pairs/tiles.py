@@ -111,7 +111,15 @@ class Blocks:
     return self.points.shape[1]
 
   def split(self, rows: Array) -> Array:
-    """`[count, r]` padded and split like the points, `[B, b, r]`."""
+    """`[count, r]` padded and split like the points, `[B, b, r]`.
+
+    Raises:
+      ValueError: another number of rows, which the padding would hide.
+    """
+    if len(rows) != self.count:
+      raise ValueError(
+        f"there must be one row for each of {self.count} points, got {len(rows)}."
+      )
     return _split(rows, self.edge)
 
   def joined(self, blocks: Array) -> Array:

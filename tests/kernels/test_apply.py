@@ -156,3 +156,13 @@ def test_sums_are_differentiable(name):
     jax.jit(jax.grad(fn, argnums=(0, 1)))(x, c) for fn in (streamed_sums, dense)
   )
   chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_values", [1, 10, 19, 21])
+def test_values_of_another_number_than_the_sources_are_an_error(num_values):
+  x = np.zeros((20, 2), np.float32)
+  values = np.ones((num_values, 3), np.float32)
+  for kernel in (kernels.rbf(1.0), kernels.on_features(kernels.imq(1.0), jnp.sin)):
+    for block_size in (None, 6):
+      with pytest.raises(ValueError, match=f"for each of 20 points.*got {num_values}"):
+        kernel.apply(x, None, values, streaming=Streaming(block_size))
