@@ -64,7 +64,10 @@ def compiled(
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-      bound = signature.bind(*args, **kwargs)
+      try:
+        bound = signature.bind(*args, **kwargs)
+      except TypeError as error:
+        raise TypeError(f"{fn.__qualname__}: {error}") from None
       bound.apply_defaults()
       arguments = bound.arguments
       if check is not None:

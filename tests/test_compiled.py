@@ -204,3 +204,9 @@ def test_it_runs_on_sharded_arguments(wrapper):
       local, mesh=mesh, in_specs=PartitionSpec("i"), out_specs=PartitionSpec()
     )(x)
   np.testing.assert_allclose(got, np.full(np.shape(got), np.square(x).sum()))
+
+
+@pytest.mark.parametrize("arguments", [(), (1, 2, 3, 4, 5)])
+def test_wrong_arguments_name_the_function(arguments):
+  with pytest.raises(TypeError, match="scaled_sum: "):
+    decorated()(*arguments)

@@ -131,7 +131,7 @@ def stein_score_matching(
 
   Source: Liu & Wang (2017), equations 14 and 15.
   """
-  check_kernel(kernel)
+  check_kernel(kernel, axis_name)
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     del key  # nothing is drawn at random

@@ -245,7 +245,7 @@ def stein_cd(
 
   Source: Liu & Wang (2017), algorithm 1.
   """
-  check_kernel(kernel)
+  check_kernel(kernel, axis_name)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
   _check_symmetric(symmetric, num_steps)

@@ -27,6 +27,7 @@ from stein_jax.stein.direction import (
   as_direction,
   call,
   check_kernel,
+  is_direction_fn,
   repulsion_share,
 )
 from stein_jax.types import (
@@ -244,12 +245,21 @@ def stein_gan(
       and keeps its own part. A generator with batch norm needs the same axis_name.
 
   Raises:
-    ValueError: numbers outside their ranges.
+    TypeError: a kernel of another type than those above.
+    ValueError: numbers outside their ranges, or report_repulsion of a direction that is
+      no sum of attraction and repulsion.
 
   Source: Liu & Wang (2017), algorithm 2, equations 20 to 23 and section 5.
   """
   _check(mix, mix_scale, step_size, discount, num_inner_steps, average)
-  check_kernel(kernel)
+  check_kernel(kernel, axis_name)
+  if report_repulsion and (
+    is_direction_fn(kernel) or getattr(kernel, "regularization", None) is not None
+  ):
+    raise ValueError(
+      "report_repulsion needs a direction that is a sum of attraction and repulsion: a "
+      f"kernel, or a Direction without regularization; got {kernel!r}."
+    )
   first_stats = generator_stats
   score_fn = partial(score_of, energy_fn)
 

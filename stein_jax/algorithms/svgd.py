@@ -54,7 +54,7 @@ def svgd(
 
   Source: Liu & Wang (2017), equation 5.
   """
-  check_kernel(kernel)
+  check_kernel(kernel, axis_name)
 
   def init(key: Key, params: Particles, batch: Batch = None) -> SVGDState:
     del key, batch

@@ -156,6 +156,7 @@ def median_bandwidth(
   return of_particles(particles, policy, streaming)
 
 
+@jax.jit
 def of_particles(
   particles: Particles, policy: MedianBandwidth, streaming: Streaming
 ) -> Array:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import register_dataclass
 
-from stein_jax.pairs.points import as_matrix, map_rows, num_rows
+from stein_jax.compiled import compiled
+from stein_jax.pairs.points import as_matrix, map_rows, num_rows, widened
 from stein_jax.pairs.tiles import DEFAULTS, Streaming
 from stein_jax.parallel import axes
 from stein_jax.parallel.ring import half_ring
@@ -50,6 +51,7 @@ class Kernel:
     del particles, streaming
     return self
 
+  @compiled(static=("leave_one_out",))
   def apply(
     self,
     queries: Particles,
@@ -66,17 +68,20 @@ class Kernel:
       sources: yⱼ, `[n, ...]`, or None: the queries.
       values: cⱼ, `[n, ...]`, or a pytree of such.
       streaming: how the sums are computed.
-      leave_one_out: whether a point is left out of its own sum.
+      leave_one_out: whether a point is left out of its own sum: the source of the
+        query's own index, where sources are given.
 
     Returns:
-      `[m, ...]`, shaped like the values.
+      `[m, ...]`, shaped like the values and of their dtype. 16 bits are summed in 32.
     """
 
     def row(x: PyTree, keep: Array | None, y: Particles, c: PyTree) -> PyTree:
       weights = _masked(jax.vmap(lambda y: self.pair(x, y))(y), keep)
       return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), c)
 
-    return self._sum_rows(row, queries, sources, values, streaming, leave_one_out)
+    x, y, c = widened((queries, sources, values))
+    sums = self._sum_rows(row, x, y, c, streaming, leave_one_out)
+    return jax.tree.map(lambda leaf, c: leaf.astype(c.dtype), sums, values)
 
   def attraction(
     self,
@@ -90,6 +95,7 @@ class Kernel:
     attraction, mass = self.apply(queries, sources, (scores, one), **options)
     return attraction, mass[:, 0]
 
+  @compiled()
   def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
     """The matrix k(xᵢ, yⱼ), `[m, n]`, held whole."""
     sources = queries if sources is None else sources
@@ -112,7 +118,7 @@ class Kernel:
       sources: the points yⱼ of the sums, `[n, ...]`, or None: the queries.
       scores: ∇ log p(yⱼ), shaped like the sources.
       streaming: how the sums are computed.
-      leave_one_out: whether a point is left out of its own sum.
+      leave_one_out: as in `apply`.
 
     Returns:
       Σⱼ [k(yⱼ, xᵢ) scoreⱼ + ∇_{yⱼ} k(yⱼ, xᵢ)], shaped like the queries, and

@@ -244,8 +244,8 @@ def on_features(
       checked: the repulsion is wrong if the promise is.
     num_neighbors: only this many nearest points (of greatest k) repel each point, which
       costs one pull-back of that many times n points. It approximates the repulsion,
-      not the attraction; n − 1 neighbours are exact. The authors' code takes 1. None:
-      all.
+      not the attraction. With a radial kernel, n − 1 neighbours are exact. The authors'
+      code takes 1. None: all.
 
   Raises:
     TypeError: no kernel.

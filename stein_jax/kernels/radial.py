@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from stein_jax import checks
+from stein_jax.compiled import compiled
 from stein_jax.kernels import bandwidths
 from stein_jax.kernels.bandwidths import Bandwidth, MedianBandwidth
 from stein_jax.kernels.base import Kernel
 from stein_jax.pairs.distances import Distances
-from stein_jax.pairs.points import as_matrix, matmul, mean_point
+from stein_jax.pairs.points import as_matrix, matmul, mean_point, widened
 from stein_jax.pairs.sums import products, sum_over_pairs
 from stein_jax.pairs.tiles import DEFAULTS, Streaming, Tile, Tiles, of_points
 from stein_jax.types import Array, Particles, PyTree
@@ -89,6 +90,7 @@ class Radial(Kernel):
       )
     return jnp.asarray(self.bandwidth, dtype)
 
+  @compiled(static=("leave_one_out",))
   def apply(
     self,
     queries: Particles,
@@ -99,21 +101,23 @@ class Radial(Kernel):
     leave_one_out: bool = False,
   ) -> PyTree:
     """As in `Kernel`, by matrix products."""
-    distances, h = self._distances(queries, sources, streaming)
+    distances, h = self._distances(widened(queries), widened(sources), streaming)
     c, unravel = as_matrix(values)
     (sums,) = products(
       distances,
       lambda squared: self.profile(squared / h)[:1],
-      (c,),
+      (widened(c),),
       streaming=streaming,
       leave_one_out=leave_one_out,
     )
-    return unravel(sums)
+    return unravel(sums.astype(c.dtype))
 
+  @compiled()
   def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
     """As in `Kernel`, by one matrix product."""
-    x, _ = as_matrix(queries)
-    return self._table(x, None if sources is None else as_matrix(sources)[0])[0]
+    x, _ = as_matrix(widened(queries))
+    y = None if sources is None else as_matrix(widened(sources))[0]
+    return self._table(x, y)[0]
 
   def _table(self, x: Array, y: Array | None) -> tuple[Array, Array, Array]:
     """ρ, ρ' and ρ'' of every pair, each `[m, n]`."""

@@ -27,11 +27,10 @@ def num_rows(tree: PyTree) -> int:
   return jax.tree.leaves(tree)[0].shape[0]
 
 
-def widened(particles: Particles) -> Particles:
-  """The same points in at least 32 bits, which sums over many points need."""
-  return jax.tree.map(
-    lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), particles
-  )
+def widened(tree: PyTree) -> PyTree:
+  """The same arrays in one dtype of at least 32 bits, as sums over many points need."""
+  dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
 
 
 def mean_point(points: Array, axis_name: str | None = None) -> Array:

@@ -109,7 +109,10 @@ def products(
     )
 
   shape = tiles.rows.points.shape[:2]
-  start = tuple(jnp.zeros((*shape, v.shape[2]), v.dtype) for v in values)
+  start = tuple(
+    jnp.zeros((*shape, v.shape[2]), jnp.result_type(v, tiles.rows.points))
+    for v in values
+  )
   start = axes.varying_as((tiles.rows.points, values), start)
   sums = distances.either(own_sums)
   if streaming.ring:
@@ -157,7 +160,8 @@ def sum_over_pairs(
     return total + (found if counted is None else jnp.where(counted, 2 * found, 0))
 
   points = distances.tiles.rows.points
-  start = axes.varying_as((points, column_values), jnp.zeros((), points.dtype))
+  dtype = jnp.result_type(points, *jax.tree.leaves(column_values))
+  start = axes.varying_as((points, column_values), jnp.zeros((), dtype))
   return over_tables(distances, step, start, column_values, streaming=streaming)
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys_class
 
 from stein_jax import checks
@@ -38,7 +39,7 @@ def _check_call(
       "the kernel of this Direction is a function of params: give the Direction to a "
       "rule, or call direction.at(params) first."
     )
-  _checked_kernel(self.kernel)
+  _check_is_kernel(self.kernel)
   if self.regularization is not None:
     checks.positive("regularization", self.regularization)
   self.check_axis(axis_name)
@@ -69,11 +70,13 @@ class Direction:
 
   Attributes:
     kernel: from `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ. For a rule
-      also `kernel_fn(params) -> kernel`.
+      also `kernel_fn(params) -> kernel`; such a Direction is no argument of a jitted
+      function, but `direction.at(params)` is.
     leave_one_out: leave each particle out of its own sum,
       φ₋ᵢ(xᵢ) = 1/(n−1) Σ_{j≠i} [...]. The term of the particle itself,
       k(xᵢ, xᵢ) scoreᵢ, lets a flexible energy lower D² by flattening itself at the
-      data. Without it the direction is that of the U-statistic, and unbiased.
+      data. Without it the direction is that of the U-statistic, and unbiased. Given
+      queries and sources, it leaves out the source of the query's own index.
     regularization: η > 0 gives the regularised Stein direction (ours)
 
         Φ = (K + ηI)⁻¹ (K S + V),  Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ),
@@ -84,7 +87,8 @@ class Direction:
       For η → ∞, Φ → (n/η) φ*. It holds the whole n × n matrix K on every device.
       Rounding limits η from below: far below n times the precision of the floats (1e-5
       for n = 100 in float32), K + ηI may have no Cholesky factor, and Φ is NaN.
-    row_normalized: divide by Σⱼ k(xⱼ, xᵢ) instead of n, as the authors' code does.
+    row_normalized: divide by Σⱼ k(xⱼ, xᵢ) instead of n, as the authors' code does. With
+      leave_one_out, φ is 0 where that sum is 0.
     block_size: radial kernels compute the n × n table in square tiles of this edge,
       other kernels this many of its rows at once. None chooses: 512 on a CPU, 8192 on
       accelerators. Memory is linear in n. Only for a median bandwidth, which needs the
@@ -99,7 +103,8 @@ class Direction:
       of float32. Distances always have the highest.
 
   Raises:
-    TypeError: a kernel of another type.
+    TypeError: a kernel of another type, or leave_one_out or row_normalized that is not
+      a bool.
     ValueError: an option outside its range; a regularization that is not above 0, has
       no kernel, or is combined with row_normalized or leave_one_out.
 
@@ -116,6 +121,9 @@ class Direction:
   precision: Precision = "highest"
 
   def __post_init__(self) -> None:
+    for name in ("leave_one_out", "row_normalized"):
+      if not isinstance(getattr(self, name), (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
     if self.block_size is not None:
       checks.at_least_one("block_size", self.block_size)
     if self.exchange is not None:
@@ -148,7 +156,8 @@ class Direction:
     if self.kernel is None or isinstance(self.kernel, Kernel):
       return self
     kernel = self.kernel(jax.lax.stop_gradient(params))
-    return dataclasses.replace(self, kernel=_checked_kernel(kernel))
+    _check_is_kernel(kernel)
+    return dataclasses.replace(self, kernel=kernel)
 
   def check_axis(self, axis_name: str | None, *, all_pairs: bool = False) -> None:
     """Raises ValueError if `exchange` does not fit the axis or the kernel.
@@ -173,9 +182,9 @@ class Direction:
 
   @property
   def _sums_by_blocks(self) -> bool:
-    return self.regularization is None and (
-      self.kernel is None or self.kernel.sums_by_blocks
-    )
+    # None, and a function of params that is not called yet, do not say otherwise.
+    by_blocks = getattr(self.kernel, "sums_by_blocks", True)
+    return self.regularization is None and by_blocks
 
   def streaming(
     self, particles: Particles, axis_name: str | None, *, all_pairs: bool = False
@@ -220,11 +229,11 @@ class Direction:
         with a median bandwidth or leave_one_out, an exchange without axis_name, or a
         ring where all particles are needed.
     """
-    if self.kernel is None:
-      return scores
     dtypes = jax.tree.map(jnp.result_type, particles)
     particles, scores = widened((particles, scores))
-    if self.regularization is not None:
+    if self.kernel is None:
+      direction = scores
+    elif self.regularization is not None:
       direction = self._regularized(particles, scores, axis_name)
     else:
       streaming = self.streaming(particles, axis_name)
@@ -242,6 +251,8 @@ class Direction:
   def _divided(self, sums: PyTree, mass: Array, axis_name: str | None) -> PyTree:
     """Sums `[m, ...]` divided by n, by n − 1, or by the kernel's row sums."""
     if self.row_normalized:
+      # Left out of its own sum, a particle far from all others has no mass at all.
+      mass = jnp.where(mass == 0, 1, mass)
       return jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, mass), sums)
     n = num_rows(sums) * axes.size(axis_name)
     return jax.tree.map(lambda leaf: leaf / (n - self.leave_one_out), sums)
@@ -309,19 +320,20 @@ def as_direction(kernel: DirectionLike, params: Params = None) -> DirectionFn:
 
   Args:
     kernel: a kernel, a Direction, None, `fn(params)` that returns one of these, or a
-      function `(particles, scores) -> φ`. A function of one argument is taken as the
-      former, a function of two or more as the latter.
+      function `(particles, scores) -> φ`. A function with one argument without a
+      default is taken as the former, one with two or more, or with `*args`, as the
+      latter.
     params: the parameters that `fn` gets, constant under differentiation.
 
   Raises:
     TypeError: anything else.
   """
-  check_kernel(kernel)
+  _check_type(kernel)
   if isinstance(kernel, Direction):
     return kernel.at(params)
   if kernel is None or isinstance(kernel, Kernel):
     return Direction(kernel)
-  if _num_arguments(kernel) == 1:
+  if not is_direction_fn(kernel):
     return as_direction(kernel(jax.lax.stop_gradient(params)), params)
   is_leaf = jax.tree_util.all_leaves([kernel])  # otherwise a pytree, as Partial is
   return Partial(kernel) if is_leaf else kernel
@@ -330,7 +342,7 @@ def as_direction(kernel: DirectionLike, params: Params = None) -> DirectionFn:
 def call(
   direction: Any, particles: Particles, scores: Particles, axis_name: str | None
 ) -> Particles:
-  """φ at the particles, of the shape that every direction must have.
+  """φ at the particles, of the shape and dtype that every direction must have.
 
   Raises:
     ValueError: a function of the caller's own that returns another shape.
@@ -338,20 +350,40 @@ def call(
   options = {} if axis_name is None else {"axis_name": axis_name}
   phi = direction(particles, scores, **options)
   checks.same_shapes(particles, phi, ("particles", "the direction"))
-  return phi
+  return jax.tree.map(lambda x, phi: phi.astype(x.dtype), particles, phi)
 
 
-def check_kernel(kernel: DirectionLike) -> None:
-  """Raises TypeError unless a rule can be built with this.
+def check_kernel(kernel: DirectionLike, axis_name: str | None) -> None:
+  """Raises an error unless a rule over this axis can be built with this.
 
   `fn(params)` is only called by the rule, which then checks what it returns.
+
+  Raises:
+    TypeError: neither a kernel, a Direction, None nor a function.
+    ValueError: a Direction whose `exchange` does not fit the axis.
   """
+  _check_type(kernel)
+  if isinstance(kernel, Direction):
+    kernel.check_axis(axis_name)
+
+
+def is_direction_fn(kernel: DirectionLike) -> bool:
+  """Whether it is a function `(particles, scores) -> φ`, of two or more arguments."""
+  if kernel is None or isinstance(kernel, (Kernel, Direction)):
+    return False
+  return callable(kernel) and _num_arguments(kernel) > 1
+
+
+def _check_type(kernel: DirectionLike) -> None:
   in_direction = isinstance(kernel, Direction)
   fn: Any = kernel.kernel if isinstance(kernel, Direction) else kernel
   if fn is None or isinstance(fn, Kernel):
     return
-  num_arguments = _num_arguments(fn) if callable(fn) else 0
-  if num_arguments == 0 or (in_direction and num_arguments != 1):
+  if (
+    not callable(fn)
+    or _num_arguments(fn) == 0
+    or (in_direction and is_direction_fn(fn))
+  ):
     raise TypeError(
       "kernel must be a kernel such as kernels.rbf(), a Direction, None, fn(params) "
       f"that returns one, or a function (particles, scores) -> φ; got {kernel!r}."
@@ -359,7 +391,10 @@ def check_kernel(kernel: DirectionLike) -> None:
 
 
 def _num_arguments(fn: Callable) -> int:
-  """How many arguments a function must be given by position; 2 if it does not tell."""
+  """How many arguments a function takes by position; 2 if it does not tell.
+
+  Those with a default count only if all have one.
+  """
   try:
     parameters = inspect.signature(fn).parameters.values()
   except (TypeError, ValueError):
@@ -367,7 +402,8 @@ def _num_arguments(fn: Callable) -> int:
   if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
     return 2
   kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-  return sum(p.kind in kinds and p.default is p.empty for p in parameters)
+  positional = [p for p in parameters if p.kind in kinds]
+  return sum(p.default is p.empty for p in positional) or len(positional)
 
 
 def as_kernel_direction(kernel: "Kernel | Direction | None") -> Direction:
@@ -377,19 +413,37 @@ def as_kernel_direction(kernel: "Kernel | Direction | None") -> Direction:
     TypeError: anything else.
   """
   if isinstance(kernel, Direction):
-    _checked_kernel(kernel.kernel)
+    _check_is_kernel(kernel.kernel)
     return kernel
-  return Direction(_checked_kernel(kernel))
+  _check_is_kernel(kernel, "a kernel such as kernels.rbf(), a Direction, or None")
+  return Direction(kernel)
 
 
-def _checked_kernel(kernel: Any) -> Kernel | None:
+def _check_is_kernel(
+  kernel: Any, expected: str = "a kernel such as kernels.rbf(), or None"
+) -> None:
   if kernel is not None and not isinstance(kernel, Kernel):
-    raise TypeError(
-      f"kernel must be a kernel such as kernels.rbf(), or None, got {kernel!r}."
-    )
-  return kernel
+    raise TypeError(f"kernel must be {expected}, got {kernel!r}.")
 
 
+def _check_share(
+  particles: Particles,
+  scores: Particles,
+  direction: Particles,
+  kernel: "Kernel | Direction | None",
+  axis_name: str | None,
+) -> dict[str, Direction]:
+  checks.num_particles(particles)
+  checks.same_shapes(particles, scores, ("particles", "scores"))
+  checks.same_shapes(particles, direction, ("particles", "direction"))
+  kernel = as_kernel_direction(kernel)
+  kernel.check_axis(axis_name)
+  if kernel.regularization is not None:
+    raise ValueError("repulsion_share is not defined for a regularised direction.")
+  return {"kernel": kernel}
+
+
+@compiled(_check_share, static=("axis_name",))
 def repulsion_share(
   particles: Particles,
   scores: Particles,
@@ -415,13 +469,7 @@ def repulsion_share(
     ValueError: shapes that differ, or a regularised direction, which is not a sum of
       attraction and repulsion.
   """
-  checks.num_particles(particles)
-  checks.same_shapes(particles, scores, ("particles", "scores"))
-  checks.same_shapes(particles, direction, ("particles", "direction"))
   kernel = as_kernel_direction(kernel)
-  kernel.check_axis(axis_name)
-  if kernel.regularization is not None:
-    raise ValueError("repulsion_share is not defined for a regularised direction.")
   particles, scores, direction = widened((particles, scores, direction))
   if kernel.kernel is None:
     return jnp.zeros((), jax.tree.leaves(particles)[0].dtype)

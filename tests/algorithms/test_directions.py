@@ -400,3 +400,49 @@ def test_new_numbers_need_no_new_compilation(form):
   run(1.0)
   with jax.no_tracing():
     run(2.0)
+
+
+@pytest.mark.parametrize(
+  "fn", [lambda p=None: kernels.rbf(2.0), lambda p, scale=2.0: kernels.rbf(scale)]
+)
+def test_a_function_of_params_may_have_defaults(fn):
+  x, s = NOISE, -NOISE
+  want = svgd_direction(x, s, kernels.rbf(2.0))
+  np.testing.assert_array_equal(as_direction(fn, 0.0)(x, s), want)
+
+
+def test_a_function_of_any_arguments_is_a_direction():
+  np.testing.assert_array_equal(
+    as_direction(lambda *args: args[1])(NOISE, -NOISE), -NOISE
+  )
+
+
+def test_a_function_s_direction_gets_the_particles_dtype():
+  params = jax.tree.map(lambda leaf: leaf.astype("float32"), some_params())
+  data = jnp.asarray(DATA, "float32")
+  gradients = [
+    stein_score_matching_gradient(params, energy, data, kernel)
+    for kernel in (None, lambda x, s: s.astype(jnp.float16))
+  ]
+  chex.assert_trees_all_close(*gradients, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["leave_one_out", "row_normalized"])
+def test_switches_are_true_or_false(name):
+  with pytest.raises(TypeError, match=f"{name} must be True or False, got 2"):
+    Direction(kernels.rbf(), **{name: 2})
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    lambda direction: stein_jax.stein_cd(
+      energy, direction, optax.sgd(0.1), step_size=0.1
+    ),
+    lambda direction: stein_jax.stein_score_matching(energy, direction, optax.sgd(0.1)),
+    lambda direction: stein_jax.svgd(lambda x: -x, direction, optax.sgd(0.1)),
+  ],
+)
+def test_an_exchange_without_devices_is_refused_when_the_rule_is_built(build):
+  with pytest.raises(ValueError, match="needs axis_name"):
+    build(Direction(kernels.rbf(), exchange="ring"))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from stein_jax import generators, kernels, stein_cd, training
+from stein_jax import Direction, generators, kernels, stein_cd, training
 from stein_jax.algorithms.stein_gan import (
   AUTHORS_ALIGNMENT,
   AlignmentController,
@@ -255,6 +255,16 @@ def test_the_share_of_repulsion_is_reported():
   assert "repulsion_share" not in gan().update(KEY, state, DATA)[1]
   without = gan(kernel=None, report_repulsion=True).update(KEY, state, DATA)[1]
   assert without["repulsion_share"] == 0
+
+
+@pytest.mark.parametrize(
+  "kernel",
+  [lambda x, s: s, Direction(kernels.rbf(), regularization=0.1)],
+  ids=["function", "regularised"],
+)
+def test_no_share_of_repulsion_where_there_is_none(kernel):
+  with pytest.raises(ValueError, match="report_repulsion needs"):
+    gan(kernel=kernel, report_repulsion=True)
 
 
 @pytest.mark.usefixtures("x64")

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stein_jax import kernels
+from stein_jax import Direction, kernels, repulsion_share
+from stein_jax.kernels.radial import Profile, Radial
 from stein_jax.pairs.tiles import Streaming, streamed
 from stein_jax.parallel import axes
 from tests import oracles
@@ -166,3 +167,48 @@ def test_values_of_another_number_than_the_sources_are_an_error(num_values):
     for block_size in (None, 6):
       with pytest.raises(ValueError, match=f"for each of 20 points.*got {num_values}"):
         kernel.apply(x, None, values, streaming=Streaming(block_size))
+
+
+@pytest.mark.parametrize(
+  "call",
+  [
+    lambda kernel, x: kernel.apply(x, None, x, streaming=Streaming(3)),
+    lambda kernel, x: kernel.apply(x, x, x),
+    lambda kernel, x: kernel.matrix(x),
+    lambda kernel, x: repulsion_share(x, x, x, kernel),
+    lambda kernel, x: repulsion_share(x, x, x, Direction(kernel, block_size=3)),
+  ],
+)
+@pytest.mark.parametrize("radial", [True, False])
+def test_a_second_call_is_not_traced_again(radial, call):
+  traces = []
+
+  def inverse(t):
+    traces.append(t)
+    return 1 / (1 + t), -1 / (1 + t) ** 2, 2 / (1 + t) ** 3
+
+  if radial:
+    kernel = Radial(1.0, Profile(inverse))
+  else:
+    kernel = kernels.from_pairwise(lambda x, y: inverse(jnp.square(x - y).sum())[0])
+  x = jnp.asarray(normal(7, 2))
+  call(kernel, x)
+  num_traces = len(traces)
+  assert num_traces > 0
+  call(kernel, x + 1)
+  assert len(traces) == num_traces
+
+
+def test_16_bits_are_summed_in_32():
+  x = normal(4000, 1).astype(jnp.bfloat16)
+  for kernel in (kernels.rbf(1.0), kernels.from_pairwise(unit)):
+    got = kernel.apply(x[:5], x, jnp.ones((4000, 1), jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    want = jax.vmap(jax.vmap(kernel.pair, (None, 0)), (0, None))(
+      *(jnp.asarray(part, jnp.float32) for part in (x[:5], x))
+    ).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(got.astype(np.float32), want, rtol=0.01)
+
+
+def unit(x, y):
+  return jnp.exp(-jnp.square(x - y).sum())

@@ -231,3 +231,19 @@ def test_one_particle_on_each_device(exchange):
   got = on_devices("shard_map", direction, (x, s), (SHARDED, SHARDED), SHARDED)
   want = oracles.svgd_direction(x, s, *oracle, leave_one_out=True)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_row_normalised_a_particle_far_from_all_others_does_not_move(block_size):
+  x = jnp.array([[0.0], [0.5], [1.0], [1e4]])
+  phi = svgd_direction(
+    x,
+    -x,
+    kernels.rbf(1.0),
+    leave_one_out=True,
+    row_normalized=True,
+    block_size=block_size,
+  )
+  assert phi[3] == 0
+  assert jnp.isfinite(phi).all()
+  assert jnp.abs(phi[:3]).min() > 0

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from stein_jax import Direction, kernels, svgd_direction
+from stein_jax import Direction, kernels, ksd_squared, svgd_direction
 from tests import oracles
-from tests.kernels.cases import KERNELS, points
+from tests.kernels.cases import ALL_KERNELS, KERNELS, points
 
 
 def two_clusters(apart):
@@ -115,3 +115,34 @@ def test_derivatives_with_a_median_are_those_of_the_same_fixed_bandwidth(edge):
     want = tangent(kernels.rbf(h), x.astype(np.float64), s.astype(np.float64))
   got = tangent(kernels.rbf(), x, s)
   assert np.linalg.norm(got - want) < 2e-2 * np.linalg.norm(want)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
+@pytest.mark.parametrize("name", ALL_KERNELS)
+def test_particles_and_scores_of_two_dtypes(name, dtypes, block_size):
+  kernel, oracle = ALL_KERNELS[name]
+  x, s = (part.astype(dtype) for part, dtype in zip(points(7, 2), dtypes))
+  phi = svgd_direction(x, s, kernel, block_size=block_size)
+  assert phi.dtype == x.dtype
+  want = oracles.svgd_direction(*(np.asarray(a, float) for a in (x, s)), *oracle)
+  np.testing.assert_allclose(phi, want, rtol=1e-6, atol=1e-7)
+  d2 = ksd_squared(x, s, kernel)
+  assert d2.dtype == jnp.float64
+
+
+@pytest.mark.usefixtures("x64")
+def test_features_of_more_bits_than_the_particles():
+  x, s = (part.astype("float32") for part in points(7, 2))
+  kernel = kernels.on_features(kernels.rbf(1.0), lambda x: x.astype(jnp.float64))
+  for block_size in (None, 3):
+    phi = svgd_direction(x, s, kernel, block_size=block_size)
+    want = svgd_direction(x, s, kernels.rbf(1.0), block_size=block_size)
+    np.testing.assert_allclose(phi, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [None, kernels.rbf(1.0)], ids=str)
+def test_the_direction_has_the_particles_dtype(kernel):
+  x = jnp.arange(6, dtype=jnp.bfloat16).reshape(3, 2)
+  assert svgd_direction(x, x.astype(jnp.float32), kernel).dtype == jnp.bfloat16
