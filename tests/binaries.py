@@ -7,18 +7,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A few steps take longer to compile than to run; optimised code is other tests' matter.
-QUICK = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+ONE_DEVICE = {"XLA_FLAGS": ""}  # without the tests' eight
 
 
 def run(
   module: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-  """`python -m experiments.<module>` on one device, not the tests' eight."""
+  """`python -m experiments.<module>` on one device."""
   return subprocess.run(
     [sys.executable, "-m", f"experiments.{module}", *arguments],
     cwd=ROOT,
-    env={**os.environ, **QUICK, **environment},
+    env={**os.environ, **ONE_DEVICE, **environment},
     capture_output=True,
     text=True,
     timeout=300,

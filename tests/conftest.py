@@ -6,6 +6,11 @@ from pathlib import Path
 # JAX reads these when it is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Compiling takes most of the tests' time. This halves it, here and in the commands that
+# tests start. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests optimized programs; modules
+# with the marker `optimized` always do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # Many tests compile the same program, in different processes or functions.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
@@ -19,26 +24,30 @@ import pytest
 
 chex.set_n_cpu_devices(8)  # before JAX starts: tests of `axis_name` use them
 
+_QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+
 SHARED_TFDS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 
 
 @pytest.fixture
 def x64():
-  """Float64 for one test, compiled quickly.
-
-  Results in float64 are compared with tolerances far above what the compiler's
-  optimizations change. Tests in float32 run optimized, as users' programs do.
-  """
-  jax.config.update("jax_disable_most_optimizations", True)
+  """Float64 for one test."""
   with jax.enable_x64(True):
     yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forgotten_programs():
-  """Drops a module's programs after it: those of the whole suite take gigabytes."""
+def _programs(request):
+  """A module's programs: how they are compiled, and that they are dropped after it.
+
+  Those of the whole suite take gigabytes.
+  """
+  optimized = _QUICK and request.node.get_closest_marker("optimized") is not None
+  if optimized:
+    jax.config.update("jax_disable_most_optimizations", False)
   yield
+  if optimized:
+    jax.config.update("jax_disable_most_optimizations", True)
   jax.clear_caches()
 
 

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import register_dataclass
 
 from stein_jax.pairs import tiles as geometry
@@ -74,8 +73,7 @@ class Distances:
     if self.tiles.is_single:
       table = self.at(Tile(0, 0, 0))[None]
     else:
-      indices = zip(self.tiles.diagonal(), self.tiles.above())
-      table = jax.lax.map(self.at, Tile(*(np.concatenate(k) for k in indices)))
+      table = jax.lax.map(self.at, self.tiles.all())
     return dataclasses.replace(self, table=table)
 
   def exact(self) -> "Distances":

@@ -72,37 +72,38 @@ def middle_squared_distances(
 
   # A matrix product is wrong by some ulps of ‖x‖², so that coinciding points may seem
   # apart. Where the result is small compared with the points themselves (duplicates,
-  # distant outliers), it is selected again from differences of the points as they are,
-  # which are exact at 0, but slower.
+  # distant outliers), it is selected from differences of the points as they are, which
+  # are exact at 0, but slower.
   largest_norm = axes.maximum(distances.tiles.rows.norms.max(), streaming.axis_name)
+  limit = max(1e-2, resolution(points.dtype) / scale) * largest_norm
   exact = Distances(
     of_points(points, sources, streaming, centered=False), by_differences=True
   )
-  smallest = max(1e-2, resolution(points.dtype) / scale)
-
-  def is_coarse(low: Array) -> Array:
-    return in_any_lane(low < smallest * largest_norm)
-
   if distances.table is None:
     low, high = select(distances)
-    low, high = jax.lax.cond(is_coarse(low), lambda: select(exact), lambda: (low, high))
+    coarse = in_any_lane(low < limit)
+    low, high = jax.lax.cond(coarse, lambda: select(exact), lambda: (low, high))
     return low, high, distances
 
-  # With a table in memory a loop repeats the selection: its program is compiled once.
-  def again(state: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
-    table, _, attempt = state
-    table = jax.lax.cond(attempt > 0, lambda: exact.held().table, lambda: table)
-    found = select(dataclasses.replace(distances, table=table))
-    return table, found, attempt + 1
+  # Counting tells beforehand, so that the selection is compiled once.
+  table = distances.table
+  below = _count_below(distances.tiles, table, limit, limbs, streaming)
+  coarse = in_any_lane(~selection.at_most(below, counts[0]))
+  table = jax.lax.cond(coarse, lambda: exact.held().table, lambda: table)
+  distances = dataclasses.replace(distances, table=table)
+  return *select(distances), distances
 
-  def is_open(state: tuple[Array, Any, Array]) -> Array:
-    _, (low, _), attempt = state
-    return (attempt == 0) | ((attempt == 1) & is_coarse(low))
 
-  nothing = axes.varying_as(largest_norm, jnp.zeros((2,), points.dtype))
-  start = (distances.table, tuple(nothing), jnp.zeros((), int))
-  table, (low, high), _ = jax.lax.while_loop(is_open, again, start)
-  return low, high, dataclasses.replace(distances, table=table)
+def _count_below(
+  tiles: Tiles, table: Array, limit: Array, limbs: int, streaming: Streaming
+) -> Array:
+  """How many pairs in a table `[T, a, b]` of all tiles are below a limit, a count."""
+  row, column, inside = jax.vmap(tiles.indices)(tiles.all())
+  near = inside & (row < column) & (table < limit)
+  lanes = near.sum(axis=1, dtype=jnp.int32)
+  return _total_over_devices(
+    selection.summed(lanes.ravel(), limbs), streaming.axis_name
+  )
 
 
 def _counters(

@@ -158,10 +158,13 @@ def neighbours(
     bits = jnp.concatenate([ends, pivots])
     counts = jnp.concatenate([below, counts_below(pivots)])
     reached = at_most(counts, ranks[0])
-    low = jnp.argmax(jnp.where(reached, bits, -1))
-    high = jnp.argmin(jnp.where(reached, jnp.iinfo(bits.dtype).max, bits))
-    chosen = jnp.stack([low, high])
-    ends, below = bits[chosen], counts[chosen]
+    low = jnp.where(reached, bits, -1).max()
+    high = jnp.where(reached, jnp.iinfo(bits.dtype).max, bits).min()
+    ends = jnp.stack([low, high])
+    is_end = (
+      bits[None] == ends[:, None]
+    )  # `argmax` and indexing would compile much slower
+    below = jnp.where(is_end[:, :, None], counts[None], 0).max(axis=1)
     return ends, below, _pivots(ends, below, ranks[0])
 
   state = (*start, jnp.resize(first, (NUM_PIVOTS,)))

@@ -164,6 +164,10 @@ class Tiles:
     i, j = np.triu_indices(num_rows, k=1)
     return Tile(num_rows + np.arange(len(i)), i, j)
 
+  def all(self) -> Tile:
+    """Those on the diagonal and those above it, in the order of their positions."""
+    return Tile(*map(np.concatenate, zip(self.diagonal(), self.above())))
+
   @property
   def is_single(self) -> bool:
     """Whether there is one tile only."""

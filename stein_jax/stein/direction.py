@@ -391,10 +391,7 @@ def _check_type(kernel: DirectionLike) -> None:
 
 
 def _num_arguments(fn: Callable) -> int:
-  """How many arguments a function takes by position; 2 if it does not tell.
-
-  Those with a default count only if all have one.
-  """
+  """How many arguments a function must be given by position; 2 if it does not tell."""
   try:
     parameters = inspect.signature(fn).parameters.values()
   except (TypeError, ValueError):
@@ -402,8 +399,7 @@ def _num_arguments(fn: Callable) -> int:
   if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
     return 2
   kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-  positional = [p for p in parameters if p.kind in kinds]
-  return sum(p.default is p.empty for p in positional) or len(positional)
+  return sum(p.kind in kinds and p.default is p.empty for p in parameters)
 
 
 def as_kernel_direction(kernel: "Kernel | Direction | None") -> Direction:

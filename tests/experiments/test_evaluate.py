@@ -86,7 +86,7 @@ def run(labelled, workdir, runs, *arguments):
   return subprocess.run(
     [sys.executable, "-c", code, *arguments],
     cwd=binaries.ROOT,
-    env={**os.environ, **binaries.QUICK},
+    env={**os.environ, **binaries.ONE_DEVICE},
     capture_output=True,
     text=True,
     timeout=300,

@@ -34,7 +34,7 @@ def started(*arguments, process_id, port, num_devices=4):
       f"--num_devices={num_devices}",
     ],
     cwd=binaries.ROOT,
-    env={**os.environ, **binaries.QUICK},
+    env={**os.environ, **binaries.ONE_DEVICE},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -401,13 +401,8 @@ def test_an_exchange_needs_the_axis_of_the_devices(kernel, exchange):
   ]
   if kernel is not None:
     calls.append(lambda: ksd_squared(x, s, direction))
-  params, key = parameters(), jax.random.key(0)
-  for name in RULES:
-    rule = RULES[name](direction, None)
-    state = rule.init(key, params, x)
-    calls.append(lambda rule=rule, state=state: rule.update(key, state, x))
-  rule = svgd(jnp.negative, direction, optax.sgd(0.1))
-  calls.append(lambda: rule.update(None, rule.init(None, x), None))
+  calls += [partial(build, direction, None) for build in RULES.values()]
+  calls.append(lambda: svgd(jnp.negative, direction, optax.sgd(0.1)))
   for call in calls:
     with pytest.raises(ValueError, match=f"exchange='{exchange}'.*needs axis_name"):
       call()

@@ -142,7 +142,7 @@ def test_features_of_more_bits_than_the_particles():
     np.testing.assert_allclose(phi, want, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", [None, kernels.rbf(1.0)], ids=str)
+@pytest.mark.parametrize("kernel", [None, kernels.rbf(1.0)], ids=["none", "rbf"])
 def test_the_direction_has_the_particles_dtype(kernel):
   x = jnp.arange(6, dtype=jnp.bfloat16).reshape(3, 2)
   assert svgd_direction(x, x.astype(jnp.float32), kernel).dtype == jnp.bfloat16
