@@ -149,6 +149,7 @@ def test_the_changelog_keeps_to_its_headings():
   assert re.search(r"^## \[Unreleased\]$", CHANGELOG, flags=re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", [p.name for p in ROOT.glob("notebooks/*.ipynb")])

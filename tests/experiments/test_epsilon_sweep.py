@@ -131,6 +131,7 @@ def test_best_is_the_epsilon_of_the_smallest_error(problem):
   assert results["float64 (17)"]["best"] == 0.01
 
 
+@pytest.mark.slow
 def test_the_command_writes_all_promised_files(tmp_path):
   workdir = tmp_path / "w"
   short = ("--train_steps=5", "--batch_size=8", "--num_hidden=2", "--epsilons=0.1,1e-2")

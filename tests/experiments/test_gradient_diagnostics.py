@@ -162,6 +162,7 @@ def test_gradients_of_zero_have_no_direction():
     assert part["cosine_of_mean"] == part["mean_cosine"] == part["variance"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_writes_all_promised_files(tmp_path):
   workdir = tmp_path / "w"
   command = [

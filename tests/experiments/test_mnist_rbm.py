@@ -194,6 +194,7 @@ def test_missing_data_set_ends_soon_and_says_what_can_be_done(tmp_path):
   assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_divergence_is_reported_and_the_other_methods_continue(tmp_path):
   result = run_binary(
     *SHORT,

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 import stein_jax
 from stein_jax import kernels, parallel, training
 from stein_jax.parallel.rows import particle_axes
+from tests import quick
 
 N, M, D = 37, 8, 3  # N need not be a multiple of the number of devices
 
@@ -81,9 +82,8 @@ def assert_same_history(got, want, rtol=1e-10):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-  "build", [pytest.param(stein_cd, marks=pytest.mark.slow), persistent]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [stein_cd, persistent])
 def test_fit_gives_what_one_device_gives(build):
   def evaluate(state):
     assert all(len(x.devices()) == 1 for x in jax.tree.leaves(state))
@@ -122,7 +122,7 @@ RULES = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", quick.only(["stein_cd", "svgd"], RULES))
 def test_in_float32_within_what_reordering_a_batch_does(name):
   x = data(np.float32)[:32]
   start32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start())

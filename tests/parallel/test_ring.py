@@ -1,5 +1,6 @@
 """Particles that travel around a ring of devices give what one device gives."""
 
+import itertools
 import re
 from functools import partial
 
@@ -22,6 +23,7 @@ from stein_jax import (
 from stein_jax.kernels.bandwidths import of_particles
 from stein_jax.pairs import tiles
 from stein_jax.parallel import ring
+from tests import quick
 from tests.devices import SAME, SHARDED, mesh, on_devices
 
 SIZES = (1, 2, 3, 4, 5, 8)
@@ -107,12 +109,10 @@ def test_one_device_without_an_axis_has_no_remote_blocks():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
   ("name", "size"),
-  [("median", 3), ("imq", 5), ("pairwise", 3)]
-  + [
-    pytest.param(name, size, marks=pytest.mark.slow)
-    for name in KERNELS
-    for size in (1, 2, 3, 4, 8)
-  ],
+  quick.only(
+    [("imq", 5), ("pairwise", 3)],
+    [("imq", 5), *itertools.product(KERNELS, (1, 2, 3, 4, 8))],
+  ),
 )
 def test_directions_and_discrepancies(name, size):
   kernel = KERNELS[name]
@@ -157,17 +157,18 @@ def median_in_a_ring(x, *, block_size, **policy):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-  "size", [2] + [pytest.param(n, marks=pytest.mark.slow) for n in (5, 8)]
-)
+@pytest.mark.parametrize("size", quick.only([2], [2, 5, 8]))
 @pytest.mark.parametrize(
   "options",
-  [
-    {},
-    {"log": "none", "block_size": 3},
-    {"diagonal": True, "log": "m+1"},
-    {"subsample": 17},
-  ],
+  quick.only(
+    [{}, {"subsample": 17}],
+    [
+      {},
+      {"log": "none", "block_size": 3},
+      {"diagonal": True, "log": "m+1"},
+      {"subsample": 17},
+    ],
+  ),
   ids=str,
 )
 def test_medians(options, size):
@@ -316,10 +317,7 @@ def parameters():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
   "name",
-  [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("symmetric", "persistent")))
-    for name in RULES
-  ],
+  quick.only(["stein_cd", "score matching"], RULES),
 )
 def test_every_rule_exchanges_particles_in_a_ring(name):
   key, (batch, first) = jax.random.key(5), points(24, 3)

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from stein_jax.samplers import langevin, mala
+from tests import quick
 
 KEY = jax.random.key(0)
 N = 16
@@ -77,7 +78,7 @@ def run_mala(x, c, axis_name=None):
   ).particles
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_devices", quick.only([2, 8], [1, 2, 4, 8]))
 @pytest.mark.parametrize("wrapper", ["pmap", "shard_map"])
 @pytest.mark.parametrize("run", [run_langevin, run_antithetic, run_mala])
 def test_many_devices_give_what_one_gives(run, wrapper, num_devices):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stein_jax import Direction, kernels, svgd_direction
-from tests import oracles
+from tests import oracles, quick
 from tests.devices import SHARDED, on_devices
 from tests.kernels.cases import ALL_KERNELS, feature, feature_np, points
 
@@ -17,10 +17,11 @@ ALL_OPTIONS = [
   {"block_size": None, "row_normalized": True},
   {"block_size": 2, "row_normalized": True},
 ]
+QUICK_OPTIONS = ALL_OPTIONS[1:3]
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("options", ALL_OPTIONS, ids=str)
+@pytest.mark.parametrize("options", quick.only(QUICK_OPTIONS, ALL_OPTIONS), ids=str)
 @pytest.mark.parametrize("name", ALL_KERNELS)
 def test_direction_equals_the_double_loop(name, options):
   kernel, oracle = ALL_KERNELS[name]
@@ -189,7 +190,7 @@ MORE_SHARDINGS = [
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
   ("how", "size", "exchange"),
-  SHARDINGS + [pytest.param(*one, marks=pytest.mark.slow) for one in MORE_SHARDINGS],
+  quick.only(SHARDINGS[:1], SHARDINGS + MORE_SHARDINGS),
 )
 def test_many_devices_leave_out_the_same_particle(how, size, exchange):
   x, s = points(24, 2)

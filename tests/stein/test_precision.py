@@ -120,7 +120,7 @@ def test_derivatives_with_a_median_are_those_of_the_same_fixed_bandwidth(edge):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("block_size", [None, 3])
 @pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
-@pytest.mark.parametrize("name", ALL_KERNELS)
+@pytest.mark.parametrize("name", ["rbf", "not radial", "on features"])
 def test_particles_and_scores_of_two_dtypes(name, dtypes, block_size):
   kernel, oracle = ALL_KERNELS[name]
   x, s = (part.astype(dtype) for part, dtype in zip(points(7, 2), dtypes))

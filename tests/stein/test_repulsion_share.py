@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stein_jax import Direction, kernels, repulsion_share, svgd_direction
-from tests import oracles
+from tests import oracles, quick
 from tests.devices import SAME, SHARDED, on_devices
 from tests.kernels.cases import ALL_KERNELS, feature, points
 
@@ -19,7 +19,7 @@ OPTIONS = [
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", quick.only(OPTIONS[::3], OPTIONS), ids=str)
 @pytest.mark.parametrize("name", ALL_KERNELS)
 def test_share_equals_the_double_loop(name, options):
   kernel, oracle = ALL_KERNELS[name]
@@ -80,7 +80,10 @@ def test_scores_of_zero_leave_repulsion_alone():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
   ("how", "size", "exchange"),
-  [("shard_map", 2, "ring"), ("pmap", 3, "ring"), ("shard_map", 8, "all_gather")],
+  quick.only(
+    [("shard_map", 8, "all_gather")],
+    [("shard_map", 2, "ring"), ("pmap", 3, "ring"), ("shard_map", 8, "all_gather")],
+  ),
 )
 def test_many_devices_have_the_share_of_one(how, size, exchange):
   x, s = points(24, 2)

@@ -65,6 +65,7 @@ def test_pixels_on_another_scale_are_an_error(digits, tmp_path):
       fitted.features(wrong)
 
 
+@pytest.mark.slow
 def test_learns_and_answers_any_number_of_images(digits, tmp_path):
   fitted = fit(digits, tmp_path, num_steps=200)
   assert fitted.test_accuracy > 0.93
