@@ -414,6 +414,7 @@ class Judge(nn.Module):
     return nn.Dense(1, param_dtype=jnp.float64)(norm(hidden))[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_many_devices_step_as_one():
   noise_fn = lambda key, m: jax.random.normal(key, (m, 2))  # noqa: E731

@@ -16,6 +16,7 @@ from tests.experiments.pictures.resnets import TINY, coloured, train
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.mark.slow
 def test_a_resnet_learns_to_classify(fitted):
   assert classifiers.accuracy(fitted, *coloured(300, 1)) > 0.95
   images, _ = coloured(501, 2)

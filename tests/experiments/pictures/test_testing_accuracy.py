@@ -51,6 +51,7 @@ def test_duplicates_are_copies_of_a_random_subset():
       testing_accuracy.duplicates(images, labels, **wrong)
 
 
+@pytest.mark.slow
 def test_accuracy_is_high_after_true_labels_and_low_after_false_ones(classifier_dir):
   images, labels = coloured(96, 0)
   more, more_labels = coloured(144, 2)

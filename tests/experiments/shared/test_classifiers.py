@@ -36,6 +36,7 @@ def test_reproducible_from_its_seed(digits, tmp_path):
   assert any((a != b).any() for a, b in zip(leaves[0], leaves[2]))
 
 
+@pytest.mark.slow
 def test_saved_and_reused_for_the_same_data_and_settings(digits, tmp_path, monkeypatch):
   first = fit(small(digits), tmp_path)
   others = [fit(small(digits), tmp_path, seed=1), fit(small(digits, 299), tmp_path)]
