@@ -28,6 +28,8 @@ FILES = (
   "*/seed_*/scores.json",
   "*/seed_*/samples/*.npy",
   "*/seed_*/checkpoints/*",
+  "*/seed_*/damaged_checkpoints/*",
+  "*/seed_*/run.json",
 )
 """Patterns of these files, as in `workdirs.Run.files`."""
 

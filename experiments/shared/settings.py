@@ -18,6 +18,7 @@ or one of these with `| None`. Classes of settings can be combined by inheritanc
 """
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, TypeVar
 from absl import app, flags
 
 from experiments.shared import fields
+from stein_jax.training import AnotherRun, WorkdirInUse
 
 # A flag belongs to the command that is started, in its --help.
 flags.disclaim_key_flags()
@@ -129,10 +131,34 @@ def names(cls: type[Settings], *, tag: str | None = None) -> tuple[str, ...]:
 # --- the command line -------------------------------------------------------------
 
 
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C, 130."""
+
+
 def run(main: Callable[[_S], None], cls: type[_S]) -> None:
-  """Starts a command: reads its flags, and calls `main` with their values."""
+  """Starts a command: reads its flags, and calls `main` with their values.
+
+  Ctrl-C, a folder that cannot be used and one of another run end the program with a
+  message, not with a traceback.
+  """
   define(cls)
-  app.run(lambda argv: main(of_flags(cls, argv)))
+
+  def started(argv: Sequence[str]) -> None:
+    own = of_flags(cls, argv)
+    try:
+      main(own)
+    except KeyboardInterrupt:
+      print("\ninterrupted; the same command continues", file=sys.stderr)
+      sys.exit(INTERRUPTED)
+    except (AnotherRun, WorkdirInUse) as error:
+      sys.exit(str(error))
+    except OSError as error:
+      if error.strerror is None:
+        raise
+      named = f"{error.filename}: " if error.filename else ""
+      sys.exit(f"{named}{error.strerror}")
+
+  app.run(started)
 
 
 def define(cls: type[Settings], flag_values: flags.FlagValues = flags.FLAGS) -> None:

@@ -2,6 +2,7 @@
 
 from stein_jax.training.chunks import TrainingDiverged
 from stein_jax.training.feeds import Stream, unit_interval
+from stein_jax.training.folder import WorkdirInUse
 from stein_jax.training.loop import EvaluateFn, Fit, ObserveFn, fit
 from stein_jax.training.records import AnotherRun
 
@@ -14,4 +15,5 @@ __all__ = [
   "unit_interval",
   "TrainingDiverged",
   "AnotherRun",
+  "WorkdirInUse",
 ]

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stein_jax import parallel
-from stein_jax.training.records import describe
+from stein_jax.training.identity import data_checksum, describe
 from stein_jax.types import Array, Batch, Key
 
 _STREAM_BYTES = 2**27
@@ -110,7 +110,7 @@ class ArrayFeed:
       lambda x: jax.ShapeDtypeStruct((self.num_ordered, *x.shape[1:]), x.dtype),
       self.first,
     )
-    self.described = describe("data", whole)
+    self.described = describe("data", whole) | {"data checksum": data_checksum(data)}
 
   def like(self, length: int) -> Batch:
     """Arrays of the types and shapes that `take` returns."""

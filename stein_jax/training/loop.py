@@ -33,10 +33,10 @@ import optax
 from jax.sharding import Mesh
 
 from stein_jax import checks, parallel
-from stein_jax.training import chunks, feeds
+from stein_jax.training import chunks, feeds, identity
 from stein_jax.training.feeds import Stream, unit_interval
-from stein_jax.training.interrupts import Interrupts, wait
-from stein_jax.training.records import Record, Row, describe
+from stein_jax.training.interrupts import PATIENCE, Interrupts, Terminated, wait
+from stein_jax.training.records import Record, Row
 from stein_jax.types import Algorithm, Batch, Key, Metrics, Params
 
 EvaluateFn = Callable[[Any], Mapping[str, Any]]
@@ -69,6 +69,7 @@ def fit(
   workdir: str | os.PathLike[str] | None = None,
   checkpoint_every: int | None = None,
   resume: bool = True,
+  run: Mapping[str, Any] | None = None,
   progress: bool = True,
   label: str = "",
   mesh: Mesh | None = None,
@@ -91,7 +92,9 @@ def fit(
 
   At the first Ctrl-C the running chunk is finished and, with a workdir and one process,
   saved; then KeyboardInterrupt is raised. A second Ctrl-C raises it at once; the run
-  can be resumed from its last checkpoint. Compilation cannot be interrupted.
+  can be resumed from its last checkpoint. Compilation cannot be interrupted. SIGTERM,
+  which schedulers send, does the same, ends the program with the exit code 143, and
+  waits no longer than five seconds for a chunk.
 
   Args:
     key: a PRNG key, the source of all randomness of the run.
@@ -111,12 +114,21 @@ def fit(
     observe: called with the step and the state at the same steps as evaluate, also
       without evaluate. These steps get a row. A resumed run does not call it again for
       a step whose row exists.
-    workdir: a folder for metrics.jsonl and checkpoints/; None: nothing is written.
+    workdir: a folder for metrics.jsonl, checkpoints/ and run.json, which marks it as a
+      run's; None: nothing is written. While the run is alive no other can use it.
     checkpoint_every: steps between checkpoints, of which the last two are kept; None:
       eval_every, or else 10 log_every. One is also saved at the end.
-    resume: continue from the newest checkpoint in workdir, if there is one, and drop
-      the rows after it. False starts again: it deletes the checkpoints and metrics of
-      this workdir.
+    resume: continue from the newest checkpoint in workdir that can be read, if there is
+      one, and drop the rows after it. Damaged ones are moved to damaged_checkpoints/.
+      The checkpoint must be of the same run: the same key, data (by a checksum of some
+      rows), batch size, first state, and the same program of the update and of
+      `transform`, with all numbers in it. Programs are only compared on as many devices
+      of the same kind and with the same versions of jax, flax, optax and stein_jax.
+      What shows in none of these, such as what a host callback does, or which rows of
+      the data changed, is told apart by `run`. False starts again: it deletes the
+      checkpoints and metrics of this workdir.
+    run: names and values of the caller's own that identify the run, such as a
+      configuration. They are stored, and a resumed run must have the same ones.
     progress: whether to show a progress bar, on stderr.
     label: the name of the progress bar.
     mesh: the devices to train on, as from `parallel.make_mesh`. The algorithm must be
@@ -132,7 +144,11 @@ def fit(
 
   Raises:
     TrainingDiverged: a metric or a parameter is not finite.
-    ValueError, TypeError: impossible arguments, or a workdir that holds another run.
+    AnotherRun: a ValueError; the workdir holds another run. It names what differs.
+    WorkdirInUse: another process that is still alive writes to the workdir.
+    ValueError, TypeError: impossible arguments, or a workdir with rows or checkpoints
+      that no run wrote, or of a run whose checkpoints are gone.
+    OSError: a workdir that cannot be written to.
     Any error of a stream, at the chunk whose batches were asked for.
   """
   _check_arguments(key, algorithm)
@@ -168,32 +184,43 @@ def fit(
   first_batch = transform(feed.first)
   state = algorithm.init(init_key, params, first_batch)
   first = chunks.first_carry(state, 0, feed.num_ordered)
-  run: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
+  options: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
   if mesh is not None:
-    run = parallel.spread(run, parallel.same(mesh))
-  run |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
+    options = parallel.spread(options, parallel.same(mesh))
+  options |= {"algorithm": algorithm, "transform": transform, "batch_size": batch_size}
   shardings = None
   if mesh is not None:
     shardings = chunks.carry_shardings(first, algorithm, first_batch, mesh)
-  run |= {"mesh": mesh, "shardings": shardings}
+  options |= {"mesh": mesh, "shardings": shardings}
   carry = chunks.sharded(first, shardings)
   # Costs no second trace: jit remembers this one for the first chunk.
   length = min(chunk, num_steps)
   like = feed.like(length)
-  metric_shapes = chunks.run_chunk.eval_shape(carry, data=like, **run, length=length)[1]
+  traced = chunks.run_chunk.trace(carry, data=like, **options, length=length)
+  metric_shapes = traced.out_info[1]
   chunks.check_metrics(metric_shapes)
 
-  fingerprint = {
+  described = {
     "key": str(jax.random.key_data(key).tolist()),
     "batch_size": str(batch_size),
     **feed.described,
-    **describe("state", first.state),
+    **identity.describe("state", first.state),
   }
+  fingerprint = None
+  if workdir is not None:
+    fingerprint = identity.Fingerprint(
+      described,
+      {str(name): str(value) for name, value in (run or {}).items()},
+      identity.state_values(first.state),
+      identity.environment(1 if mesh is None else mesh.size),
+      *identity.program(traced.jaxpr),
+    )
   interrupts = Interrupts()
   saves_at_interrupt = workdir is not None and jax.process_count() == 1
   doing = "finishing the running chunk of steps, then "
   doing += "saving" if saves_at_interrupt else "stopping"
   with contextlib.ExitStack() as stack:
+    stack.enter_context(interrupts.terminable())
     stack.callback(feed.close)
     record = stack.enter_context(Record(workdir, fingerprint, interrupts))
     step, state = record.restore(first.state, resume)
@@ -244,9 +271,9 @@ def fit(
         start = time.perf_counter()
         # May wait for a stream, where Ctrl-C need not be delayed: no chunk is running.
         batches = feed.take(step, length, length_from(step + length))
-        with interrupts.delayed(doing):
+        with interrupts.delayed(doing, PATIENCE):
           following, *found = chunks.run_chunk(
-            carry, data=batches, **run, length=length
+            carry, data=batches, **options, length=length
           )
           del batches
           wait((following.step, found))
@@ -260,7 +287,7 @@ def fit(
         shown |= _last_loss(metrics)
         bar.set_postfix(_brief(shown), refresh=False)
         bar.update(length)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
       interrupts.first_came = True  # a second one stops the following at once
       if step > 0 and saves_at_interrupt and not interrupts.at_once:
         record.save(step, carry.state)

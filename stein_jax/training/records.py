@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,24 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from stein_jax import parallel
+from stein_jax.training import folder as folders
 from stein_jax.training.files import write_atomically
+from stein_jax.training.identity import Fingerprint
 from stein_jax.training.interrupts import Interrupts
-from stein_jax.types import Metrics, PyTree
+from stein_jax.types import Metrics
+
+DAMAGED = "damaged_checkpoints"
+"""Where checkpoints that cannot be read are moved to."""
 
 Row = dict[str, Any]
 """A line of the history: `{"step": ..., "<metric>": ...}`."""
 
 
 class AnotherRun(ValueError):
-  """A workdir holds the checkpoints of a run with another key, data or state."""
-
-
-def describe(name: str, tree: PyTree) -> dict[str, str]:
-  """Names each leaf with its type and shape: {"state.params['w']": "float32[3]"}."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    name + jax.tree_util.keystr(path): jax.typeof(x).str_short() for path, x in leaves
-  }
+  """A workdir holds the checkpoints of another run: other data, another rule, ..."""
 
 
 class Record(contextlib.AbstractContextManager):
@@ -37,14 +36,15 @@ class Record(contextlib.AbstractContextManager):
 
   Args:
     workdir: the folder, or None.
-    fingerprint: what identifies the run. A checkpoint with another one is rejected.
+    fingerprint: what identifies the run; None without a workdir. A checkpoint with
+      another one is rejected.
     interrupts: the run's own. A row or a checkpoint is written whole.
   """
 
   def __init__(
     self,
     workdir: str | os.PathLike[str] | None,
-    fingerprint: dict[str, str],
+    fingerprint: Fingerprint | None,
     interrupts: Interrupts,
   ):
     self.history: list[Row] = []
@@ -53,16 +53,18 @@ class Record(contextlib.AbstractContextManager):
     self._fingerprint = fingerprint
     self._interrupts = interrupts
     self._checkpointer: Any = None
+    self._claim: folders.Claim | None = None
     if workdir is not None:
       # Imported here because it takes longer than all the rest of the package.
       from orbax.checkpoint import v1 as ocp
 
-      folder = Path(workdir).resolve()
-      folder.mkdir(parents=True, exist_ok=True)
-      self._metrics = folder / "metrics.jsonl"
+      self._folder = folders.checked(workdir)
+      self._metrics = self._folder / folders.METRICS
       self._writes = parallel.is_first_process()
+      if self._writes:
+        self._claim = folders.Claim(self._folder)
       self._checkpointer = ocp.training.Checkpointer(
-        folder / "checkpoints",
+        self._folder / folders.CHECKPOINTS,
         preservation_policy=ocp.training.preservation_policies.LatestN(2),
         cleanup_tmp_directories=True,
       )
@@ -70,6 +72,8 @@ class Record(contextlib.AbstractContextManager):
   def __exit__(self, *exc_info: object) -> None:
     if self._checkpointer is not None:
       self._checkpointer.close()
+    if self._claim is not None:
+      self._claim.__exit__(*exc_info)
 
   @property
   def checkpoint(self) -> str | None:
@@ -111,13 +115,15 @@ class Record(contextlib.AbstractContextManager):
 
   def save(self, step: int, state: Any) -> None:
     """Saves a checkpoint, unless the newest is of this very step."""
-    if self._checkpointer is None:
+    if self._checkpointer is None or self._fingerprint is None:
       return
     with self._interrupts.delayed("saving a checkpoint"):
       latest = self._checkpointer.latest
       if latest is None or latest.step != step:
-        extra = {"run": self._fingerprint, "window": self._window}
+        extra = {"run": self._fingerprint.as_json(), "window": self._window}
         self._checkpointer.save(step, state, force=True, custom_metadata=extra)
+        if self._claim is not None:
+          self._claim.save(step)
 
   def restore(self, first_state: Any, resume: bool) -> tuple[int, Any]:
     """Returns (step, state) to start from, and drops the rows after it.
@@ -129,33 +135,63 @@ class Record(contextlib.AbstractContextManager):
 
     Raises:
       AnotherRun: the newest checkpoint has another fingerprint.
+      ValueError: there are rows of a run whose checkpoints are gone or damaged.
     """
     if self._checkpointer is None:
       return 0, first_state
-    latest = self._checkpointer.latest
-    if latest is None or not resume:
-      for checkpoint in list(self._checkpointer.checkpoints):
-        self._checkpointer.delete(checkpoint.step)
-      if self._writes:
-        write_atomically(self._metrics, "")
+    if not resume:
+      self._start_again()
       return 0, first_state
+    tried = []
+    while (latest := self._checkpointer.latest) is not None:
+      try:
+        extra, state = self._load(latest, first_state)
+      except AnotherRun:
+        raise
+      except Exception as error:  # whatever orbax meets in a damaged checkpoint
+        tried.append(self._set_aside(latest, error))
+        continue
+      self._window = extra["window"]
+      self.history = [row for row in self._read() if row["step"] <= latest.step]
+      if self._writes:
+        write_atomically(self._metrics, _lines(self.history))
+      return latest.step, state
+    saved = self._claim.newest if self._claim is not None else None
+    if tried or saved is not None:
+      found = f"; damaged were {', '.join(tried)}" if tried else ""
+      raise ValueError(
+        f"{self._folder} holds a run of {saved or 'some'} steps, but no checkpoint of "
+        f"it that can be read{found}. Put one back, or start again with resume=False, "
+        f"which deletes {self._metrics.name}."
+      )
+    self._start_again()
+    return 0, first_state
 
-    extra = self._checkpointer.metadata(latest).custom_metadata
-    was, expected = extra["run"], self._fingerprint
-    changed = [
-      f"{name} was {was.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
-      for name in sorted(was.keys() | expected.keys())
-      if was.get(name) != expected.get(name)
-    ]
+  def _start_again(self) -> None:
+    """Deletes the rows and checkpoints of this folder's run."""
+    for checkpoint in list(self._checkpointer.checkpoints):
+      self._checkpointer.delete(checkpoint.step)
+    if self._writes:
+      write_atomically(self._metrics, "")
+    if self._claim is not None:
+      self._claim.forget()
+
+  def _load(self, checkpoint: Any, first_state: Any) -> tuple[Row, Any]:
+    """The metadata and the state of a checkpoint.
+
+    Raises:
+      AnotherRun: it has another fingerprint.
+      Exception: it is damaged.
+    """
+    if self._claim is not None:
+      self._claim.check(checkpoint.step)
+    extra = self._checkpointer.metadata(checkpoint).custom_metadata
+    changed = self._fingerprint.differences(extra["run"]) if self._fingerprint else []
     if changed:
       raise AnotherRun(
-        f"{latest.path} is a checkpoint of another run: {'; '.join(changed)}. "
+        f"{checkpoint.path} is a checkpoint of another run: {'; '.join(changed)}. "
         "Use another workdir or resume=False"
       )
-    self._window = extra["window"]
-    self.history = [row for row in self._read() if row["step"] <= latest.step]
-    if self._writes:
-      write_atomically(self._metrics, _lines(self.history))
 
     # Orbax loads in threads, which `jax.enable_x64` does not reach and where only
     # NumPy arrays keep their 64 bits. With several processes each loads the whole.
@@ -164,9 +200,27 @@ class Record(contextlib.AbstractContextManager):
       on_host = is_number and (x.itemsize > 4 or jax.process_count() > 1)
       return np.empty(x.shape, x.dtype) if on_host else x
 
-    state = self._checkpointer.load(latest, jax.tree.map(template, first_state))
+    state = self._checkpointer.load(checkpoint, jax.tree.map(template, first_state))
     shardings = jax.tree.map(lambda x: x.sharding, first_state)
-    return latest.step, jax.device_put(state, shardings)
+    return extra, jax.device_put(state, shardings)
+
+  def _set_aside(self, checkpoint: Any, error: Exception) -> str:
+    """Moves a damaged checkpoint out of the way, and says so in one line."""
+    target = self._folder / DAMAGED / f"{checkpoint.step}"
+    while target.exists():
+      target = target.with_name(target.name + "_")
+    if self._writes:
+      target.parent.mkdir(exist_ok=True)
+      Path(checkpoint.path).rename(target)
+      reason = str(error).strip().splitlines() or [""]
+      print(
+        f"{checkpoint.path} is damaged ({type(error).__name__}: {reason[0][:120]}); it "
+        f"was moved to {target}, and the run goes on from the checkpoint before.",
+        file=sys.stderr,
+      )
+    parallel.wait_for_all("set aside")
+    self._checkpointer.reload()
+    return str(checkpoint.path)
 
   def _read(self) -> Iterator[Row]:
     lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
@@ -177,4 +231,12 @@ class Record(contextlib.AbstractContextManager):
 
 
 def _lines(rows: list[Row]) -> str:
-  return "".join(json.dumps(row) + "\n" for row in rows)
+  """JSON has no NaN and no infinity: they become null."""
+  finite = (
+    {
+      k: None if isinstance(v, float) and not math.isfinite(v) else v
+      for k, v in row.items()
+    }
+    for row in rows
+  )
+  return "".join(json.dumps(row, allow_nan=False) + "\n" for row in finite)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from stein_jax.training import fit
-from stein_jax.training.interrupts import Interrupts, wait
+from stein_jax.training.interrupts import PATIENCE, Interrupts, wait
 from stein_jax.types import Algorithm
+from tests.training.helpers import forget_the_program
 
 ROOT = Path(__file__).resolve().parents[2]
 ANNOUNCED = "press Ctrl-C again to stop at once"
@@ -120,8 +121,9 @@ def test_a_second_ctrl_c_stops_a_long_chunk_at_once(long_run, tmp_path):
   _, said = long_run.communicate(timeout=30)
   assert long_run.returncode == -signal.SIGINT
   assert said.strip().endswith("KeyboardInterrupt")
-  # The run can be resumed from its last checkpoint.
+  # The run can be resumed from its last checkpoint, here by a program that is quick.
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "5"]
+  forget_the_program(tmp_path)
   resumed, whole = (
     run(adding(), where, observe=lambda step, state: None, eval_every=5)
     for where in (tmp_path, tmp_path / "whole")
@@ -129,6 +131,46 @@ def test_a_second_ctrl_c_stops_a_long_chunk_at_once(long_run, tmp_path):
   assert resumed.state == whole.state
   rows = [[row["step"], row.get("loss")] for row in resumed.history]
   assert rows == [[row["step"], row.get("loss")] for row in whole.history]
+
+
+def test_sigterm_ends_a_long_chunk_within_seconds(long_run, tmp_path):
+  start = time.monotonic()
+  long_run.send_signal(signal.SIGTERM)
+  _, said = long_run.communicate(timeout=30)
+  assert time.monotonic() - start < PATIENCE + 5
+  assert long_run.returncode == 143
+  assert "takes too long after SIGTERM: the last checkpoint is the newest" in said
+  assert "Traceback" not in said
+  assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "5"]
+
+
+ENDLESS = """
+import sys
+from tests.training.test_interrupts import adding, run
+options = {"num_steps": 10**8, "eval_every": 1000, "log_every": 1000}
+run(adding(), sys.argv[1], observe=lambda step, _: print(step, flush=True), **options)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", -2)])
+def test_a_signal_saves_and_ends(number, code, tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, "-c", ENDLESS, str(tmp_path)],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  for line in process.stdout:
+    if int(line) >= 3000:
+      break
+  process.send_signal(getattr(signal, number))
+  told, said = process.communicate(timeout=30)
+  assert process.returncode == code, said
+  newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+  last = max([3000, *map(int, told.split())])
+  assert newest in (last, last + 1000)  # the running chunk is saved
 
 
 # ------------------------------------------------------------------- in this one
@@ -148,6 +190,7 @@ def test_in_a_chunk_with_callbacks(tmp_path, capfd, times):
   newest = {1: "10", 2: "5"}[times]
   assert max(os.listdir(tmp_path / "checkpoints"), key=int) == newest
   assert capfd.readouterr().err.count(ANNOUNCED) == 1
+  forget_the_program(tmp_path)
   assert run(adding(), tmp_path).state == run(adding()).state
 
 

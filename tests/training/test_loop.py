@@ -323,7 +323,7 @@ def test_no_transfer_inside_a_chunk(monkeypatch):
     with jax.transfer_guard("disallow"):
       return run_chunk(*args, **kwargs)
 
-  guarded.eval_shape = run_chunk.eval_shape
+  guarded.trace = run_chunk.trace
   monkeypatch.setattr(chunks, "run_chunk", guarded)
   run_noisy(num_steps=12)
   assert calls == [5, 5, 2]
@@ -503,6 +503,7 @@ def test_a_resume_that_cannot_rewrite_the_rows_loses_none(tmp_path, monkeypatch)
 
 def test_rows_without_a_checkpoint_are_dropped(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n')
+  (tmp_path / "run.json").write_text("{}")  # killed before its first checkpoint
   run(workdir=tmp_path)
   assert [row["step"] for row in rows_in(tmp_path)] == [5, 10, 15, 20]
 
@@ -549,7 +550,7 @@ def test_divergence_names_its_step_and_a_good_checkpoint(tmp_path, at):
     assert os.listdir(tmp_path / "checkpoints") == []
   else:
     assert error.checkpoint == str(tmp_path / "checkpoints" / str(good))
-    state, _ = run(workdir=tmp_path, num_steps=good)
+    state, _ = run(algorithm, workdir=tmp_path, num_steps=good)
     assert state.step == good
     assert_same_bits(state, run(num_steps=good).state)
 
@@ -593,7 +594,7 @@ def test_interrupt_in_a_chunk_saves_the_chunk(tmp_path, request):
   assert signal.getsignal(signal.SIGINT) is handler
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "5"]
   resumed = run(
-    inner, workdir=tmp_path, log_every=20, eval_every=5, evaluate=lambda s: {}
+    algorithm, workdir=tmp_path, log_every=20, eval_every=5, evaluate=lambda s: {}
   )
   whole = run(inner, log_every=20, eval_every=5, evaluate=lambda s: {})
   assert_same_bits(resumed.state, whole.state)
