@@ -57,7 +57,11 @@ _NUM_HELD_OUT = 256
 
 @dataclasses.dataclass(frozen=True)
 class Settings(
-  ModelSettings, loading.Folders, devices.Devices, summaries.FromSummary, workdirs.Run
+  ModelSettings,
+  loading.Folders,
+  devices.Devices,
+  summaries.FromSummary,
+  workdirs.Trains,
 ):
   """The settings of this command."""
 
@@ -255,6 +259,7 @@ def train(
       eval_every=own.eval_every,
       observe=recorder.observe,
       workdir=folder,
+      on_nonfinite=own.on_nonfinite,
       progress=own.progress,
       label=label,
       mesh=mesh,

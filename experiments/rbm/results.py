@@ -30,6 +30,7 @@ FILES = (
   "*/seed_*/checkpoints/*",
   "*/seed_*/damaged_checkpoints/*",
   "*/seed_*/run.json",
+  "*/seed_*/nonfinite_batch.npz",
 )
 """Patterns of these files, as in `workdirs.Run.files`."""
 

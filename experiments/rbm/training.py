@@ -21,7 +21,7 @@ from stein_jax.algorithms.stein_gan import SteinGANState
 
 
 @dataclasses.dataclass(frozen=True)
-class Training(devices.Devices, Rules, workdirs.Run, Model):
+class Training(devices.Devices, Rules, workdirs.Trains, Model):
   """The settings of several training runs that are compared."""
 
   method: tuple[str, ...] = setting(
@@ -131,6 +131,7 @@ def train(
     eval_every=own.eval_every,
     observe=observe,
     workdir=workdir,
+    on_nonfinite="stop" if workdir is None else own.on_nonfinite,
     progress=own.progress,
     label=label if workdir is None else f"{label}, seed {seed}",
     mesh=mesh,

@@ -35,6 +35,19 @@ class Run(settings.Settings):
   progress: bool = setting(True, "Show progress bars.", may_differ=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trains(Run):
+  """The settings of a command that trains."""
+
+  on_nonfinite: str = setting(
+    "stop",
+    "When a number is not finite: stop, or rollback (to the last good checkpoint, with "
+    "other random numbers and half the learning rate, up to three times).",
+    choices=("stop", "rollback"),
+    may_differ=True,
+  )
+
+
 def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
   """Ends the program if --workdir holds something else than this run's results.
 

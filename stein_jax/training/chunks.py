@@ -17,12 +17,12 @@ from stein_jax import parallel
 from stein_jax.training.feeds import chunk_rows, take_rows
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics
 
-RESERVED = ("step", "ms_per_step")
+RESERVED = ("step", "ms_per_step", "rollbacks")
 """Names of entries that the loop itself adds to a row: no metric may have them."""
 
 
 class TrainingDiverged(FloatingPointError):
-  """A metric or a parameter is no longer finite.
+  """A metric, a parameter or an evaluation is no longer finite, or runs away.
 
   Attributes:
     step: the update after which this was seen, counted from 1 as in the history.
@@ -30,15 +30,22 @@ class TrainingDiverged(FloatingPointError):
       these are not finite although all metrics are.
     value: its value.
     checkpoint: the folder of the last good checkpoint, or None.
+    batch: the file with the batch of that step, or None.
   """
+
+  batch: str | None = None
 
   def __init__(self, step: int, metric: str, value: float, checkpoint: str | None):
     self.step, self.metric = step, metric
     self.value, self.checkpoint = value, checkpoint
-    saved = f"is {checkpoint}" if checkpoint else "does not exist"
-    super().__init__(
-      f"{metric} is {value} at step {step}. The last good checkpoint {saved}. "
-      "Try a lower learning rate or a smaller step_size."
+    super().__init__(step, metric, value, checkpoint)
+
+  def __str__(self) -> str:
+    saved = f"is {self.checkpoint}" if self.checkpoint else "does not exist"
+    batch = f" Its batch is in {self.batch}." if self.batch else ""
+    return (
+      f"{self.metric} is {self.value} at step {self.step}. The last good checkpoint "
+      f"{saved}.{batch} Try a lower learning rate or a smaller step_size."
     )
 
 

@@ -5,6 +5,7 @@ Both sources have the same members, the only ones that the loop uses:
   first: the batch of step 0.
   described: names and types that identify the data, for the record of the run.
   like(length), take(step, length, after): the data of a chunk of steps.
+  batch(step, batch_size, data_key): the batch of one step, to look at.
   close(): waits for a fetch that is still running, and stops the thread.
 """
 
@@ -27,6 +28,10 @@ _STREAM_BYTES = 2**27
 
 Twice this is in use: one chunk is on the device while the next is fetched.
 """
+
+
+_CHECKED = 2**22
+"""How many numbers of the data are checked at once."""
 
 
 @runtime_checkable
@@ -91,6 +96,23 @@ def count_examples(data: Batch | Stream) -> int:
   return num_examples
 
 
+def check_finite(data: Batch, name: str) -> None:
+  """Raises ValueError if an array `[N, ...]` holds a number that is not finite."""
+  for path, x in jax.tree_util.tree_leaves_with_path(data):
+    xp = jnp if isinstance(x, jax.Array) else np  # an array of the host stays there
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+      continue
+    block = max(1, _CHECKED // max(1, x[0].size))
+    for start in range(0, len(x), block):
+      rows = x[start : start + block]
+      bad = ~xp.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
+      if bad.any():
+        raise ValueError(
+          f"{name}{jax.tree_util.keystr(path)} has NaN or infinity in row "
+          f"{start + int(bad.argmax())}: repair such rows, or leave them out"
+        )
+
+
 # ------------------------------------------------------------------------- arrays
 
 
@@ -119,6 +141,12 @@ class ArrayFeed:
   def take(self, step: int, length: int, after: int) -> Batch:
     """All examples, [N, ...], at any step."""
     return self._data
+
+  def batch(self, step: int, batch_size: int, data_key: Key) -> Batch:
+    """The batch of one step."""
+    epoch, i = divmod(step, self.num_ordered // batch_size)
+    order = epoch_order(data_key, epoch, self.num_ordered)
+    return take_rows(self._data, order[i * batch_size : (i + 1) * batch_size])
 
   def close(self) -> None:
     """Does nothing: no thread is running."""
@@ -234,6 +262,10 @@ class StreamFeed:
       lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batches
     )
 
+  def batch(self, step: int, batch_size: int, data_key: Key) -> Batch:
+    """The batch of one step."""
+    return jax.tree.map(lambda x: x[0], self._stream.batches(step, 1, batch_size))
+
   def close(self) -> None:
     """Waits for the fetch that is running. Its result is not used."""
     self._pool.shutdown(cancel_futures=True)
@@ -241,6 +273,7 @@ class StreamFeed:
   def _fetch(self, step: int, length: int) -> Batch:
     batches = self._stream.batches(step, length, self._batch_size, **self._rows)
     self._check(batches, step, length)
+    check_finite(batches, f"the batches from step {step} on: batches")
     return batches
 
   def _check(self, batches: Batch, step: int, length: int) -> None:

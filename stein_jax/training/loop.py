@@ -22,6 +22,7 @@ by rows. The numbers are those of one device, up to rounding.
 import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ import optax
 from jax.sharding import Mesh
 
 from stein_jax import checks, parallel
-from stein_jax.training import chunks, feeds, identity
+from stein_jax.training import chunks, feeds, health, identity
+from stein_jax.training.chunks import TrainingDiverged
 from stein_jax.training.feeds import Stream, unit_interval
 from stein_jax.training.interrupts import PATIENCE, Interrupts, Terminated, wait
 from stein_jax.training.records import Record, Row
@@ -70,6 +72,8 @@ def fit(
   checkpoint_every: int | None = None,
   resume: bool = True,
   run: Mapping[str, Any] | None = None,
+  on_nonfinite: str = "stop",
+  on_runaway: str = "warn",
   progress: bool = True,
   label: str = "",
   mesh: Mesh | None = None,
@@ -129,6 +133,14 @@ def fit(
       checkpoints and metrics of this workdir.
     run: names and values of the caller's own that identify the run, such as a
       configuration. They are stored, and a resumed run must have the same ones.
+    on_nonfinite: what happens when a metric, what is learned or an evaluation is not
+      finite. "stop": TrainingDiverged; the last good checkpoint and the batch, in
+      nonfinite_batch.npz, stay in workdir. "rollback": the run goes back to that
+      checkpoint, with other random numbers and half the learning rate, up to three
+      times, each said on stderr; rows then have an entry "rollbacks".
+    on_runaway: "warn" once, "stop" (TrainingDiverged) or "ignore", when a metric named
+      loss, energy_gap or gradient_norm stays finite but exceeds 10⁴ times its size in
+      the first row, and 10⁴ d for points of d numbers.
     progress: whether to show a progress bar, on stderr.
     label: the name of the progress bar.
     mesh: the devices to train on, as from `parallel.make_mesh`. The algorithm must be
@@ -143,15 +155,19 @@ def fit(
     sharded as `parallel.shardings` says; `parallel.local` gathers it.
 
   Raises:
-    TrainingDiverged: a metric or a parameter is not finite.
+    TrainingDiverged: a metric, what is learned or an evaluation is not finite.
     AnotherRun: a ValueError; the workdir holds another run. It names what differs.
     WorkdirInUse: another process that is still alive writes to the workdir.
-    ValueError, TypeError: impossible arguments, or a workdir with rows or checkpoints
-      that no run wrote, or of a run whose checkpoints are gone.
+    ValueError, TypeError: impossible arguments, data that is not finite, or a workdir
+      with rows or checkpoints that no run wrote, or of a run without its checkpoints.
     OSError: a workdir that cannot be written to.
     Any error of a stream, at the chunk whose batches were asked for.
   """
   _check_arguments(key, algorithm)
+  checks.one_of("on_nonfinite", on_nonfinite, ("stop", "rollback"))
+  checks.one_of("on_runaway", on_runaway, ("warn", "stop", "ignore"))
+  if on_nonfinite == "rollback" and workdir is None:
+    raise ValueError('on_nonfinite="rollback" needs a workdir, to go back to')
   counts = {"num_steps": num_steps, "batch_size": batch_size, "log_every": log_every}
   optional = {"eval_every": eval_every, "checkpoint_every": checkpoint_every}
   counts |= {name: n for name, n in optional.items() if n is not None}
@@ -180,6 +196,7 @@ def fit(
     feed = feeds.StreamFeed(data, batch_size, mesh)
     chunk = feeds.longest_chunk(chunk, feed.bytes_per_step)
   else:
+    feeds.check_finite(data, "data")
     feed = feeds.ArrayFeed(data, data_key, batch_size, mesh)
   first_batch = transform(feed.first)
   state = algorithm.init(init_key, params, first_batch)
@@ -230,68 +247,110 @@ def fit(
         f"{record.checkpoint} is beyond num_steps={num_steps}: ask for more steps, "
         "use another workdir or resume=False"
       )
-    carry = chunks.first_carry(state, step, feed.num_ordered)
-    carry = chunks.sharded(carry, shardings)
-    del state, first  # the carry has its own copy
     visible = progress and parallel.is_first_process()
     bar = stack.enter_context(_progress_bar(label, step, num_steps, visible))
+    points = first_batch["x"] if isinstance(first_batch, Mapping) else first_batch
+    size = sum(x[0].size for x in jax.tree.leaves(points))
+    runaway = health.Runaway(size, on_runaway)
+    first_state = first.state if on_nonfinite == "rollback" else None
+    del first
+    shown: Row = {}
 
-    def is_due(every: int | None) -> bool:
+    def is_due(step: int, every: int | None) -> bool:
       return step == num_steps or (every is not None and step % every == 0)
 
     def length_from(step: int) -> int:
       return int(min(chunk - step % chunk, num_steps - step))
 
-    shown: Row = {}
-    lengths: set[int] = set()
-    try:
-      while True:
-        if not record.has(step):
-          logged = step > 0 and is_due(log_every)
-          evaluated = watched and (step == 0 or is_due(eval_every))
-          results: Row = {}
-          if evaluated:
-            # A copy, since the next chunk consumes the state.
-            copy = _copy(parallel.local(carry.state))
-            results = _evaluate(evaluate or {}, copy, metric_shapes)
-            if observe is not None and parallel.is_first_process():
-              observe(step, copy)
-            parallel.wait_for_all("observed")
-            del copy
-            shown |= results
-            bar.set_postfix(_brief(shown), refresh=False)
-          if evaluated or logged:
-            record.write(step, results, logged)
-        if step > 0 and is_due(checkpoint_every):
-          record.save(step, carry.state)
-        if step == num_steps:
-          return Fit(carry.state, record.history)
+    def evaluated(step: int, state: Any) -> Row:
+      copy = _copy(parallel.local(state))  # since the next chunk consumes the state
+      results = _evaluate(evaluate or {}, copy, metric_shapes)
+      if observe is not None and parallel.is_first_process():
+        observe(step, copy)
+      parallel.wait_for_all("observed")
+      return results
 
-        length = length_from(step)
-        start = time.perf_counter()
-        # May wait for a stream, where Ctrl-C need not be delayed: no chunk is running.
-        batches = feed.take(step, length, length_from(step + length))
-        with interrupts.delayed(doing, PATIENCE):
-          following, *found = chunks.run_chunk(
-            carry, data=batches, **options, length=length
-          )
-          del batches
-          wait((following.step, found))
-          metrics, finite = jax.device_get(found)
-          seconds = time.perf_counter() - start
-          chunks.check_finite(step, metrics, finite, length, record.checkpoint)
-          carry = following
-          step += length
-          record.add(metrics, length, seconds if length in lengths else None)
-        lengths.add(length)
-        shown |= _last_loss(metrics)
-        bar.set_postfix(_brief(shown), refresh=False)
-        bar.update(length)
-    except (KeyboardInterrupt, Terminated):
-      interrupts.first_came = True  # a second one stops the following at once
-      if step > 0 and saves_at_interrupt and not interrupts.at_once:
-        record.save(step, carry.state)
-      raise
+    def advance(step: int, state: Any, options: dict[str, Any]) -> Fit:
+      """From a step to the last one, or to a number that is not finite."""
+      carry = chunks.first_carry(state, step, feed.num_ordered)
+      carry = chunks.sharded(carry, shardings)
+      del state  # the carry has its own copy
+      lengths: set[int] = set()
+      try:
+        while True:
+          if not record.has(step):
+            logged = step > 0 and is_due(step, log_every)
+            seen = watched and (step == 0 or is_due(step, eval_every))
+            results = evaluated(step, carry.state) if seen else {}
+            shown.update(results)
+            bar.set_postfix(_brief(shown), refresh=False)
+            if seen or logged:
+              row = record.write(step, results, logged)
+              health.check_results(step, results, record.checkpoint)
+              runaway.check(step, row, record.checkpoint)
+          if step > 0 and is_due(step, checkpoint_every):
+            record.save(step, carry.state)
+          if step == num_steps:
+            return Fit(carry.state, record.history)
+
+          length = length_from(step)
+          start = time.perf_counter()
+          # May wait for a stream. Ctrl-C need not be delayed: no chunk is running.
+          batches = feed.take(step, length, length_from(step + length))
+          with interrupts.delayed(doing, PATIENCE):
+            following, *found = chunks.run_chunk(
+              carry, data=batches, **options, length=length
+            )
+            del batches
+            wait((following.step, found))
+            metrics, finite = jax.device_get(found)
+            seconds = time.perf_counter() - start
+            chunks.check_finite(step, metrics, finite, length, record.checkpoint)
+            carry = following
+            step += length
+            record.add(metrics, length, seconds if length in lengths else None)
+          lengths.add(length)
+          shown.update(_last_loss(metrics))
+          bar.set_postfix(_brief(shown), refresh=False)
+          bar.update(length)
+      except (KeyboardInterrupt, Terminated):
+        interrupts.first_came = True  # a second one stops the following at once
+        if step > 0 and saves_at_interrupt and not interrupts.at_once:
+          record.save(step, carry.state)
+        raise
+
+    while True:
+      rules = _after_rollbacks(options, record.rollbacks)
+      try:
+        return advance(step, state, rules)
+      except TrainingDiverged as error:
+        if workdir is not None and error.step > 0 and jax.process_count() == 1:
+          batch = feed.batch(error.step - 1, batch_size, rules["data_key"])
+          error.batch = record.keep_batch(error.step, batch)
+        again = on_nonfinite == "rollback" and record.rollbacks < health.MAX_ROLLBACKS
+        if not again:
+          raise
+        record.rollbacks += 1
+        step, state = record.restore(first_state, True)
+        print(
+          f"{error.metric} is {error.value} at step {error.step}: back to step {step}, "
+          f"with {0.5**record.rollbacks:g} times the learning rate "
+          f"({record.rollbacks} of {health.MAX_ROLLBACKS} times)",
+          file=sys.stderr,
+        )
+        bar.n = step
+
+
+def _after_rollbacks(options: dict[str, Any], rollbacks: int) -> dict[str, Any]:
+  """The options of the chunks: other random numbers, and smaller steps."""
+  if not rollbacks:
+    return options
+  keys = {
+    name: jax.random.fold_in(options[name], rollbacks)
+    for name in ("data_key", "step_key")
+  }
+  algorithm = health.damped(options["algorithm"], 0.5**rollbacks)
+  return options | keys | {"algorithm": algorithm}
 
 
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))

@@ -15,11 +15,12 @@ import numpy as np
 
 from stein_jax import parallel
 from stein_jax.training import folder as folders
-from stein_jax.training.files import write_atomically
+from stein_jax.training.files import open_atomically, write_atomically
 from stein_jax.training.identity import Fingerprint
 from stein_jax.training.interrupts import Interrupts
-from stein_jax.types import Metrics
+from stein_jax.types import Batch, Metrics
 
+BAD_BATCH = "nonfinite_batch.npz"
 DAMAGED = "damaged_checkpoints"
 """Where checkpoints that cannot be read are moved to."""
 
@@ -48,6 +49,8 @@ class Record(contextlib.AbstractContextManager):
     interrupts: Interrupts,
   ):
     self.history: list[Row] = []
+    self.rollbacks = 0
+    """How often the run went back to a checkpoint because of a bad number."""
     # Sums since the last row. A checkpoint holds them too, so that no step is lost.
     self._window: dict[str, Any] = {}
     self._fingerprint = fingerprint
@@ -104,14 +107,17 @@ class Record(contextlib.AbstractContextManager):
     means = {name: total / window["steps"] for name, total in window["sums"].items()}
     return means | {"ms_per_step": 1e3 * window["seconds"] / timed if timed else None}
 
-  def write(self, step: int, results: Row, logged: bool) -> None:
-    """Writes a row; `logged`: with the means since the last row that had them."""
+  def write(self, step: int, results: Row, logged: bool) -> Row:
+    """Writes and returns a row; `logged`: with the means since the last such row."""
     with self._interrupts.delayed("writing a row"):
       row = {"step": step} | (self._means() if logged else {}) | results
+      if self.rollbacks:
+        row["rollbacks"] = self.rollbacks
       self.history.append(row)
       if self._checkpointer is not None and self._writes:
         with self._metrics.open("a") as file:
           file.write(_lines([row]))
+    return row
 
   def save(self, step: int, state: Any) -> None:
     """Saves a checkpoint, unless the newest is of this very step."""
@@ -120,10 +126,27 @@ class Record(contextlib.AbstractContextManager):
     with self._interrupts.delayed("saving a checkpoint"):
       latest = self._checkpointer.latest
       if latest is None or latest.step != step:
-        extra = {"run": self._fingerprint.as_json(), "window": self._window}
+        extra = {
+          "run": self._fingerprint.as_json(),
+          "window": self._window,
+          "rollbacks": self.rollbacks,
+        }
         self._checkpointer.save(step, state, force=True, custom_metadata=extra)
         if self._claim is not None:
           self._claim.save(step)
+
+  def keep_batch(self, step: int, batch: Batch) -> str | None:
+    """Writes the batch of a step to a file beside the rows, and returns its name."""
+    if self._checkpointer is None or not self._writes:
+      return None
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    arrays: dict[str, Any] = {
+      "batch" + jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves
+    }
+    target = self._folder / BAD_BATCH
+    with open_atomically(target) as file:
+      np.savez(file, **arrays, step=np.asarray(step))
+    return str(target)
 
   def restore(self, first_state: Any, resume: bool) -> tuple[int, Any]:
     """Returns (step, state) to start from, and drops the rows after it.
@@ -152,6 +175,7 @@ class Record(contextlib.AbstractContextManager):
         tried.append(self._set_aside(latest, error))
         continue
       self._window = extra["window"]
+      self.rollbacks = max(self.rollbacks, extra.get("rollbacks", 0))
       self.history = [row for row in self._read() if row["step"] <= latest.step]
       if self._writes:
         write_atomically(self._metrics, _lines(self.history))

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from stein_jax import contrastive_divergence, kernels, stein_cd, stein_score_matching
-from stein_jax.training import AnotherRun, WorkdirInUse, fit
+from stein_jax.training import AnotherRun, TrainingDiverged, WorkdirInUse, fit
 from tests.training.helpers import assert_same_bits, forget_the_program, untimed
 
 KEY = jax.random.key(0)
@@ -328,7 +328,8 @@ def test_stray_folders_among_the_checkpoints_do_no_harm(name, finished):
 
 
 def test_numbers_that_are_not_finite_are_null_in_the_rows(tmp_path):
-  train(tmp_path, evaluate=lambda state: {"infinite": np.inf, "nan": np.nan})
+  with pytest.raises(TrainingDiverged, match="infinite is inf at step 0"):
+    train(tmp_path, evaluate=lambda state: {"infinite": np.inf, "nan": np.nan})
   rows = (tmp_path / "metrics.jsonl").read_text()
   parsed = [json.loads(row, parse_constant=pytest.fail) for row in rows.splitlines()]
   assert parsed[-1]["infinite"] is None

@@ -1,0 +1,92 @@
+"""Numbers that tell of a bad run: not finite, or finite and running away."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+from stein_jax.training.chunks import TrainingDiverged
+from stein_jax.training.records import Row
+from stein_jax.types import Algorithm, Batch, PyTree
+
+MAX_ROLLBACKS = 3
+"""How often a run goes back to its last good checkpoint: down to 1/8 of the steps."""
+
+WATCHED = ("loss", "energy_gap", "gradient_norm")
+"""The metrics that tell of an energy that runs away; those that a rule reports."""
+
+RUNAWAY = 1e4
+"""How many times its size at the start a watched metric may reach."""
+
+
+def check_results(step: int, results: Row, checkpoint: str | None) -> None:
+  """Raises TrainingDiverged if the result of an evaluation is not finite."""
+  for name, value in results.items():
+    if not jnp.isfinite(value):
+      raise TrainingDiverged(step, name, value, checkpoint)
+
+
+@dataclasses.dataclass
+class Runaway:
+  """Watches for metrics that stay finite and grow without bound.
+
+  A metric of `WATCHED` runs away when its mean over a row exceeds `RUNAWAY` times its
+  size in the run's first row, or `RUNAWAY` times d where that is larger.
+
+  Attributes:
+    dimension: d, how many numbers a point has. Losses are sums over them.
+    then: "warn" once, "stop" with TrainingDiverged, or "ignore".
+  """
+
+  dimension: int
+  then: str
+  _start: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def check(self, step: int, row: Row, checkpoint: str | None) -> None:
+    """Looks at a row of the history.
+
+    Raises:
+      TrainingDiverged: a metric runs away, and the run is to stop.
+    """
+    if self.then == "ignore":
+      return
+    for name in WATCHED:
+      value = row.get(name)
+      if value is None:
+        continue
+      start = self._start.setdefault(name, max(abs(value), float(self.dimension)))
+      if abs(value) <= RUNAWAY * start:
+        continue
+      if self.then == "stop":
+        raise TrainingDiverged(step, name, value, checkpoint)
+      warnings.warn(
+        f"{name} is {value:.3g} at step {step}, more than {RUNAWAY:g} times its size "
+        "at the start: the energy runs away, although all numbers are finite. What "
+        "usually helps: a lower learning rate, weight decay, a smaller step_size, or a "
+        "Direction with leave_one_out=True.",
+        RuntimeWarning,
+        stacklevel=3,
+      )
+      self.then = "ignore"
+      return
+
+
+def damped(algorithm: Algorithm, scale: float) -> Algorithm:
+  """The same algorithm with `scale` times its learning rate.
+
+  What is learned (the state's `params`, or else its `particles`) moves by that part of
+  an update. For optimizers whose last step is the learning rate that is the same.
+  """
+
+  def update(key: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
+    following, metrics = algorithm.update(key, state, batch)
+    name = "params" if hasattr(state, "params") else "particles"
+    moved = jax.tree.map(
+      lambda old, new: (old + scale * (new - old)).astype(new.dtype),
+      getattr(state, name),
+      getattr(following, name),
+    )
+    return following._replace(**{name: moved}), metrics
+
+  return Algorithm(algorithm.init, update)
