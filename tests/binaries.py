@@ -11,7 +11,7 @@ ONE_DEVICE = {"XLA_FLAGS": ""}  # without the tests' eight
 
 
 def run(
-  module: str, *arguments: str, **environment: str
+  module: str, *arguments: str, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
   """`python -m experiments.<module>` on one device."""
   return subprocess.run(
@@ -20,6 +20,6 @@ def run(
     env={**os.environ, **ONE_DEVICE, **environment},
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=timeout,
     check=False,
   )

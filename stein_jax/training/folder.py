@@ -62,13 +62,16 @@ class Claim(contextlib.AbstractContextManager):
 
   def __init__(self, folder: Path):
     self._file = open(folder / MARKER, "r+")  # noqa: SIM115
+    text = ""
     try:
       self._lock(folder)
       text = self._file.read()
       if not text:
         _check_own(folder)
-    except BaseException:
+    except BaseException as error:
       self._file.close()
+      if not isinstance(error, WorkdirInUse) and not text:
+        (folder / MARKER).unlink()  # only `checked` made it
       raise
     self._started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     self._folder = folder

@@ -89,14 +89,18 @@ def other_values(
 # -------------------------------------------------------------------- the program
 
 
-def environment(num_devices: int) -> str:
+def environment(num_devices: int | None) -> str:
   """What a program depends on apart from the algorithm.
 
   Programs of different environments cannot be compared.
+
+  Args:
+    num_devices: of the mesh; None: there is no mesh.
   """
   packages = ("jax", "optax", "flax", "stein_jax")
   versions = [f"{name} {_version(name)}" for name in packages]
-  place = f"{num_devices} {jax.default_backend()} devices"
+  mesh = "no mesh" if num_devices is None else f"a mesh of {num_devices}"
+  place = f"{mesh} on {jax.default_backend()}"
   return ", ".join([*versions, place])
 
 

@@ -229,7 +229,7 @@ def fit(
       described,
       {str(name): str(value) for name, value in (run or {}).items()},
       identity.state_values(first.state),
-      identity.environment(1 if mesh is None else mesh.size),
+      identity.environment(None if mesh is None else mesh.size),
       *identity.program(traced.jaxpr),
     )
   interrupts = Interrupts()

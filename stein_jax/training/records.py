@@ -1,6 +1,7 @@
 """The rows and checkpoints of a run, from which it continues after an interruption."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -131,7 +132,18 @@ class Record(contextlib.AbstractContextManager):
           "window": self._window,
           "rollbacks": self.rollbacks,
         }
-        self._checkpointer.save(step, state, force=True, custom_metadata=extra)
+        try:
+          self._checkpointer.save(step, state, force=True, custom_metadata=extra)
+        except (
+          OSError,
+          ValueError,
+        ) as error:  # ValueError: a full disk, in TensorStore
+          folder = self._folder / folders.CHECKPOINTS
+          code = getattr(error, "errno", None) or errno.EIO
+          reason = getattr(error, "strerror", None) or str(error)[:200]
+          raise OSError(
+            code, f"cannot save step {step} in {folder}: {reason}"
+          ) from error
         if self._claim is not None:
           self._claim.save(step)
 

@@ -191,6 +191,7 @@ def test_files_of_others_are_left_alone(name, resume, tmp_path):
   with pytest.raises(ValueError, match=r"that no run of fit wrote; nothing is changed"):
     train(tmp_path, resume=resume)
   assert (tmp_path / name).read_text() == '{"step": 1}\n'
+  assert not (tmp_path / "run.json").exists()
 
 
 def test_rows_whose_checkpoints_are_gone_are_kept(finished):

@@ -1,0 +1,259 @@
+"""Kills, damages and crowds training runs, and counts how they end.
+
+  python -m experiments.endurance
+
+Every run is `training.fit` in a process of its own, on a small model. It is compared
+with a run that nobody touched: the last state must have the same bits, and
+metrics.jsonl the same rows, none lost, doubled or torn. The scenarios:
+
+  kill       SIGKILL at a random instant, again and again, then to the end
+  write      SIGKILL while a checkpoint is being written
+  terminate  SIGTERM at a random instant, which must end the program with 143
+  damage     the newest checkpoint emptied, cut, overwritten, without a file, or gone
+  crowd      a second run in the folder of a living one, which must be refused
+  full       no file may grow any more; then the disk has room again
+
+In --workdir it writes summary.json.
+"""
+
+import dataclasses
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+from experiments.rbm import victim
+from experiments.shared import settings, summaries, tables, workdirs
+from experiments.shared.settings import setting
+
+VICTIM = "from experiments.rbm import victim; victim.start()"
+SCENARIOS = ("kill", "write", "terminate", "damage", "crowd", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(summaries.FromSummary, workdirs.Run):
+  """The settings of this command."""
+
+  command: ClassVar[str] = "experiments.endurance"
+  files: ClassVar[tuple[str, ...]] = ("runs/*",)
+
+  workdir: str = settings.like(workdirs.Run, "workdir", default="runs/endurance")
+  algorithms: tuple[str, ...] = setting(
+    victim.ALGORITHMS,
+    f"The algorithms to run, some of: {', '.join(victim.ALGORITHMS)}.",
+    choices=victim.ALGORITHMS,
+  )
+  scenarios: tuple[str, ...] = setting(
+    SCENARIOS, f"Some of: {', '.join(SCENARIOS)}.", choices=SCENARIOS
+  )
+  kills: int = setting(3, "How often each run is killed.", at_least=1)
+  steps: int = setting(300, "Training steps of each run.", at_least=50)
+  seed: int = setting(0, "Of the instants.", at_least=0, at_most=settings.MAX_SEED)
+
+
+class Ended(Exception):
+  """A run did not end as it must."""
+
+
+@dataclasses.dataclass
+class Runs:
+  """The runs of one algorithm, in folders below `root`."""
+
+  name: str
+  root: Path
+  steps: int
+  random: random.Random
+  seconds: float = 0.0  # that the untouched run takes after its first line
+
+  def start(self, folder: Path, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Starts a run in a folder, by a command before the program's."""
+    arguments = [self.name, str(folder), str(self.steps)]
+    return subprocess.Popen(
+      [*prefix, sys.executable, "-c", VICTIM, *arguments],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def started(self, folder: Path) -> subprocess.Popen[str]:
+    """A run that has done its first steps, or has ended."""
+    process = self.start(folder)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+  def finish(self, folder: Path) -> None:
+    """Lets a run come to its end."""
+    process = self.start(folder)
+    _, said = process.communicate()
+    if process.returncode != 0:
+      raise Ended(f"exit code {process.returncode}: {said.strip()[-300:]}")
+
+  def untouched(self) -> Path:
+    """The folder of the run that nobody touches."""
+    folder = self.root / "untouched"
+    process = self.started(folder)
+    start = time.monotonic()
+    _, said = process.communicate()
+    self.seconds = time.monotonic() - start
+    if process.returncode != 0:
+      raise Ended(f"the untouched run failed: {said.strip()[-300:]}")
+    return folder
+
+
+def kill(runs: Runs, folder: Path) -> None:
+  process = runs.started(folder)
+  time.sleep(runs.random.uniform(0, runs.seconds))
+  process.kill()
+  process.communicate()
+
+
+def write(runs: Runs, folder: Path) -> None:
+  process = runs.started(folder)
+  wait_until = time.monotonic() + runs.random.uniform(0, 0.8 * runs.seconds)
+  while process.poll() is None:
+    unfinished = (folder / "checkpoints").glob("*tmp*")
+    if time.monotonic() > wait_until and any(unfinished):
+      process.kill()
+  process.communicate()
+
+
+def terminate(runs: Runs, folder: Path) -> None:
+  process = runs.started(folder)
+  time.sleep(runs.random.uniform(0, 0.8 * runs.seconds))
+  process.send_signal(signal.SIGTERM)
+  start = time.monotonic()
+  _, said = process.communicate()
+  if process.returncode not in (143, 0):
+    raise Ended(f"exit code {process.returncode} after SIGTERM: {said.strip()[-300:]}")
+  if time.monotonic() - start > 15:
+    raise Ended("SIGTERM took more than 15 seconds")
+
+
+def damage(runs: Runs, folder: Path) -> None:
+  kill(runs, folder)
+  steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
+  if not steps:
+    return
+  newest = folder / "checkpoints" / str(max(steps))
+  files = sorted(path for path in newest.rglob("*") if path.is_file())
+  how = runs.random.choice(["emptied", "cut", "overwritten", "missing", "gone"])
+  one = runs.random.choice(files)
+  if how == "missing":
+    one.unlink()
+  elif how == "gone":
+    if len(steps) > 1:
+      shutil.rmtree(newest)
+  else:
+    size = one.stat().st_size
+    with one.open("r+b") as file:
+      if how == "overwritten":
+        file.write(runs.random.randbytes(max(1, size)))
+      else:
+        file.truncate(0 if how == "emptied" else size // 2)
+
+
+def crowd(runs: Runs, folder: Path) -> None:
+  first = runs.started(folder)
+  second = runs.start(folder)
+  _, said = second.communicate()
+  alive = first.poll() is None
+  first.communicate()
+  if alive and (second.returncode == 0 or "is in use by process" not in said):
+    raise Ended(f"a second run was not refused: {said.strip()[-300:]}")
+
+
+def full(runs: Runs, folder: Path) -> None:
+  # A file may have so many blocks of 512 bytes.
+  limit = ["sh", "-c", f'ulimit -f {runs.random.randrange(1, 10)}; exec "$@"', "sh"]
+  process = runs.start(folder, limit)
+  _, said = process.communicate()
+  if process.returncode != 1:
+    raise Ended(f"exit code {process.returncode} without room: {said.strip()[-300:]}")
+
+
+DEEDS: Mapping[str, Callable[[Runs, Path], None]] = {
+  "kill": kill,
+  "write": write,
+  "terminate": terminate,
+  "damage": damage,
+  "crowd": crowd,
+  "full": full,
+}
+
+
+def compare(folder: Path, untouched: Path) -> None:
+  """Raises Ended unless both runs have the same last state and rows."""
+  if (folder / "final.npz").read_bytes() != (untouched / "final.npz").read_bytes():
+    raise Ended("the last state has other bits")
+  rows, wanted = rows_of(folder), rows_of(untouched)
+  if rows != wanted:
+    raise Ended(f"{len(rows)} rows that are not the {len(wanted)} of the untouched run")
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl, without their times; a torn one is an error."""
+  text = (folder / "metrics.jsonl").read_text()
+  try:
+    rows = [json.loads(line) for line in text.splitlines()]
+  except json.JSONDecodeError as error:
+    raise Ended(f"a row is torn: {error}") from error
+  return [{k: v for k, v in row.items() if k != "ms_per_step"} for row in rows]
+
+
+def main(own: Settings) -> None:
+  if summaries.printed(own, markdown):
+    return
+  workdirs.check(own)
+  root = workdirs.prepare(own) / "runs"
+  counts = {name: {"deeds": 0, "runs": 0, "survived": 0} for name in own.scenarios}
+  failures: list[str] = []
+  total = len(own.algorithms) * (1 + len(own.scenarios))
+  with tqdm(total=total, disable=not own.progress) as bar:
+    for name in own.algorithms:
+      runs = Runs(name, root / name, own.steps, random.Random(f"{own.seed} {name}"))
+      shutil.rmtree(runs.root, ignore_errors=True)
+      bar.set_description(f"{name}, untouched")
+      untouched = runs.untouched()
+      bar.update()
+      for scenario in own.scenarios:
+        bar.set_description(f"{name}, {scenario}")
+        folder = runs.root / scenario
+        found = counts[scenario]
+        found["runs"] += 1
+        try:
+          for _ in range(own.kills):
+            found["deeds"] += 1
+            DEEDS[scenario](runs, folder)
+          runs.finish(folder)
+          compare(folder, untouched)
+          found["survived"] += 1
+        except Ended as error:
+          failures.append(f"{name}, {scenario}: {error}")
+        bar.update()
+  shutil.rmtree(root)
+  print(markdown(summaries.write(own, {"counts": counts, "failures": failures})))
+  if failures:
+    sys.exit("\n".join(failures))
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """The table of a summary.json."""
+  header = ["what happened", "times", "runs", "ended as the untouched run"]
+  rows = [
+    [name, *(str(counts[key]) for key in ("deeds", "runs", "survived"))]
+    for name, counts in summary["counts"].items()
+  ]
+  return tables.markdown(header, rows)
+
+
+if __name__ == "__main__":
+  settings.run(main, Settings)
