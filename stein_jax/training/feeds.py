@@ -240,7 +240,7 @@ class StreamFeed:
     if mesh is not None and jax.process_count() > 1:
       self._rows = {"rows": parallel.own_rows(batch_size, mesh)}
     self._pool = ThreadPoolExecutor(1, thread_name_prefix="stein_jax-stream")
-    self._next: Future[Batch] | None = None
+    self._next: tuple[tuple[int, int], Future[Batch]] | None = None
 
   def like(self, length: int) -> Batch:
     """The types and shapes of what `take` returns."""
@@ -250,11 +250,14 @@ class StreamFeed:
 
   def take(self, step: int, length: int, after: int) -> Batch:
     """Batches [length, m, ...] from `step` on; starts to fetch the `after` next."""
-    fetched = self._next or self._pool.submit(self._fetch, step, length)
+    wanted, fetched = self._next or (None, None)
+    if fetched is None or wanted != (step, length):  # at the start, or after a rollback
+      fetched = self._pool.submit(self._fetch, step, length)
     batches = fetched.result()
     self._next = None
     if after:
-      self._next = self._pool.submit(self._fetch, step + length, after)
+      following = (step + length, after)
+      self._next = (following, self._pool.submit(self._fetch, *following))
     if self._mesh is None:
       return jax.tree.map(jnp.asarray, batches)
     sharding = parallel.by_rows(self._mesh, axis=1)

@@ -1,6 +1,7 @@
 """Numbers that tell of a bad run: not finite, or finite and running away."""
 
 import dataclasses
+import functools
 import warnings
 
 import jax
@@ -77,16 +78,28 @@ def damped(algorithm: Algorithm, scale: float) -> Algorithm:
 
   What is learned (the state's `params`, or else its `particles`) moves by that part of
   an update. For optimizers whose last step is the learning rate that is the same.
+
+  Raises:
+    TypeError: a state without such a field.
   """
 
   def update(key: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
     following, metrics = algorithm.update(key, state, batch)
-    name = "params" if hasattr(state, "params") else "particles"
+    names = [name for name in ("params", "particles") if hasattr(state, name)]
+    if not names:
+      raise TypeError(
+        'on_nonfinite="rollback" halves the steps of state.params or state.particles, '
+        f'and {type(state).__name__} has neither: use on_nonfinite="stop".'
+      )
+    name = names[0]
     moved = jax.tree.map(
       lambda old, new: (old + scale * (new - old)).astype(new.dtype),
       getattr(state, name),
       getattr(following, name),
     )
-    return following._replace(**{name: moved}), metrics
+    replace = getattr(following, "_replace", None)
+    if replace is None:
+      replace = functools.partial(dataclasses.replace, following)
+    return replace(**{name: moved}), metrics
 
   return Algorithm(algorithm.init, update)

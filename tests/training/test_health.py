@@ -127,6 +127,31 @@ def test_a_rollback_continues_with_half_the_learning_rate(tmp_path, capfd):
   assert said.count("back to step 10, with 0.5 times the learning rate (1 of 3") == 1
 
 
+class Ones:
+  """A stream whose batch tells its step."""
+
+  num_examples = 60
+
+  def batches(self, first_step, length, batch_size):
+    steps = np.arange(first_step, first_step + length, dtype=np.float32)
+    return np.broadcast_to(steps[:, None, None], (length, batch_size, 2))
+
+
+def test_after_a_rollback_a_stream_is_read_from_the_checkpoint_on(tmp_path):
+  def update(key, state, batch):
+    step = state.step
+    fails = (step == 12) & (state.params["mean"][0] == 12)
+    right = jnp.all(batch == step)
+    loss = jnp.where(fails, jnp.nan, right.astype(jnp.float32))
+    params = jax.tree.map(lambda x: x + 1.0, state.params)
+    return State(params, step + 1), {"loss": loss}
+
+  algorithm = Algorithm(lambda key, params, batch: State(params, jnp.int32(0)), update)
+  _, history = train(algorithm, Ones(), tmp_path, on_nonfinite="rollback")
+  assert [row["loss"] for row in history] == 8 * [1.0]
+  assert history[-1]["rollbacks"] == 1
+
+
 def test_a_run_after_a_rollback_is_continued_as_it_was(tmp_path):
   options = {"on_nonfinite": "rollback"}
   train(failing(12), workdir=tmp_path / "cut", num_steps=20, **options)
