@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec
 
 from stein_jax import score_matching_loss
 
+pytestmark = pytest.mark.optimized
+
 
 def energy(params, x):
   """A small network on a bowl, of points of any shape."""

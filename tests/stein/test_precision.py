@@ -10,6 +10,8 @@ from stein_jax import Direction, kernels, ksd_squared, svgd_direction
 from tests import oracles
 from tests.kernels.cases import ALL_KERNELS, KERNELS, points
 
+pytestmark = pytest.mark.optimized
+
 
 def two_clusters(apart):
   """Points of two tight clusters, and the scores of a normal density around them."""
