@@ -168,7 +168,8 @@ def load_or_fit(
     progress: whether to show a progress bar.
 
   Raises:
-    ValueError: the data set has no labels, or the saved file is damaged.
+    ValueError: the data set has no labels.
+    saved.DamagedFile: the saved file is damaged.
   """
   if dataset.train_labels is None:
     raise ValueError("a classifier needs labels, and this data set has none.")

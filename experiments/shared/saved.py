@@ -9,7 +9,7 @@ from flax import serialization
 from stein_jax.types import PyTree
 
 
-class DamagedFile(OSError, ValueError):
+class DamagedFile(OSError):
   """A file that does not hold what it should; the message says what can be done."""
 
 

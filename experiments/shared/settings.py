@@ -27,7 +27,7 @@ import jax
 from absl import app, flags
 
 from experiments.shared import fields
-from stein_jax.training import AnotherRun, WorkdirInUse
+from stein_jax.training import AnotherRun, TrainingDiverged, WorkdirInUse
 
 # A flag belongs to the command that is started, in its --help.
 flags.disclaim_key_flags()
@@ -156,8 +156,9 @@ def wrong_usage(message: str) -> NoReturn:
 def run(main: Callable[[_S], None], cls: type[_S]) -> None:
   """Starts a command: reads its flags, and calls `main` with their values.
 
-  Ctrl-C, a file or folder that cannot be used, a folder of another run and a platform
-  that JAX does not find end the program with a message, not with a traceback.
+  Ctrl-C, a file or folder that cannot be used, a folder of another run, a training that
+  diverges and a platform that JAX does not find end the program with a message, without
+  a traceback.
   """
   define(cls)
 
@@ -168,7 +169,7 @@ def run(main: Callable[[_S], None], cls: type[_S]) -> None:
     except KeyboardInterrupt:
       print("\ninterrupted; the same command continues", file=sys.stderr)
       sys.exit(INTERRUPTED)
-    except (AnotherRun, WorkdirInUse) as error:
+    except (AnotherRun, TrainingDiverged, WorkdirInUse) as error:
       sys.exit(str(error))
     except OSError as error:
       named = f"{error.filename}: " if error.filename else ""
@@ -186,7 +187,7 @@ def _parsed(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, UnicodeDecodeError) as error:  # a flagfile may hold anything
-    wrong_usage(f"{error} --help lists the flags.")
+    wrong_usage(f"{error} (--help lists the flags)")
 
 
 def _no_platform(error: RuntimeError) -> str:

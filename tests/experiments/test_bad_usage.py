@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import os
 import pkgutil
 import sys
@@ -31,6 +32,7 @@ from experiments.shared import (
   tfds_data,
   workdirs,
 )
+from stein_jax import training
 from tests import binaries
 from tests.experiments.parsing import parsed
 from tests.experiments.pictures.examples import save_generator, write_lmdb
@@ -205,14 +207,18 @@ def test_wrong_flags_end_with_code_2(argument, words, started, tmp_path, capsys)
   assert capsys.readouterr().err == f"{message}\n"
 
 
-def test_errors_of_files_end_with_code_1(started):
+def test_failures_end_with_code_1(started):
   def lacking(own):
     raise OSError("no file")
+
+  def diverging(own):
+    raise training.TrainingDiverged(3, "loss", math.nan, None)
 
   def absent(own):
     raise FileNotFoundError(2, "No such file", "some.npy")
 
   assert ending(started, lacking, latent_walk.Settings, code=1) == "no file"
+  assert "step 3" in ending(started, diverging, latent_walk.Settings, code=1)
   assert "some.npy: No such" in ending(started, absent, tune_rbm.Settings, code=1)
 
 
