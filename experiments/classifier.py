@@ -27,7 +27,12 @@ class Settings(loading.Data):
 
   command: ClassVar[str] = "experiments.classifier"
 
-  seed: int = setting(0, "Seed of the start, the batches and the shifts.")
+  seed: int = setting(
+    0,
+    "Seed of the start, the batches and the shifts.",
+    at_least=0,
+    at_most=settings.MAX_SEED,
+  )
   steps: int | None = setting(
     None,
     f"Training steps, of {BATCH_SIZE} images each; by default {NUM_STEPS}, or "

@@ -104,7 +104,7 @@ def main(own: Settings) -> None:
   if summaries.printed(own, markdown):
     return
   if not own.runs:
-    sys.exit(
+    settings.wrong_usage(
       "--runs: give folders that experiments.images wrote, WORKDIR/METHOD/seed_0."
     )
   trained = [saved_generators.load(Path(folder)) for folder in own.runs]
@@ -170,7 +170,7 @@ def _columns(
     if column in columns:
       column = f"{column}, seed {t.about['seed']}"
     if column in columns:
-      sys.exit(f"--runs holds two runs of {column}.")
+      settings.wrong_usage(f"--runs holds two runs of {column}.")
     columns[column] = t
   return columns
 
@@ -178,7 +178,9 @@ def _columns(
 def _only(values: set[str], what: str) -> str:
   """The one value; a message ends the program if there are several."""
   if len(values) > 1:
-    sys.exit(f"--runs were trained on several {what}: {', '.join(sorted(values))}.")
+    settings.wrong_usage(
+      f"--runs were trained on several {what}: {', '.join(sorted(values))}."
+    )
   return values.pop()
 
 

@@ -20,7 +20,6 @@ training/ with the checkpoints, and flags.txt, which can be used as a flagfile.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -102,9 +101,8 @@ class Settings(loading.Data, summaries.FromSummary, workdirs.Run):
 
 
 def main(own: Settings) -> None:
-  if own.from_summary:
-    given = own.at != Settings().at
-    print(markdown(summaries.read(own.from_summary), own.at if given else None))
+  at = own.at if own.at != Settings().at else None
+  if summaries.printed(own, lambda summary: markdown(summary, at)):
     return
   logs.quiet_checkpoints()
   steps = sorted(own.at)
@@ -306,7 +304,9 @@ def markdown(summary: Mapping[str, Any], steps: Sequence[int] | None = None) -> 
     steps = [int(step) for step in summary["steps"]]
   missing = [step for step in steps if str(step) not in summary["steps"]]
   if missing:
-    sys.exit(f"--at: {missing} are not among the steps {[*summary['steps']]}.")
+    settings.wrong_usage(
+      f"--at: {missing} are not among the steps {[*summary['steps']]}."
+    )
   return "\n\n".join(tables.markdown(*_table(summary, step)) for step in steps)
 
 

@@ -172,19 +172,21 @@ def load(own: Settings) -> datasets.Dataset:
   height, width, channels = dataset.train.shape[1:]
   if height != width or height not in models.LAYERS or channels != 3:
     sizes = " or ".join(f"{size}×{size}" for size in models.LAYERS)
-    sys.exit(
+    settings.wrong_usage(
       f"--dataset={own.dataset}: images of {height}×{width}×{channels}; the networks "
       f"here take colour images of {sizes}."
     )
   if own.conditional and dataset.train_labels is None:
-    sys.exit(f"--dataset={own.dataset} has no labels: leave --conditional out.")
+    settings.wrong_usage(
+      f"--dataset={own.dataset} has no labels: leave --conditional out."
+    )
   if own.conditional and _is_streamed(own, dataset):
-    sys.exit(
+    settings.wrong_usage(
       "--conditional needs images that fit into memory, at most 2 GiB of them, and no "
       f"--stream; {own.dataset} has {dataset.train.nbytes / 2**30:.1f} GiB."
     )
   if own.batch_size > len(dataset.train):
-    sys.exit(
+    settings.wrong_usage(
       f"--batch_size={own.batch_size} is more than the {len(dataset.train)} training "
       f"images of {own.dataset}."
     )

@@ -41,7 +41,7 @@ class Settings(loading.Data):
 def main(own: Settings) -> None:
   try:
     inception.check_requirements(own.weights)
-    images = np.load(own.images, mmap_mode="r")
+    images = _read_images(own.images)
     dataset = loading.load(own, 1)
     real = np.concatenate([dataset.train, dataset.validation])
     scores = inception.inception_scores(
@@ -50,6 +50,15 @@ def main(own: Settings) -> None:
   except (ImportError, OSError, ValueError) as error:
     sys.exit(str(error))
   print(json.dumps(scores, indent=1))
+
+
+def _read_images(path: str) -> np.ndarray:
+  try:
+    return np.lib.format.open_memmap(path, mode="r")
+  except ValueError as error:
+    raise ValueError(
+      f"--images={path} is not a .npy file of images: {error}"
+    ) from error
 
 
 if __name__ == "__main__":

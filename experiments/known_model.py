@@ -17,7 +17,6 @@ flagfile.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -95,7 +94,9 @@ def main(own: Settings) -> None:
   if summaries.printed(own, markdown):
     return
   if own.batch_size > own.train:
-    sys.exit(f"--batch_size={own.batch_size} is more than --train={own.train}.")
+    settings.wrong_usage(
+      f"--batch_size={own.batch_size} is more than --train={own.train}."
+    )
   workdirs.check(own)
   workdir = workdirs.prepare(own)
 

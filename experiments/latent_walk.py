@@ -10,7 +10,6 @@ for each of --rows starting points, and walk.gif.
 
 import dataclasses
 import io
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.pictures import models, saved_generators
-from experiments.shared import plots, settings
+from experiments.shared import folders, plots, settings, workdirs
 from experiments.shared.settings import setting
 from stein_jax.training.files import write_atomically
 from stein_jax.types import Array, Key
@@ -48,14 +47,19 @@ class Settings(settings.Settings):
   )
   workdir: str = setting("runs/latent_walk", "Where the images are written.")
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    object.__setattr__(self, "workdir", folders.resolved(self.workdir))
+
 
 def main(own: Settings) -> None:
   if not own.run:
-    sys.exit(
+    settings.wrong_usage(
       "--run: give a folder that experiments.images wrote, WORKDIR/METHOD/seed_0."
     )
-  trained = saved_generators.load(Path(own.run))
   workdir = Path(own.workdir)
+  workdirs.check_usable(workdir)
+  trained = saved_generators.load(Path(own.run))
   workdir.mkdir(parents=True, exist_ok=True)
   start_key, walk_key = jax.random.split(jax.random.key(own.seed))
   starts = models.NOISE_FN(start_key, own.rows)

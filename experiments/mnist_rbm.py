@@ -56,12 +56,14 @@ def main(own: Settings) -> None:
   runs = runs_of(own)
   with_generator = any(run.has_generator for run in runs)
   if with_generator and (own.center or own.scale != 1):
-    sys.exit("A generator makes pixels in [0, 1]: leave --center and --scale out.")
+    settings.wrong_usage(
+      "A generator makes pixels in [0, 1]: leave --center and --scale out."
+    )
   curves = [run.name for run in runs if run.energy_from is None]
   try:
     rules = of_curves(own, own.overrides, curves)
   except ValueError as error:
-    sys.exit(str(error))
+    settings.wrong_usage(str(error))
   workdirs.check(own, fixed=_fixed(own))
   task = problem.load(own, own.batch_size)
   evaluator = None

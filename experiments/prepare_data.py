@@ -50,7 +50,9 @@ def main(own: Settings) -> None:
       )
       return
     print(f"{name} is now in {preparing.prepare(name, own.data_dir, own.manual_dir)}")
-  except (tfds_data.DatasetNotPrepared, tfds_data.UnknownDataset) as error:
+  except tfds_data.UnknownDataset as error:
+    settings.wrong_usage(f"--dataset={name}: {error}")
+  except tfds_data.DatasetNotPrepared as error:
     sys.exit(f"Not prepared. {error}")
 
 

@@ -8,28 +8,49 @@ of the generators' samples, and with several paths the final test log-likelihood
 by side.
 """
 
-import json
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.rbm import tables
+from experiments.shared import settings, summaries
+
+_OF = "experiments.mnist_rbm"
 
 
 def main(arguments: Sequence[str]) -> str:
   """The table that the arguments ask for."""
   last = arguments[-1] if arguments else ""
-  special = last == "samples" or last.isdigit()
-  paths = [Path(text) for text in (arguments[:-1] if special else arguments)]
-  if not paths or (special and len(paths) > 1):
-    sys.exit(__doc__)
-  summaries = {path.parent.name: json.loads(path.read_text()) for path in paths}
-  if len(summaries) > 1:
-    return tables.markdown_side_by_side(summaries)
-  (summary,) = summaries.values()
-  if last == "samples":
-    return tables.markdown_samples(summary)
-  return tables.markdown_at(summary, int(last)) if special else tables.markdown(summary)
+  special = last == "samples" or last.isdecimal()
+  paths = arguments[:-1] if special else arguments
+  if not paths or (special and len(paths) > 1) or last.startswith("--"):
+    settings.wrong_usage(__doc__)
+  if len(paths) == 1:
+    markdown: Callable[[dict[str, Any]], str] = tables.markdown
+    if last == "samples":
+      markdown = tables.markdown_samples
+    elif special:
+      markdown = functools.partial(_markdown_at, step=int(last))
+    return summaries.table(paths[0], _OF, markdown, flag="")
+  for path in paths:  # each is a whole summary
+    summaries.table(path, _OF, tables.markdown, flag="")
+  short = [Path(path).parent.name for path in paths]
+  names = short if len(set(short)) == len(short) else paths
+  return tables.markdown_side_by_side(dict(zip(names, map(_read, paths))))
+
+
+def _read(path: str) -> dict[str, Any]:
+  return summaries.read(path, flag="")
+
+
+def _markdown_at(summary: dict[str, Any], step: int) -> str:
+  tables.markdown(summary)  # it is a whole summary
+  try:
+    return tables.markdown_at(summary, step)
+  except ValueError as error:  # this step was not evaluated
+    settings.wrong_usage(str(error))
 
 
 if __name__ == "__main__":

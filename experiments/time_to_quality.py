@@ -83,7 +83,9 @@ def main(own: Settings) -> None:
   if summaries.printed(own, markdown):
     return
   if not own.runs:
-    sys.exit("--runs must name summary.json of finished runs of experiments.mnist_rbm.")
+    settings.wrong_usage(
+      "--runs must name summary.json of finished runs of experiments.mnist_rbm."
+    )
   runs = {path: timed_curves.read_run(path) for path in own.runs}
   problem = timed_curves.problem_of(runs, peers=own.peers)
   workdirs.check(own)

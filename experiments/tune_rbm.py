@@ -24,7 +24,15 @@ from tqdm import tqdm
 from experiments.rbm import problem
 from experiments.rbm.runs import Run, Setup
 from experiments.rbm.training import Training, runs_of, train
-from experiments.shared import devices, logs, settings, summaries, tables, workdirs
+from experiments.shared import (
+  devices,
+  folders,
+  logs,
+  settings,
+  summaries,
+  tables,
+  workdirs,
+)
 from experiments.shared.settings import setting
 from stein_jax import training
 from stein_jax.training.files import write_atomically
@@ -64,15 +72,21 @@ def main(own: Settings) -> None:
   logs.quiet_checkpoints()
   runs = runs_of(own)
   if any(run.has_generator for run in runs):
-    sys.exit("tuning is for methods that learn an energy without a generator.")
+    settings.wrong_usage(
+      "tuning is for methods that learn an energy without a generator."
+    )
   if len(own.langevin_step_size) > 1 or own.overrides:
-    sys.exit("tuning chooses --langevin_step_size (give one) and --overrides itself.")
+    settings.wrong_usage(
+      "tuning chooses --langevin_step_size (give one) and --overrides itself."
+    )
   if devices.are_given(own):
-    sys.exit(
+    settings.wrong_usage(
       "tuning runs on one device: start several searches, each with some methods."
     )
   # Every trial has run to its end: more steps would be another search.
   workdirs.check(own, fixed=("steps", "mix"))
+  if own.write_flags:
+    workdirs.check_usable(_flagfile(own).parent, flag="write_flags")
   task = problem.load(own, own.batch_size)
   workdir = workdirs.prepare(own)
   trials = _run_trials(own, task, runs, workdir / "trials.jsonl")
@@ -84,10 +98,18 @@ def main(own: Settings) -> None:
     "trials": [trial for trial in trials if trial["place"] < own.budget],
   }
   summaries.write_json(workdir / "summary.json", summary)
-  flagfile = Path(own.write_flags or workdir / "figure1a_tuned.flags")
+  flagfile = _flagfile(own)
+  flagfile.parent.mkdir(parents=True, exist_ok=True)
   write_atomically(flagfile, winners_flagfile(summary))
   print(tables.plain(HEADER, rows(summary)))
   print(f"\nThe winners' flagfile: {flagfile}. All trials: {workdir / 'summary.json'}")
+
+
+def _flagfile(own: Settings) -> Path:
+  """Where the winners' flagfile goes."""
+  if own.write_flags:
+    return Path(folders.resolved(own.write_flags))
+  return Path(own.workdir) / "figure1a_tuned.flags"
 
 
 def _run_trials(
@@ -121,7 +143,10 @@ def _recorded_trials(record: Path) -> list[dict[str, Any]]:
   *whole, cut_off = record.read_text().split("\n")
   if cut_off:
     write_atomically(record, "".join(f"{line}\n" for line in whole))
-  return [json.loads(line) for line in whole]
+  try:
+    return [json.loads(line) for line in whole]
+  except ValueError as error:
+    sys.exit(f"{record} is damaged ({error}); delete its lines that are not JSON.")
 
 
 def candidates(curve: str, budget: int) -> list[dict[str, Any]]:

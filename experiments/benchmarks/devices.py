@@ -42,8 +42,8 @@ class Settings(timing.Repeated):
     workdirs.Run, "workdir", default="runs/benchmarks/devices"
   )
   devices: tuple[int, ...] = setting((1, 2, 4, 8), "Numbers of devices.", at_least=1)
-  strong: int = setting(8192, "Particles in all, strong scaling.")
-  weak: int = setting(1024, "Particles on each device, weak scaling.")
+  strong: int = setting(8192, "Particles in all, strong scaling.", at_least=1)
+  weak: int = setting(1024, "Particles on each device, weak scaling.", at_least=1)
   d: int = setting(64, "Numbers in a particle.", at_least=1)
 
 
@@ -53,7 +53,7 @@ def main(own: Settings) -> None:
   for count in own.devices:
     for name, number in (("--strong", own.strong), ("SteinCD's batch", _BATCH)):
       if number % count:
-        raise SystemExit(f"{name}, {number}, must divide by {count} devices.")
+        settings.wrong_usage(f"{name}, {number}, must divide by {count} devices.")
   counts = sorted({1, *own.devices})  # all are compared with one
   timing.use_cores(own.cores)
   jax.config.update("jax_platforms", "cpu")

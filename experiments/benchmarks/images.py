@@ -58,7 +58,7 @@ def main(own: Settings) -> None:
   if summaries.printed(own, markdown):
     return
   if set(own.sizes) - set(models.LAYERS):
-    raise SystemExit(f"--sizes must be some of {list(models.LAYERS)}.")
+    settings.wrong_usage(f"--sizes must be some of {list(models.LAYERS)}.")
   timing.use_cores(own.cores)
   workdirs.check(own)
   rows = []

@@ -15,7 +15,6 @@ In --workdir it writes summary.json and svgd.png, time and memory against n.
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,7 +89,7 @@ def main(own: Settings) -> None:
 def _shape(flag: str, text: str) -> tuple[int, int]:
   parts = text.split("x")
   if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
-    sys.exit(f"--{flag}: {text!r} is not NxD, n particles of d numbers.")
+    settings.wrong_usage(f"--{flag}: {text!r} is not NxD, n particles of d numbers.")
   return int(parts[0]), int(parts[1])
 
 

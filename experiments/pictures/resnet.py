@@ -183,7 +183,8 @@ def train_resnet(
     A Classifier, without test accuracy.
 
   Raises:
-    ValueError: as `check_labelled`, or the saved file cannot be read.
+    ValueError: as `check_labelled`.
+    saved.DamagedFile: the saved file cannot be read.
   """
   labels = np.asarray(labels)
   check_labelled(name, images, labels, recipe, num_classes)

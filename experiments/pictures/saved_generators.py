@@ -14,7 +14,7 @@ from flax import serialization
 
 from experiments.pictures import models
 from experiments.pictures.model_settings import ModelSettings
-from experiments.shared import summaries
+from experiments.shared import saved, summaries
 from stein_jax import generators
 from stein_jax.training.files import write_atomically
 from stein_jax.types import Params, PyTree
@@ -146,13 +146,32 @@ def _generator(size: int, num_classes: int | None, **settings: Any) -> nn.Module
 def load(folder: Path) -> Trained:
   """A generator that `save` wrote; exits with a message if there is none."""
   try:
-    about = json.loads((folder / DESCRIPTION).read_text())
-    written = (folder / FILE).read_bytes()
-  except (OSError, ValueError) as error:
+    return _read(folder)
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     sys.exit(
-      f"{folder} holds no generator ({error}). Give a folder that experiments.images "
-      "wrote: WORKDIR/METHOD/seed_0."
+      f"{folder} holds no generator ({type(error).__name__}: {error}). Give a folder "
+      "that experiments.images wrote: WORKDIR/METHOD/seed_0."
     )
+
+
+def _check(about: dict[str, Any]) -> None:
+  """Raises an error unless this is what `save` writes as a description."""
+  texts = [about[key] for key in ("method", "label", "dataset")]
+  counts = about["label_counts"]
+  if (
+    not all(isinstance(text, str) for text in texts)
+    or about["method"] not in models.METHODS
+    or not all(isinstance(about[key], int) for key in ("step", "seed"))
+    or (counts is not None and not (min(counts) >= 0 and sum(counts) > 0))
+    or (counts is None) != (about["settings"]["num_classes"] is None)
+  ):
+    raise ValueError(f"{DESCRIPTION} does not describe one")
+
+
+def _read(folder: Path) -> Trained:
+  about = json.loads((folder / DESCRIPTION).read_text())
+  written = (folder / FILE).read_bytes()
+  _check(about)
   generator = _generator(**about["settings"])
   labels = () if about["label_counts"] is None else (jnp.zeros(2, jnp.int32),)
   noise = models.NOISE_FN(jax.random.key(0), 2)
@@ -163,6 +182,5 @@ def load(folder: Path) -> Trained:
   template = jax.tree.map(
     lambda leaf: np.zeros(leaf.shape, leaf.dtype), {"params": params, "stats": stats}
   )
-  tree = serialization.from_bytes(template, written)
-  tree = jax.device_put(tree)
+  tree = jax.device_put(saved.restored(template, written))
   return Trained(generator, tree["params"], tree["stats"], about)

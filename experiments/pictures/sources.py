@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from experiments.shared import tfds_data
@@ -76,17 +77,23 @@ def lmdb_source(path: str | os.PathLike[str]) -> Source:
     path: a folder that contains the file data.mdb.
 
   Raises:
-    tfds_data.DatasetNotPrepared: there is no data.mdb, or it is empty.
+    tfds_data.DatasetNotPrepared: there is no data.mdb, or it is empty or damaged.
     ImportError: the package lmdb is not installed.
   """
   folder = Path(path).expanduser().resolve()
   file = folder / "data.mdb"
   if not file.is_file():
     raise tfds_data.DatasetNotPrepared(f"No lmdb in {folder}: it has no file data.mdb.")
-  environment = _open_lmdb(str(folder))
-  count = environment.stat()["entries"]
+  with _undamaged(file):
+    environment = _open_lmdb(str(folder))
+  status = environment.stat()
+  count = status["entries"]
   if not count:
     raise tfds_data.DatasetNotPrepared(f"The lmdb in {folder} holds no images.")
+  # Reading pages beyond the end of the file would kill the process.
+  size = (environment.info()["last_pgno"] + 1) * status["psize"]
+  if file.stat().st_size < size:
+    raise _damaged(file, f"it is shorter than its {size} bytes")
 
   @functools.cache
   def keys() -> list[bytes]:
@@ -94,10 +101,29 @@ def lmdb_source(path: str | os.PathLike[str]) -> Source:
       return list(transaction.cursor().iternext(keys=True, values=False))
 
   def read(index: int) -> bytes:
-    with environment.begin() as transaction:
+    with _undamaged(file), environment.begin() as transaction:
       return transaction.get(keys()[index])
 
   return Source(f"the lmdb in {folder}", count, read, folder, [str(file)])
+
+
+@contextlib.contextmanager
+def _undamaged(file: Path) -> Iterator[None]:
+  """A context in which lmdb's errors become a message about the file."""
+  try:
+    yield
+  except (OSError, ImportError):
+    raise
+  except Exception as error:
+    if type(error).__module__.partition(".")[0] != "lmdb":
+      raise
+    raise _damaged(file, str(error)) from error
+
+
+def _damaged(file: Path, reason: str) -> tfds_data.DatasetNotPrepared:
+  return tfds_data.DatasetNotPrepared(
+    f"{file} is damaged or cut short ({reason}): copy or download it again."
+  )
 
 
 @functools.cache  # a process may open an lmdb only once

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.pictures import prefetching, sources
 from experiments.pictures.decoding import CROPS, DecodedImages, crop_of
 from experiments.pictures.sources import Source
-from experiments.shared import caches, datasets, loading, tfds_data
+from experiments.shared import caches, datasets, loading, settings, tfds_data
 from stein_jax import parallel
 
 DEFAULT_SIZE = 64
@@ -102,6 +102,8 @@ def load_or_exit(
       return load_images(
         name, size=size, data_dir=folders.data_dir, cache_dir=folders.cache_dir
       )
+  except tfds_data.UnknownDataset as error:
+    settings.wrong_usage(f"--dataset={name}: {error}")
   except (OSError, ImportError, ValueError) as error:
     sys.exit(f"Images of {name}: {error}")
 
@@ -144,6 +146,7 @@ def _find_sources(
   name: str, data_dir: str | os.PathLike[str] | None
 ) -> tuple[dict[str, Source], str]:
   """The splits of CelebA or LSUN, and a sentence that says where they come from."""
+  tfds_data.check_name(name)
   is_lsun = name.startswith("lsun")
   if is_lsun:
     found = sources.lsun_sources(name, tfds_data.resolve_data_dir(data_dir))

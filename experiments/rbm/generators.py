@@ -22,7 +22,7 @@ from experiments.rbm import statistics
 from experiments.rbm.generator_methods import NOISE_FN
 from experiments.rbm.problem import Problem
 from experiments.rbm.runs import Run
-from experiments.shared import classifiers, plots, scores, summaries
+from experiments.shared import classifiers, plots, scores, settings, summaries
 from stein_jax import evaluation, generators, kernels, ksd_squared, parallel
 from stein_jax.algorithms.stein_gan import SteinGANState
 from stein_jax.energies import GaussianBernoulliRBM
@@ -98,7 +98,7 @@ def evaluator_of(
   """
   dataset = problem.dataset
   if dataset.test.shape[1:] != (28, 28, 1):
-    sys.exit(
+    settings.wrong_usage(
       f"The generator makes pictures of 28×28 grey pixels; {dataset.name} has "
       f"{'×'.join(map(str, dataset.test.shape[1:]))}."
     )
@@ -175,7 +175,10 @@ def finished_scores(
     "num_samples": num_samples,
     "classifier": evaluator.classifier.path.name,
   }
-  known = json.loads(record.read_text()) if record.exists() else {}
+  try:
+    known = json.loads(record.read_text())
+  except (OSError, ValueError):  # not there yet, or damaged: it is computed again
+    known = {}
   if {name: known.get(name) for name in asked} == asked:
     return known["scores"]
   found = evaluator.final_scores(state, num_samples)

@@ -33,15 +33,19 @@ _BY_DEFAULT = ("initialization", "optimizer", "schedule", "center", "scale")
 
 def read_run(path: str) -> dict[str, Any]:
   """A summary.json of experiments.mnist_rbm; else the program ends with a message."""
-  run = summaries.read(path, flag="runs")
+  run = summaries.read(path, flag="--runs=")
   wanted = ("methods", "flags", "gaussian_baseline", "environment")
-  missing = [key for key in wanted if not isinstance(run, dict) or key not in run]
+  missing = [key for key in wanted if key not in run]
   if missing:
     sys.exit(
       f"--runs={path} is not a summary of experiments.mnist_rbm: it has no "
       f"{', '.join(missing)}."
     )
-  if not any("curve" in method for method in run["methods"].values()):
+  try:
+    has_curve = any("curve" in method for method in run["methods"].values())
+  except (TypeError, AttributeError) as error:
+    sys.exit(f"--runs={path} is not a summary of experiments.mnist_rbm: {error}.")
+  if not has_curve:
     sys.exit(f"--runs={path} holds no curve: no method has finished there.")
   return run
 
@@ -63,14 +67,14 @@ def problem_of(runs: Mapping[str, Mapping[str, Any]], *, peers: bool) -> dict[st
       if run["flags"].get(name, default) != other["flags"].get(name, default)
     ]
     if differ:
-      sys.exit(f"--runs differ in what they solve ({'; '.join(differ)}).")
+      settings.wrong_usage(f"--runs differ in what they solve ({'; '.join(differ)}).")
   unknown = [
     f"--{name}={run['flags'][name]}"
     for name, only in defaults.items()
     if run["flags"].get(name, only) != only
   ]
   if peers and unknown:
-    sys.exit(
+    settings.wrong_usage(
       f"The PyTorch training does not support {', '.join(unknown)}, which {first} "
       "used. Use --peers=false to leave PyTorch out."
     )
@@ -106,7 +110,9 @@ def ours(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
           | {"seconds": seconds(curve["steps"], method["ms_per_step"])},
         }
   if REFERENCE not in methods:
-    sys.exit(f"--runs must hold a timed curve of {REFERENCE}: mnist_rbm --method=mle.")
+    settings.wrong_usage(
+      f"--runs must hold a timed curve of {REFERENCE}: mnist_rbm --method=mle."
+    )
   return methods
 
 

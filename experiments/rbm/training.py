@@ -1,7 +1,6 @@
 """One training run of experiments.mnist_rbm, and the settings of all of them."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,13 @@ def runs_of(own: Training) -> list[Run]:
     return found
   after = [generator_after(rbm, run) for run in found if not run.has_generator]
   if not after:
-    sys.exit("--generator_after: every --method already trains a generator.")
+    settings.wrong_usage(
+      "--generator_after: every --method already trains a generator."
+    )
   if own.schedule != "constant":
-    sys.exit("--generator_after needs --schedule=constant: it has its own steps.")
+    settings.wrong_usage(
+      "--generator_after needs --schedule=constant: it has its own steps."
+    )
   return found + after
 
 

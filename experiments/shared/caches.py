@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from experiments.shared import folders
 from stein_jax.training.files import open_atomically
 
 
@@ -17,6 +18,17 @@ def resolve_cache_dir(cache_dir: str | os.PathLike[str] | None = None) -> Path:
   """`cache_dir`, else $STEIN_JAX_CACHE, else ~/.cache/stein_jax."""
   cache_dir = cache_dir or os.environ.get("STEIN_JAX_CACHE") or "~/.cache/stein_jax"
   return Path(cache_dir).expanduser().resolve()
+
+
+def require_usable(cache_dir: Path) -> None:
+  """Raises OSError, with a message for the user, where nothing can be written."""
+  try:
+    folders.require_usable(cache_dir)
+  except OSError as error:
+    raise OSError(
+      f"--cache_dir={cache_dir}: nothing can be written there ({error.strerror}). "
+      "Choose another --cache_dir."
+    ) from error
 
 
 def cache_of(
@@ -79,6 +91,7 @@ def read_through(
 
   images, labels = read()
   if images is None or (labelled and labels is None):
+    require_usable(cache)
     cache.mkdir(parents=True, exist_ok=True)
     title = f"decoding {name} {split} (once)"
     shown = tqdm(examples(), desc=title, total=n, unit=" images")

@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 from flax import serialization
 
-from experiments.shared import caches, datasets
+from experiments.shared import caches, datasets, saved
 from stein_jax import Algorithm, training
 from stein_jax.algorithms.descent import descend
 from stein_jax.evaluation import DigitClassifier
@@ -168,7 +168,8 @@ def load_or_fit(
     progress: whether to show a progress bar.
 
   Raises:
-    ValueError: the data set has no labels, or the saved file is damaged.
+    ValueError: the data set has no labels.
+    saved.DamagedFile: the saved file is damaged.
   """
   if dataset.train_labels is None:
     raise ValueError("a classifier needs labels, and this data set has none.")
@@ -239,13 +240,12 @@ def kept(
     refit: compute it again, even if the file exists.
 
   Raises:
-    ValueError: the file holds something else, or is damaged.
+    saved.DamagedFile: the file holds something else, or is damaged.
+    OSError: the file cannot be written; raised before the result is computed.
   """
   if refit or not path.exists():
+    caches.require_usable(path.parent)  # else the fit would be lost
     fitted = fit()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, serialization.to_bytes(fitted))
-  try:
-    return serialization.from_bytes(like, path.read_bytes())
-  except (ValueError, KeyError) as error:
-    raise ValueError(f"{path} is not a saved classifier; delete it: {error}") from error
+  return saved.read_tree(path, like, "a saved classifier")

@@ -61,12 +61,12 @@ def join(own: Devices) -> Mesh | None:
   processes = (own.coordinator_address, own.num_processes, own.process_id)
   several = own.cluster or any(value is not None for value in processes)
   if several and not own.cluster and None in processes:
-    sys.exit(
+    settings.wrong_usage(
       "--coordinator_address, --num_processes and --process_id go together: several "
       "processes need all three, or --cluster."
     )
   if None not in processes and own.process_id >= own.num_processes:
-    sys.exit(
+    settings.wrong_usage(
       f"--process_id={own.process_id} must be below --num_processes="
       f"{own.num_processes}: they count from 0."
     )
@@ -79,13 +79,13 @@ def join(own: Devices) -> Mesh | None:
   try:
     return parallel.make_mesh(own.num_devices)
   except ValueError as error:
-    sys.exit(f"--{error}")
+    settings.wrong_usage(f"--{error}")
 
 
 def _divide_cpu(num_devices: int, num_processes: int) -> None:
   """Makes this process's share of the devices from its CPU, unless XLA_FLAGS does."""
   if num_devices % num_processes:
-    sys.exit(
+    settings.wrong_usage(
       f"--num_devices={num_devices} cannot be shared by --num_processes="
       f"{num_processes}: each process has the same number of devices."
     )
@@ -119,7 +119,7 @@ def check_divides(mesh: Mesh | None, batch_size: int) -> None:
     try:
       parallel.check_divides("--batch_size", batch_size, mesh)
     except ValueError as error:
-      sys.exit(str(error))
+      settings.wrong_usage(str(error))
 
 
 # What collectives and the coordination service say when a process is gone.

@@ -60,7 +60,9 @@ def load_named(name: str, folders: Folders, **options: Any) -> datasets.Dataset:
       return preparing.load_or_prepare(
         name, data_dir=folders.data_dir, cache_dir=folders.cache_dir, **options
       )
-  except (tfds_data.DatasetNotPrepared, tfds_data.UnknownDataset, ImportError) as error:
+  except tfds_data.UnknownDataset as error:
+    settings.wrong_usage(f"--dataset={name}: {error}")
+  except (tfds_data.DatasetNotPrepared, ImportError) as error:
     sys.exit(str(error))
   except ValueError as error:  # pictures of several shapes, or without a test split
     sys.exit(f"--dataset={name}: {error}")
@@ -69,7 +71,7 @@ def load_named(name: str, folders: Folders, **options: Any) -> datasets.Dataset:
 def check_batch_size(batch_size: int, dataset: datasets.Dataset) -> None:
   """Ends the program if a batch is larger than the training set."""
   if batch_size > len(dataset.train):
-    sys.exit(
+    settings.wrong_usage(
       f"--batch_size={batch_size} is more than the {len(dataset.train)} training "
       f"points of {dataset.name}."
     )

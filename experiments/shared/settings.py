@@ -21,12 +21,13 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
+import jax
 from absl import app, flags
 
 from experiments.shared import fields
-from stein_jax.training import AnotherRun, WorkdirInUse
+from stein_jax.training import AnotherRun, TrainingDiverged, WorkdirInUse
 
 # A flag belongs to the command that is started, in its --help.
 flags.disclaim_key_flags()
@@ -134,12 +135,30 @@ def names(cls: type[Settings], *, tag: str | None = None) -> tuple[str, ...]:
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C, 130."""
 
+WRONG_USAGE = 2
+"""The exit code after flags that are not allowed. After a failure it is 1."""
+
+
+class WrongUsage(SystemExit):
+  """The end of a program that was started with wrong flags."""
+
+  def __init__(self, message: str):
+    super().__init__(message)
+    self.code = WRONG_USAGE
+
+
+def wrong_usage(message: str) -> NoReturn:
+  """Ends the program with a message and the exit code 2."""
+  print(message, file=sys.stderr)
+  raise WrongUsage(message)
+
 
 def run(main: Callable[[_S], None], cls: type[_S]) -> None:
   """Starts a command: reads its flags, and calls `main` with their values.
 
-  Ctrl-C, a folder that cannot be used and one of another run end the program with a
-  message, not with a traceback.
+  Ctrl-C, a file or folder that cannot be used, a folder of another run, a training that
+  diverges and a platform that JAX does not find end the program with a message, without
+  a traceback.
   """
   define(cls)
 
@@ -150,15 +169,39 @@ def run(main: Callable[[_S], None], cls: type[_S]) -> None:
     except KeyboardInterrupt:
       print("\ninterrupted; the same command continues", file=sys.stderr)
       sys.exit(INTERRUPTED)
-    except (AnotherRun, WorkdirInUse) as error:
+    except (AnotherRun, TrainingDiverged, WorkdirInUse) as error:
       sys.exit(str(error))
     except OSError as error:
-      if error.strerror is None:
-        raise
       named = f"{error.filename}: " if error.filename else ""
-      sys.exit(f"{named}{error.strerror}")
+      sys.exit(f"{named}{error.strerror or error}")
+    except RuntimeError as error:
+      if "Unable to initialize backend" not in str(error):
+        raise
+      sys.exit(_no_platform(error))
 
-  app.run(started)
+  app.run(started, flags_parser=_parsed)
+
+
+def _parsed(argv: Sequence[str]) -> list[str]:
+  """Reads the flags; returns the program's name and the other arguments."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, UnicodeDecodeError) as error:  # a flagfile may hold anything
+    wrong_usage(f"{error} (--help lists the flags)")
+
+
+def _no_platform(error: RuntimeError) -> str:
+  """What to do where JAX does not find the platform that was asked for."""
+  from jax.extend.backend import backends
+
+  asked = jax.config.jax_platforms
+  jax.config.update("jax_platforms", None)
+  found = ", ".join(sorted(backends()))
+  reason = str(error).split(" (set JAX_PLATFORMS")[0]
+  return (
+    f"JAX_PLATFORMS={asked}: {reason}. JAX finds {found} here: set JAX_PLATFORMS to "
+    "one of these, or unset it."
+  )
 
 
 def define(cls: type[Settings], flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -198,11 +241,11 @@ def of_flags(
     flag_values: where the flags are.
   """
   if len(argv) > 1:
-    sys.exit(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
+    wrong_usage(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
   try:
     return cls(**{name: flag_values[name].value for name in names(cls)})
   except ValueError as error:
-    sys.exit(str(error))
+    wrong_usage(str(error))
 
 
 # --- texts ------------------------------------------------------------------------

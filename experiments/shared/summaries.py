@@ -28,9 +28,44 @@ class FromSummary(settings.Settings):
 
 def printed(own: FromSummary, markdown: Callable[[dict[str, Any]], str]) -> bool:
   """Prints the table of --from_summary; returns whether there is one."""
-  if own.from_summary:
-    print(markdown(read(own.from_summary)))
-  return bool(own.from_summary)
+  if own.from_summary is None:
+    return False
+  print(table(own.from_summary, own.command, markdown))
+  return True
+
+
+def table(
+  path: str,
+  command: str,
+  markdown: Callable[[dict[str, Any]], str],
+  *,
+  flag: str = "--from_summary=",
+) -> str:
+  """The table of a summary.json; a message ends the program if it has none.
+
+  Args:
+    path: the file.
+    command: the command that wrote it.
+    markdown: a summary -> its table.
+    flag: what stands before the path on the command line.
+  """
+  summary = read(path, flag=flag)
+  of = _command_of(summary)
+  if of not in (None, command):
+    sys.exit(f"{flag}{path} is a summary of {of}, not of {command}.")
+  try:
+    return markdown(summary)
+  except (LookupError, TypeError, AttributeError, ValueError, StopIteration) as error:
+    sys.exit(
+      f"{flag}{path} is not a whole summary of {command} "
+      f"({type(error).__name__}: {error})."
+    )
+
+
+def _command_of(summary: Mapping[str, Any]) -> str | None:
+  """The module that a summary's command names."""
+  words = str(summary.get("command", "")).split()
+  return words[2] if words[:2] == ["python", "-m"] and len(words) > 2 else None
 
 
 def write(own: workdirs.Run, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,12 +92,17 @@ def environment() -> dict[str, Any]:
   return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
 
 
-def read(path: str, *, flag: str = "from_summary") -> dict[str, Any]:
+def read(path: str, *, flag: str = "--from_summary=") -> dict[str, Any]:
   """Reads a summary.json; the program ends with a message if that fails."""
   try:
-    return json.loads(Path(path).read_text())
-  except (OSError, ValueError) as error:
-    sys.exit(f"--{flag}={path}: {error}")
+    summary = json.loads(Path(path).read_text())
+  except OSError as error:
+    sys.exit(f"{flag}{path}: {error.strerror}. Give a summary.json.")
+  except (ValueError, RecursionError) as error:
+    sys.exit(f"{flag}{path} is not a summary.json: {error}")
+  if not isinstance(summary, dict):
+    sys.exit(f"{flag}{path} is not a summary.json: it holds no settings and results.")
+  return summary
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,6 +21,7 @@ from experiments.shared import embedded
 _NAME = re.compile(
   r"(?P<dataset>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?"
 )
+_CONFIG = re.compile(r"\w[\w.+-]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -42,6 +43,21 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
   return Path(data_dir).expanduser().resolve()
 
 
+def check_name(name: str) -> re.Match[str]:
+  """The parts of a tfds name, which cannot lead out of `data_dir`.
+
+  Raises:
+    UnknownDataset: it is not such a name.
+  """
+  parsed = _NAME.fullmatch(name)
+  if parsed is None:
+    raise UnknownDataset(
+      f'"{name}" is not a tfds name (mnist, emnist/letters, mnist:3.0.1); '
+      f"the embedded data set is {embedded.NAME}."
+    )
+  return parsed
+
+
 def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
   """The directory of the prepared data, found by looking at files only.
 
@@ -57,12 +73,7 @@ def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> 
   Raises:
     DatasetNotPrepared, WrongFileFormat, UnknownDataset: as in `datasets.load`.
   """
-  parsed = _NAME.fullmatch(name)
-  if parsed is None:
-    raise UnknownDataset(
-      f'"{name}" is not a tfds name (mnist, emnist/letters, mnist:3.0.1); '
-      f"the embedded data set is {embedded.NAME}."
-    )
+  parsed = check_name(name)
   dataset, config, version = parsed.group("dataset", "config", "version")
   root = resolve_data_dir(data_dir)
   config = config or _default_config(root / dataset)
@@ -98,15 +109,17 @@ def _default_config(directory: Path) -> str | None:
   """The configuration that tfds recorded as the default."""
   try:
     noted = json.loads((directory / ".config" / "metadata.json").read_text())
-    return noted["default_config_name"]
-  except (OSError, ValueError, KeyError):
+    config = noted["default_config_name"]
+    return config if _CONFIG.fullmatch(config) else None
+  except (OSError, ValueError, KeyError, TypeError):
     return None
 
 
 def _file_formats(directory: Path) -> list[str]:
-  info = json.loads((directory / "dataset_info.json").read_text())
+  info = _read_json(directory / "dataset_info.json")
   # tfds did not write the format when tfrecord was the only one.
-  return [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
+  others = info.get("alternativeFileFormats") or []
+  return [str(info.get("fileFormat", "tfrecord")), *map(str, others)]
 
 
 def _require_known(dataset: str) -> None:
@@ -217,7 +230,11 @@ def _open_prepared(name: str, directory: Path) -> Prepared:
   tfds = _import_tfds()
   # tfds.data_source starts from the data set's code and may use the network. This reads
   # the directory only, and the version that is there.
-  builder = tfds.builder_from_directory(directory)
+  check_classes(directory)
+  try:
+    builder = tfds.builder_from_directory(directory)
+  except Exception as error:  # of any kind: the files may hold anything
+    raise ValueError(f"{directory} is damaged: {error}") from error
   features = builder.info.features
 
   def pick(kind: type, usual: str) -> str | None:
@@ -231,6 +248,54 @@ def _open_prepared(name: str, directory: Path) -> Prepared:
     )
   label_key = pick(tfds.features.ClassLabel, "label")
   return Prepared(name, directory, builder, image_key, label_key)
+
+
+_OF_TFDS = re.compile(r"tensorflow_datasets(\.\w+)+")
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+
+
+def check_classes(directory: Path) -> None:
+  """Checks that a prepared data set has only features of tfds itself.
+
+  tfds imports the module of every class that features.json names, so that a folder
+  could run any code.
+
+  Raises:
+    ValueError: the file names another class, or is not JSON.
+  """
+  file = directory / "features.json"
+  for name in _class_names(_read_json(file)):
+    if not (isinstance(name, str) and _OF_TFDS.fullmatch(name)):
+      raise ValueError(
+        f"{file} names the class {name}, which is not part of tensorflow_datasets: it "
+        "could run any code, and is not loaded. Prepare the data set with tfds's own "
+        "features."
+      )
+
+
+def _class_names(value: Any) -> Iterator[Any]:
+  """All classes that features.json names, also within texts that are JSON."""
+  if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+    with contextlib.suppress(ValueError):
+      yield from _class_names(json.loads(value))
+  elif isinstance(value, list):
+    for entry in value:
+      yield from _class_names(entry)
+  elif isinstance(value, dict):
+    for key, entry in value.items():
+      if key in _CLASS_KEYS and not isinstance(entry, dict):
+        yield entry
+      yield from _class_names(entry)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path} is damaged: it holds no table of names")
+  return value
 
 
 def examples(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import jax
 
-from experiments.shared import settings
+from experiments.shared import folders, settings
 from experiments.shared.settings import setting
 from stein_jax import parallel
 from stein_jax.training.files import write_atomically
@@ -34,6 +34,26 @@ class Run(settings.Settings):
   )
   progress: bool = setting(True, "Show progress bars.", may_differ=True)
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    object.__setattr__(self, "workdir", folders.resolved(self.workdir))
+
+
+def check_usable(folder: Path, flag: str = "workdir") -> None:
+  """Ends the program if the folder cannot be made or written to.
+
+  Args:
+    folder: it need not exist; nothing is changed.
+    flag: the flag that names it.
+  """
+  try:
+    folders.require_usable(folder)
+  except OSError as error:
+    settings.wrong_usage(
+      f"--{flag}={folder}: nothing can be written there ({error.strerror}). Choose "
+      f"another --{flag}."
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Trains(Run):
@@ -49,7 +69,7 @@ class Trains(Run):
 
 
 def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
-  """Ends the program if --workdir holds something else than this run's results.
+  """Ends the program if --workdir is not usable, or holds something else than this run.
 
   It changes nothing, and can be called before data is loaded.
 
@@ -60,15 +80,15 @@ def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
   """
   workdir = Path(own.workdir)
   record = workdir / RECORD
-  if workdir.exists() and not workdir.is_dir():
-    sys.exit(f"--workdir={workdir} is a file; name a folder.")
+  check_usable(workdir)
   if not workdir.exists() or not any(workdir.iterdir()):
     return
   if not record.exists():
-    sys.exit(
+    settings.wrong_usage(
       f"{workdir} is not empty and holds no earlier run of this program. "
       "Choose another --workdir."
     )
+  _check_whole(record)
   if own.overwrite:
     # Asked alone, is_first_process would start JAX, whose options may not be set yet.
     if not jax.distributed.is_initialized() or parallel.is_first_process():
@@ -76,13 +96,13 @@ def check(own: Run, *, fixed: Sequence[str] = ()) -> None:
     return
   command, before = _read(record)
   if command not in (None, own.command):
-    sys.exit(
+    settings.wrong_usage(
       f"{workdir} holds a run of {command}, not of {own.command}. Choose another "
       "--workdir."
     )
   changed = settings.differences(own, before, fixed=fixed)
   if changed:
-    sys.exit(
+    settings.wrong_usage(
       f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
       "Choose another --workdir, or --overwrite it."
     )
@@ -130,7 +150,7 @@ def _check_deletable(own: Run, workdir: Path) -> None:
   """Ends the program if the folder holds something else than a run of this command."""
   record = workdir / RECORD
   if not _is_own(own, record):
-    sys.exit(
+    settings.wrong_usage(
       f"{record} is not a record of this program ({own.command}); nothing is deleted. "
       "Choose another --workdir."
     )
@@ -138,7 +158,7 @@ def _check_deletable(own: Run, workdir: Path) -> None:
   if foreign:
     named = ", ".join(foreign[:3])
     more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-    sys.exit(
+    settings.wrong_usage(
       f"{workdir} holds files that {own.command} did not write ({named}{more}); "
       "nothing is deleted. Move them, or choose another --workdir."
     )
@@ -182,12 +202,21 @@ def _matches(name: str, pattern: str) -> bool:
   return fnmatch.fnmatchcase(name, pattern) and not nested
 
 
+def _check_whole(record: Path) -> None:
+  """Ends the program if the record is empty, or its last line is cut short."""
+  if not record.read_text(errors="replace").endswith("\n"):
+    sys.exit(
+      f"{record} is damaged: it is empty, or its last line is cut short. Write the "
+      "missing flags, or choose another --workdir."
+    )
+
+
 def _read(record: Path) -> tuple[str | None, dict[str, str]]:
   """The command that a record names, and its flags.
 
   Other comments, and flags without a value, are skipped.
   """
-  lines = record.read_text().splitlines()
+  lines = record.read_text(errors="replace").splitlines()
   commands = [line for line in lines if line.startswith("# python -m ")]
   flag_lines = [line for line in lines if line.startswith("--") and "=" in line]
   flags = dict(line.removeprefix("--").split("=", 1) for line in flag_lines)

@@ -511,7 +511,7 @@ def test_prepare_as_a_program(tiny):
   assert (there.returncode, there.stderr) == (0, "")
   assert str(tiny[0] / "tiny" / "1.0.0") in there.stdout
   unknown = run("--dataset=mnits", f"--data_dir={tiny[0]}")
-  assert unknown.returncode == 1
+  assert unknown.returncode == 2
   assert "similar names: mnist" in unknown.stderr
   assert "Traceback" not in unknown.stderr
 

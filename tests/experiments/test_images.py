@@ -218,13 +218,14 @@ def test_wrong_flags_end_with_a_message(options, message, images_dir, tmp_path):
   )
   with pytest.raises(SystemExit) as ended:
     images.main(parsed(images.Settings, *SMALL, *folders, *options))
-  assert message in ended.value.code
+  assert message in str(ended.value)
+  assert ended.value.code == 2
   assert not (tmp_path / "run").exists()
 
 
 def test_wrong_flags_end_the_process_with_an_error_code():
   output = binaries.run("images", "--size=48")
-  assert output.returncode == 1
+  assert output.returncode == 2
   assert "--size must be one of 32, 64, got 48." in output.stderr
 
 

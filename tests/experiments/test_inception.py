@@ -26,4 +26,5 @@ def test_missing_requirements_are_named(tmp_path):
 def test_wrong_flags_end_with_a_message(arguments, message):
   with pytest.raises(SystemExit) as ended:
     parsed(command.Settings, *arguments)
-  assert message in ended.value.code
+  assert message in str(ended.value)
+  assert ended.value.code == 2

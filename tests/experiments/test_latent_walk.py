@@ -62,4 +62,4 @@ def test_a_walk_has_small_steps_and_stays_within_its_limits():
 def test_wrong_flags_end_with_a_message(options, message):
   with pytest.raises(SystemExit) as ended:
     latent_walk.main(parsed(latent_walk.Settings, *options))
-  assert message in ended.value.code
+  assert message in str(ended.value)

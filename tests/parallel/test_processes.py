@@ -125,7 +125,7 @@ def test_a_process_alone_ends_with_a_message(tmp_path, port, victim, how):
 )
 def test_impossible_flags_are_an_error_at_once(tmp_path, arguments, said):
   output = binaries.run("mnist_rbm", *arguments, f"--workdir={tmp_path / 'run'}")
-  assert output.returncode == 1
+  assert output.returncode == 2
   assert said in output.stderr
   assert not (tmp_path / "run").exists()
 

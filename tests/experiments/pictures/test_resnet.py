@@ -174,7 +174,7 @@ def test_a_resnet_is_loaded_or_trained_again_for_other_data_recipes_and_seeds(
 
 def test_a_saved_file_that_cannot_be_read_is_named(fitted, tmp_path):
   (tmp_path / fitted.path.name).write_bytes(fitted.path.read_bytes()[:500])
-  with pytest.raises(ValueError, match="is not a saved classifier"):
+  with pytest.raises(OSError, match="is not a saved classifier"):
     train(*coloured(96, 0), tmp_path, name="coloured")
 
 

@@ -79,7 +79,9 @@ def test_several_runs_and_methods_without_times(capsys):
   [
     (None, "No such file"),
     ("{", "Expecting property name"),
-    ("[]", "not a summary of experiments.mnist_rbm: it has no methods, flags"),
+    ("[]", "holds no settings and results"),
+    ("{}", "not a summary of experiments.mnist_rbm: it has no methods, flags"),
+    (json.dumps(a_run() | {"methods": [1]}), "not a summary of"),
     (json.dumps(a_run() | {"methods": {"one": {"diverged": {}}}}), "holds no curve"),
   ],
 )

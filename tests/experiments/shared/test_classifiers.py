@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.shared import classifiers, datasets, embedded, tfds_data
+from experiments.shared import classifiers, datasets, embedded, saved, tfds_data
 from stein_jax.evaluation import DigitClassifier
 from tests import binaries
 
@@ -55,7 +55,9 @@ def test_saved_and_reused_for_the_same_data_and_settings(digits, tmp_path, monke
 def test_a_damaged_file_is_named(digits, tmp_path):
   first = fit(small(digits), tmp_path)
   first.path.write_bytes(first.path.read_bytes()[:1000])
-  with pytest.raises(ValueError, match=f"{first.path.name} is not a saved classifier"):
+  with pytest.raises(
+    saved.DamagedFile, match=f"{first.path.name} is not a saved classifier"
+  ):
     fit(small(digits), tmp_path)
 
 
