@@ -85,6 +85,7 @@ def prepare(
     raise
   except tfds_data.DatasetNotPrepared:
     pass
+  _check_what_is_there(name, data_dir)
   if importlib.util.find_spec("tensorflow") is None:
     raise CannotPrepare(
       f'Preparing "{name}" needs TensorFlow, which is not installed: '
@@ -118,6 +119,17 @@ def prepare(
   except Exception as error:  # tfds has hundreds of builders, with errors of all kinds
     raise CannotPrepare(f'tfds could not prepare "{name}": {error}') from error
   return tfds_data.find_prepared(name, data_dir)
+
+
+def _check_what_is_there(name: str, data_dir: str | os.PathLike[str] | None) -> None:
+  """tfds may read other configurations and versions, which must run no code either."""
+  dataset = tfds_data.check_name(name)["dataset"]
+  folder = tfds_data.resolve_data_dir(data_dir) / dataset
+  for file in (*folder.glob("*/features.json"), *folder.glob("*/*/features.json")):
+    try:
+      tfds_data.check_classes(file.parent)
+    except ValueError as error:
+      raise CannotPrepare(str(error)) from error
 
 
 @contextlib.contextmanager

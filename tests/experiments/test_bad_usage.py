@@ -26,6 +26,7 @@ from experiments.pictures import saved_generators, sources, square_images
 from experiments.shared import (
   classifiers,
   fields,
+  preparing,
   saved,
   settings,
   summaries,
@@ -472,6 +473,14 @@ def test_a_data_set_runs_no_code(form, tmp_path, monkeypatch):
   assert tfds_data.open_prepared("evil", tmp_path).image_key == "image"
   assert not (tmp_path / "done").exists()
   assert "payload" not in sys.modules
+
+
+def test_preparing_runs_no_code_either(tmp_path):
+  folder = tmp_path / "emnist" / "byclass" / "1.0.0"
+  folder.mkdir(parents=True)
+  (folder / "features.json").write_text(json.dumps(features("payload.X")["top"]))
+  with pytest.raises(preparing.CannotPrepare, match=r"names the class payload\.X"):
+    preparing.prepare("emnist", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
