@@ -36,7 +36,7 @@ def data() -> np.ndarray:
 
 def linear(params: Any, stats: Any, noise: Any, context: Any) -> tuple[Any, Any]:
   """A generator: x = Wξ + w."""
-  return noise @ params["W"] + params["w"][None], stats
+  return noise @ params["weights"] + params["mean"][None], stats
 
 
 def problem(name: str) -> tuple[Algorithm, Any]:
@@ -47,7 +47,7 @@ def problem(name: str) -> tuple[Algorithm, Any]:
     score = partial(RBM.score, params)
     return svgd(score, kernels.rbf(), optimizer), jnp.asarray(data()[:50])
   if name == "stein_gan":
-    generator = {"W": 0.1 * jnp.eye(4, VISIBLE), "w": jnp.zeros(VISIBLE)}
+    generator = {"weights": 0.1 * jnp.eye(4, VISIBLE), "mean": jnp.zeros(VISIBLE)}
     noise_fn = partial(_noise, size=4)
     algorithm = stein_gan(
       RBM.apply, linear, noise_fn, kernels.rbf(), optimizer, optax.adam(1e-3), mix=0.5
