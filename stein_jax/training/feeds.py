@@ -128,11 +128,17 @@ class ArrayFeed:
     else:
       self._data = parallel.spread_rows(data, mesh)
       self.first = jax.tree.map(lambda x: jnp.asarray(x[np.asarray(rows)]), data)
+    self._given = data
+
+  @property
+  def described(self) -> dict[str, str]:
+    """Names and values that identify the data; only a run with a folder needs them."""
     whole = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((self.num_ordered, *x.shape[1:]), x.dtype),
       self.first,
     )
-    self.described = describe("data", whole) | {"data checksum": data_checksum(data)}
+    checksum = data_checksum(self._given)
+    return describe("data", whole) | {"data checksum": checksum}
 
   def like(self, length: int) -> Batch:
     """Arrays of the types and shapes that `take` returns."""

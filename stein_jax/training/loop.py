@@ -217,14 +217,14 @@ def fit(
   metric_shapes = traced.out_info[1]
   chunks.check_metrics(metric_shapes)
 
-  described = {
-    "key": str(jax.random.key_data(key).tolist()),
-    "batch_size": str(batch_size),
-    **feed.described,
-    **identity.describe("state", first.state),
-  }
   fingerprint = None
   if workdir is not None:
+    described = {
+      "key": str(jax.random.key_data(key).tolist()),
+      "batch_size": str(batch_size),
+      **feed.described,
+      **identity.describe("state", first.state),
+    }
     fingerprint = identity.Fingerprint(
       described,
       {str(name): str(value) for name, value in (run or {}).items()},

@@ -134,16 +134,12 @@ class Record(contextlib.AbstractContextManager):
         }
         try:
           self._checkpointer.save(step, state, force=True, custom_metadata=extra)
-        except (
-          OSError,
-          ValueError,
-        ) as error:  # ValueError: a full disk, in TensorStore
-          folder = self._folder / folders.CHECKPOINTS
+        except (OSError, ValueError) as error:
+          # TensorStore raises ValueError where the disk is full.
           code = getattr(error, "errno", None) or errno.EIO
           reason = getattr(error, "strerror", None) or str(error)[:200]
-          raise OSError(
-            code, f"cannot save step {step} in {folder}: {reason}"
-          ) from error
+          where = f"step {step} in {self._folder / folders.CHECKPOINTS}"
+          raise OSError(code, f"cannot save {where}: {reason}") from error
         if self._claim is not None:
           self._claim.save(step)
 

@@ -84,17 +84,22 @@ run(adding(slow_from=10), sys.argv[1], observe=observe, eval_every=5)
 """
 
 
-@pytest.fixture
-def long_run(tmp_path):
-  """A process whose chunk from step 10 to 15 runs for hours."""
-  process = subprocess.Popen(
-    [sys.executable, "-c", LONG_RUN, str(tmp_path)],
+def started(program, workdir):
+  """A process of this program, whose output can be read."""
+  return subprocess.Popen(
+    [sys.executable, "-c", program, str(workdir)],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
+
+
+@pytest.fixture
+def long_run(tmp_path):
+  """A process whose chunk from step 10 to 15 runs for hours."""
+  process = started(LONG_RUN, tmp_path)
   watchdog = threading.Timer(60, process.kill)  # an error, rather than a long wait
   watchdog.start()
   for step in (0, 5, 10):
@@ -154,14 +159,7 @@ run(adding(), sys.argv[1], observe=lambda step, _: print(step, flush=True), **op
 
 @pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", -2)])
 def test_a_signal_saves_and_ends(number, code, tmp_path):
-  process = subprocess.Popen(
-    [sys.executable, "-c", ENDLESS, str(tmp_path)],
-    cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  process = started(ENDLESS, tmp_path)
   for line in process.stdout:
     if int(line) >= 3000:
       break
