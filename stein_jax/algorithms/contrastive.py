@@ -21,6 +21,7 @@ from stein_jax.algorithms.energy import (
   split_batch,
   with_points,
 )
+from stein_jax.algorithms.metrics import negatives_spread
 from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
 from stein_jax.types import (
@@ -171,6 +172,11 @@ def learn_from_negatives(
       start as the first batch.
     axis_name: the axis over which the batch is sharded.
 
+  Returns:
+    An Algorithm whose metrics are those of `negatives_fn`, `loss`, `gradient_norm`
+    and `negatives_spread`: the distance of the negatives from the mean of the
+    positives, √(mean ‖x⁻ − x̄‖² / mean ‖x⁺ − x̄‖²), about 1 for a good model.
+
   Source: Liu & Wang (2017), equations 8, 10 and 11.
   """
 
@@ -185,7 +191,9 @@ def learn_from_negatives(
     loss, gradient = axes.value_and_gradient(
       lambda p: contrastive_loss(p, energy_fn, batch, negatives), params, axis_name
     )
-    return gradient, negatives, {"loss": loss} | metrics
+    spread = negatives_spread(batch, negatives, axis_name)
+    found = {"loss": loss, "negatives_spread": spread}
+    return gradient, negatives, found | metrics
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     gradient, _, metrics = contrast(key, params, batch, batch)

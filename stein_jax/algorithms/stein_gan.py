@@ -18,6 +18,7 @@ from stein_jax.algorithms.energy import (
   split_batch,
   with_points,
 )
+from stein_jax.algorithms.metrics import direction_norm, negatives_spread
 from stein_jax.algorithms.stein_cd import stein_cd_gradient
 from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
@@ -367,6 +368,8 @@ def stein_gan(
       "mixed": coin.astype(energy_data.dtype),
       "gradient_norm": optax.tree.norm(gradient),
       "generator_gradient_norm": generator_norm,
+      "direction_norm": direction_norm(generated.direction, axis_name),
+      "negatives_spread": negatives_spread(batch, negatives, axis_name),
     }
     if report_repulsion:
       metrics["repulsion_share"] = repulsion_share(

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from stein_jax import checks
+from stein_jax.algorithms.metrics import direction_norm
 from stein_jax.algorithms.particle_optimizer import update_particles
-from stein_jax.parallel import axes
 from stein_jax.stein.direction import DirectionLike, as_direction, call, check_kernel
 from stein_jax.types import (
   Algorithm,
@@ -71,9 +71,7 @@ def svgd(
     updates, opt_state = update_particles(
       optimizer, descent, state.opt_state, x, axis_name
     )
-    n = jax.tree.leaves(phi)[0].shape[0]
-    squared_norm = optax.tree.norm(phi, squared=True) / n
-    metrics = {"direction_norm": jnp.sqrt(axes.mean(squared_norm, axis_name))}
+    metrics = {"direction_norm": direction_norm(phi, axis_name)}
     return SVGDState(optax.apply_updates(x, updates), opt_state), metrics
 
   return Algorithm(init, update)

@@ -14,8 +14,11 @@ from stein_jax.types import Algorithm, Batch, PyTree
 MAX_ROLLBACKS = 3
 """How often a run goes back to its last good checkpoint: down to 1/8 of the steps."""
 
-WATCHED = ("loss", "energy_gap", "gradient_norm")
-"""The metrics that tell of an energy that runs away; those that a rule reports."""
+SUMS = ("loss", "energy_gap", "gradient_norm", "direction_norm")
+"""Metrics that tell of a runaway and are sums over the d numbers of a point."""
+
+RATIOS = ("negatives_spread",)
+"""Metrics that tell of a runaway and are near 1 in a good run."""
 
 RUNAWAY = 1e4
 """How many times its size at the start a watched metric may reach."""
@@ -32,11 +35,12 @@ def check_results(step: int, results: Row, checkpoint: str | None) -> None:
 class Runaway:
   """Watches for metrics that stay finite and grow without bound.
 
-  A metric of `WATCHED` runs away when its mean over a row exceeds `RUNAWAY` times its
-  size in the run's first row, or `RUNAWAY` times d where that is larger.
+  A metric of `SUMS` runs away when its mean over a row exceeds `RUNAWAY` times its size
+  in the run's first row, and `RUNAWAY` times d; one of `RATIOS` when it exceeds
+  `RUNAWAY` times its first size, and `RUNAWAY`. Each rule reports some of them.
 
   Attributes:
-    dimension: d, how many numbers a point has. Losses are sums over them.
+    dimension: d, how many numbers a point has.
     then: "warn" once, "stop" with TrainingDiverged, or "ignore".
   """
 
@@ -52,18 +56,19 @@ class Runaway:
     """
     if self.then == "ignore":
       return
-    for name in WATCHED:
+    for name in (*SUMS, *RATIOS):
       value = row.get(name)
       if value is None:
         continue
-      start = self._start.setdefault(name, max(abs(value), float(self.dimension)))
+      least = self.dimension if name in SUMS else 1
+      start = self._start.setdefault(name, max(abs(value), float(least)))
       if abs(value) <= RUNAWAY * start:
         continue
       if self.then == "stop":
         raise TrainingDiverged(step, name, value, checkpoint)
       warnings.warn(
         f"{name} is {value:.3g} at step {step}, more than {RUNAWAY:g} times its size "
-        "at the start: the energy runs away, although all numbers are finite. What "
+        "at the start: training runs away, although all numbers are finite. What "
         "usually helps: a lower learning rate, weight decay, a smaller step_size, or a "
         "Direction with leave_one_out=True.",
         RuntimeWarning,

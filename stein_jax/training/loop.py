@@ -139,8 +139,9 @@ def fit(
       checkpoint, with other random numbers and half the learning rate, up to three
       times, each said on stderr; rows then have an entry "rollbacks".
     on_runaway: "warn" once, "stop" (TrainingDiverged) or "ignore", when a metric named
-      loss, energy_gap or gradient_norm stays finite but exceeds 10⁴ times its size in
-      the first row, and 10⁴ d for points of d numbers.
+      loss, energy_gap, gradient_norm or direction_norm stays finite but exceeds 10⁴
+      times its size in the first row, and 10⁴ d for points of d numbers; or when
+      negatives_spread exceeds 10⁴ and 10⁴ times its size in the first row.
     progress: whether to show a progress bar, on stderr.
     label: the name of the progress bar.
     mesh: the devices to train on, as from `parallel.make_mesh`. The algorithm must be

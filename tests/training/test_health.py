@@ -15,6 +15,7 @@ from stein_jax import (
   score_matching,
   stein_cd,
 )
+from stein_jax.algorithms.metrics import negatives_spread
 from stein_jax.energies import MLP
 from stein_jax.training import TrainingDiverged, fit
 from stein_jax.training.health import damped
@@ -248,7 +249,7 @@ def regularised(energy_fn, optimizer):
 
 
 def test_an_energy_that_runs_away_is_warned_of_once():
-  with pytest.warns(RuntimeWarning, match="the energy runs away") as caught:
+  with pytest.warns(RuntimeWarning, match="loss is .* training runs away") as caught:
     _, history = train_mlp(regularised, num_steps=1000)
   assert len(caught) == 1
   assert all(np.isfinite(row["loss"]) for row in history)
@@ -275,3 +276,27 @@ def test_rules_that_do_not_run_away_are_not_warned_of(name):
     "score matching": score_matching,
   }
   train_mlp(rules[name])
+
+
+def test_chains_that_leave_the_data_are_warned_of():
+  """The energy is −‖x‖², whose Langevin chains fly off; the loss may stay small."""
+
+  def update(key, state, batch):
+    grown = State(jax.tree.map(lambda x: x * 3, state.params), state.step + 1)
+    negatives = batch + grown.params["s"]
+    spread = negatives_spread(batch, negatives, None)
+    return grown, {"loss": jnp.zeros(()), "negatives_spread": spread}
+
+  start = {"mean": jnp.zeros(2), "s": jnp.ones(())}
+  algorithm = Algorithm(lambda key, params, batch: State(params, 0), update)
+  with pytest.warns(RuntimeWarning, match="negatives_spread is .* at step 15"):
+    fit(
+      KEY,
+      algorithm,
+      start,
+      DATA,
+      num_steps=20,
+      batch_size=20,
+      log_every=5,
+      progress=False,
+    )
