@@ -213,45 +213,66 @@ def main(own: Settings) -> None:
   if summaries.printed(own, markdown):
     return
   workdirs.check(own)
-  root = workdirs.prepare(own) / "runs"
-  counts = {name: {"deeds": 0, "runs": 0, "survived": 0} for name in own.scenarios}
-  failures: list[str] = []
-  total = len(own.algorithms) * (1 + len(own.scenarios))
-  with tqdm(total=total, disable=not own.progress) as bar:
-    for name in own.algorithms:
-      runs = Runs(name, root / name, own.steps, random.Random(f"{own.seed} {name}"))
-      shutil.rmtree(runs.root, ignore_errors=True)
+  workdir = workdirs.prepare(own)
+  path = workdir / "summary.json"
+  found = summaries.read(str(path))["algorithms"] if path.exists() else {}
+  to_run = [name for name in own.algorithms if name not in found]
+  with tqdm(
+    total=len(own.algorithms) * (1 + len(own.scenarios)),
+    initial=len(found) * (1 + len(own.scenarios)),
+    disable=not own.progress,
+  ) as bar:
+    for name in to_run:
+      root = workdir / "runs" / name
+      runs = Runs(name, root, own.steps, random.Random(f"{own.seed} {name}"))
+      shutil.rmtree(root, ignore_errors=True)
       bar.set_description(f"{name}, untouched")
       untouched = runs.untouched()
       bar.update()
+      found[name] = {}
       for scenario in own.scenarios:
         bar.set_description(f"{name}, {scenario}")
-        folder = runs.root / scenario
-        found = counts[scenario]
-        found["runs"] += 1
-        try:
-          for _ in range(own.kills):
-            found["deeds"] += 1
-            DEEDS[scenario](runs, folder)
-          runs.finish(folder)
-          compare(folder, untouched)
-          found["survived"] += 1
-        except Ended as error:
-          failures.append(f"{name}, {scenario}: {error}")
+        found[name][scenario] = tried(runs, scenario, untouched, own.kills)
         bar.update()
-  shutil.rmtree(root)
-  print(markdown(summaries.write(own, {"counts": counts, "failures": failures})))
+      summaries.write(own, {"algorithms": found})  # the next run goes on from here
+      shutil.rmtree(root)
+  shutil.rmtree(workdir / "runs", ignore_errors=True)
+  print(markdown({"algorithms": found}))
+  failures = [
+    f"{name}, {scenario}: {result['failure']}"
+    for name, results in found.items()
+    for scenario, result in results.items()
+    if result["failure"] is not None
+  ]
   if failures:
     sys.exit("\n".join(failures))
+
+
+def tried(runs: Runs, scenario: str, untouched: Path, times: int) -> dict[str, Any]:
+  """Does a scenario's deed to a run some times, lets it end, and compares it."""
+  folder = runs.root / scenario
+  done = 0
+  try:
+    for _ in range(times):
+      done += 1
+      DEEDS[scenario](runs, folder)
+    runs.finish(folder)
+    compare(folder, untouched)
+  except Ended as error:
+    return {"times": done, "failure": str(error)}
+  return {"times": done, "failure": None}
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """The table of a summary.json."""
   header = ["what happened", "times", "runs", "ended as the untouched run"]
-  rows = [
-    [name, *(str(counts[key]) for key in ("deeds", "runs", "survived"))]
-    for name, counts in summary["counts"].items()
-  ]
+  algorithms = list(summary["algorithms"].values())
+  rows = []
+  for scenario in algorithms[0]:
+    results = [found[scenario] for found in algorithms]
+    times = sum(result["times"] for result in results)
+    survived = sum(result["failure"] is None for result in results)
+    rows.append([scenario, str(times), str(len(results)), str(survived)])
   return tables.markdown(header, rows)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import endurance
+from experiments.shared import summaries, workdirs
 from tests import binaries
 
 
@@ -23,11 +24,29 @@ def test_every_run_ends_as_the_untouched_one(options, tmp_path):
   )
   assert result.returncode == 0, result.stderr
   summary = json.loads((tmp_path / "summary.json").read_text())
-  assert summary["failures"] == []
-  for name, found in summary["counts"].items():
-    assert found["survived"] == found["runs"] > 0
-    assert f"| {name} | {found['deeds']} | {found['runs']} |" in result.stdout
+  algorithms = summary["algorithms"].values()
+  for name in next(iter(algorithms)):
+    results = [found[name] for found in algorithms]
+    assert [result["failure"] for result in results] == [None] * len(results)
+    times, runs = sum(result["times"] for result in results), len(results)
+    assert times >= runs > 0
+    assert f"| {name} | {times} | {runs} | {runs} |" in result.stdout
   assert not (tmp_path / "runs").exists()
+
+
+def test_what_was_done_is_not_done_again(tmp_path):
+  options = ("--algorithms=cd,svgd", "--scenarios=kill", f"--workdir={tmp_path}")
+  done = {"kill": {"times": 3, "failure": None}}
+  own = endurance.Settings(
+    algorithms=("cd", "svgd"), scenarios=("kill",), workdir=str(tmp_path)
+  )
+  workdirs.prepare(own)
+  found = {"cd": done, "svgd": {"kill": {"times": 2, "failure": "a row is torn"}}}
+  summaries.write(own, {"algorithms": found})
+  result = binaries.run("endurance", *options, timeout=60)
+  assert result.returncode == 1
+  assert "| kill | 5 | 2 | 1 |" in result.stdout
+  assert result.stderr.strip().endswith("svgd, kill: a row is torn")
 
 
 @pytest.fixture
