@@ -1,7 +1,10 @@
 """One decorator for public array functions: validate the arguments, then compile."""
 
+import dataclasses
 import functools
 import inspect
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -60,7 +63,14 @@ def compiled(
     unknown = {*wanted, *static} - set(signature.parameters)
     if unknown:
       raise TypeError(f"{fn.__name__} has no argument named {sorted(unknown)}.")
-    run = jax.jit(fn, static_argnames=static)
+    traces = _Traces(fn.__qualname__)
+
+    @functools.wraps(fn)
+    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+      traces.count += 1  # only while JAX traces
+      return fn(*args, **kwargs)
+
+    run = jax.jit(traced, static_argnames=static)
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -75,11 +85,64 @@ def compiled(
       for name, value in arguments.items():
         if name not in static and callable(value) and _is_leaf(value):
           arguments[name] = Partial(value)
-      return run(*bound.args, **bound.kwargs)
+      before = traces.count
+      result = run(*bound.args, **bound.kwargs)
+      traces.after_call(traces.count > before, arguments)
+      return result
 
     return call
 
   return decorate
+
+
+_TRACES_IN_A_ROW = 8
+"""After how many calls in a row that were compiled for like arguments to warn."""
+
+
+@dataclasses.dataclass
+class _Traces:
+  """How often a function was traced, and whether every call of a loop is.
+
+  Attributes:
+    name: of the function.
+    count: how often JAX traced it.
+  """
+
+  name: str
+  count: int = 0
+  _like: str | None = None  # the arguments, without the addresses of functions
+  _in_a_row: int = 0
+  _has_warned: bool = False
+
+  def after_call(self, was_traced: bool, arguments: Mapping[str, Any]) -> None:
+    """Warns once if many calls in a row differ in the addresses of functions only."""
+    if not was_traced:
+      self._in_a_row = 0
+      return
+    leaves, structure = jax.tree.flatten(dict(arguments))
+    if self._has_warned or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+      return
+    kinds = [_kind(leaf) for leaf in leaves]
+    like = re.sub(r" at 0x[0-9a-f]+", "", f"{structure} {kinds}")
+    self._in_a_row = self._in_a_row + 1 if like == self._like else 1
+    self._like = like
+    if self._in_a_row == _TRACES_IN_A_ROW:
+      self._has_warned = True
+      warnings.warn(
+        f"{self.name} was compiled in each of the last {_TRACES_IN_A_ROW} calls, for "
+        "arguments of the same shapes: a function among them is a new object every "
+        "time, such as a lambda that is made in a loop. Make it once, before the loop; "
+        "if its parameters change, pass jax.tree_util.Partial(function, params).",
+        RuntimeWarning,
+        stacklevel=3,
+      )
+
+
+def _kind(leaf: Any) -> Any:
+  """What a compiled program depends on: shape and dtype, or a static value."""
+  if hasattr(leaf, "shape"):
+    return leaf.shape, str(leaf.dtype)
+  return leaf if isinstance(leaf, (int, str)) else type(leaf).__name__
 
 
 def _is_leaf(value: Any) -> bool:

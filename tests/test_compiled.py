@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
+from stein_jax import kernels, svgd_direction
 from stein_jax.compiled import compiled
 
 
@@ -210,3 +211,52 @@ def test_it_runs_on_sharded_arguments(wrapper):
 def test_wrong_arguments_name_the_function(arguments):
   with pytest.raises(TypeError, match="scaled_sum: "):
     decorated()(*arguments)
+
+
+# ------------------------------------------------- a new function in every call
+
+
+def test_a_new_function_in_every_call_is_warned_of_once():
+  fn = decorated()
+
+  def loop(count):
+    for _ in range(count):
+      fn(lambda x: x + 1, X)
+
+  with pytest.warns(RuntimeWarning, match=r"scaled_sum was compiled in each.*Make it"):
+    loop(8)
+  loop(20)  # a warning would be an error
+
+
+def test_so_is_a_new_function_inside_of_a_kernel():
+  x = np.ones((3, 2), np.float32)
+
+  def loop():
+    for _ in range(8):
+      svgd_direction(x, x, kernels.from_pairwise(lambda x, y: x @ y))
+
+  with pytest.warns(RuntimeWarning, match="__call__ was compiled in each"):
+    loop()
+
+
+def loops():
+  """Loops in which no warning is due."""
+  plus = lambda x: x + 1  # noqa: E731
+  return {
+    "one function": lambda fn, i: fn(plus, X),
+    "other parameters": lambda fn, i: fn(Partial(jnp.add, float(i)), X),
+    "other shapes": lambda fn, i: fn(lambda x: x, np.ones(i + 1, np.float32)),
+    "other dtypes": lambda fn, i: fn(
+      lambda x: x, X.astype([np.float32, np.float16][i % 2])
+    ),
+    "other static numbers": lambda fn, i: fn(lambda x: x, X, num_terms=1 + i % 3),
+    "each used twice": lambda fn, i: [fn(f, X) for f in [lambda x: x] * 2],
+    "inside of jit": lambda fn, i: jax.jit(lambda x: fn(lambda x: x, x))(X),
+  }
+
+
+@pytest.mark.parametrize("name", loops())
+def test_loops_that_are_not_warned_of(name):
+  fn, step = decorated(), loops()[name]
+  for i in range(20):
+    step(fn, i)
