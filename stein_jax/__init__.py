@@ -5,6 +5,7 @@ Contrastive Divergence vs. Amortized MLE*.
 """
 
 from stein_jax import (
+  densities,
   energies,
   evaluation,
   kernels,
@@ -63,6 +64,7 @@ __all__ = [
   "contrastive_divergence",
   "contrastive_loss",
   "dcgan",
+  "densities",
   "descend",
   "discriminators",
   "energies",

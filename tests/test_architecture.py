@@ -39,6 +39,7 @@ MAY_IMPORT = {
   "algorithms": PUBLIC | {"stein", "samplers", "parallel.rows", "parallel.row_wise"},
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},
+  "densities": {"types", "checks", "compiled"},
   "evaluation": {"types", "networks"},
   "training": {"types", "checks", "parallel"},
 }

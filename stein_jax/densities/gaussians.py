@@ -1,0 +1,290 @@
+"""Gaussians and their mixtures; the mixture that an RBM is."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from stein_jax import checks
+from stein_jax.densities.density import Density, normalised_weights
+from stein_jax.types import Array, Key, Params
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def gaussian(
+  mean: Array | Sequence[float],
+  *,
+  width: float | Array = 1.0,
+  covariance: Array | None = None,
+) -> Density:
+  """N(mean, width² I), or N(mean, covariance).
+
+  Args:
+    mean: `[d]`.
+    width: the standard deviation, one for all coordinates or `[d]`.
+    covariance: `[d, d]`; it replaces `width`.
+
+  Raises:
+    ValueError: a mean that is no vector, a width that is not above 0, or a covariance
+      that is not positive definite.
+  """
+  mean = _points(mean, 1, "mean")
+  if covariance is None:
+    width = jnp.asarray(width, mean.dtype)
+    if width.shape not in ((), mean.shape) or not (width > 0).all():
+      raise ValueError(
+        f"width must be above 0, one number or {mean.shape}, got {width!r}."
+      )
+    factor = jnp.diag(jnp.broadcast_to(width, mean.shape))
+  else:
+    factor = _cholesky(jnp.asarray(covariance, mean.dtype), (len(mean),) * 2)
+  name = f"Gaussian, d = {len(mean)}"
+  return _with_factors(jnp.ones(1, mean.dtype), mean[None], factor[None], name, False)
+
+
+def gaussian_mixture(
+  means: ArrayLike | Sequence[Sequence[float]],
+  *,
+  weights: Sequence[float] | Array | None = None,
+  width: float | Array = 1.0,
+  covariances: Array | None = None,
+  name: str | None = None,
+) -> Density:
+  """Σₖ wₖ N(μₖ, σₖ² I), or Σₖ wₖ N(μₖ, Cₖ).
+
+  Args:
+    means: μₖ, `[K, d]`.
+    weights: wₖ, `[K]`, which are divided by their sum; None: equal ones.
+    width: σ, one number or one for each component, `[K]`.
+    covariances: Cₖ, `[K, d, d]`, or one for all, `[d, d]`; they replace `width`.
+    name: of the density.
+
+  Raises:
+    ValueError: shapes that do not fit, weights or widths that are not positive, or
+      covariances that are not positive definite.
+
+  Returns:
+    A Density whose modes are the components.
+  """
+  means = _points(means, 2, "means")
+  k, d = means.shape
+  w = normalised_weights([1.0] * k if weights is None else weights)
+  if len(w) != k:
+    raise ValueError(f"there must be one weight for each of {k} means, got {len(w)}.")
+  name = f"mixture of {k} Gaussians, d = {d}" if name is None else name
+  if covariances is not None:
+    shape = (d, d) if jnp.ndim(covariances) == 2 else (k, d, d)
+    factors = _cholesky(jnp.asarray(covariances, means.dtype), shape)
+    factors = jnp.broadcast_to(factors, (k, d, d))
+    return _with_factors(w, means, factors, name, True)
+  width = jnp.asarray(width, means.dtype)
+  if width.shape not in ((), (k,)) or not (width > 0).all():
+    raise ValueError(f"width must be above 0, one number or [{k}], got {width!r}.")
+  arrays = (jnp.log(w).astype(means.dtype), means, jnp.broadcast_to(width, (k,)))
+  return Density(
+    Partial(_log_density, Partial(_spherical_joint, arrays)),
+    Partial(_spherical_samples, arrays),
+    name,
+    w,
+    Partial(_modes, Partial(_spherical_joint, arrays)),
+  )
+
+
+def two_modes(
+  dimension: int,
+  *,
+  weights: tuple[float, float] = (0.25, 0.75),
+  separation: float = 10.0,
+) -> Density:
+  """Two Gaussians of width 1, at ±separation/2 along the diagonal (1, ..., 1)/√d.
+
+  With the default separation a local sampler never changes the mode: the density
+  between them is e^−12.5 of that at the modes.
+  """
+  checks.at_least_one("dimension", dimension)
+  checks.positive("separation", separation)
+  center = np.full(dimension, separation / 2 / math.sqrt(dimension))
+  name = f"two modes, d = {dimension}"
+  return gaussian_mixture(np.stack([-center, center]), weights=weights, name=name)
+
+
+def grid_modes(
+  num_per_side: int = 5, *, spacing: float = 2.0, width: float = 0.1, dimension: int = 2
+) -> Density:
+  """Equal Gaussians on a regular grid around the origin, num_per_sideᵈ of them."""
+  checks.at_least_one("num_per_side", num_per_side)
+  checks.at_least_one("dimension", dimension)
+  checks.positive("spacing", spacing)
+  side = (np.arange(num_per_side) - (num_per_side - 1) / 2) * spacing
+  means = np.stack(np.meshgrid(*[side] * dimension), axis=-1).reshape(-1, dimension)
+  name = f"grid of {len(means)} modes, d = {dimension}"
+  return gaussian_mixture(means, width=width, name=name)
+
+
+def gmm40(dimension: int = 2, *, seed: int = 0) -> Density:
+  """Forty equal Gaussians with means uniform in [−40, 40]ᵈ and width log(1 + e) = 1.31.
+
+  The benchmark of samplers of Midgley et al. (2023), in any dimension. The means are
+  NumPy's draw of this seed, not the one of their code.
+  """
+  checks.at_least_one("dimension", dimension)
+  means = np.random.default_rng(seed).uniform(-40, 40, size=(40, dimension))
+  name = f"gmm40, d = {dimension}"
+  return gaussian_mixture(means, width=math.log1p(math.e), name=name)
+
+
+class _RBM(Protocol):
+  def mixture(self, params: Params) -> tuple[Array, Array]:
+    """log w [2^ℓ] and the means [2^ℓ, d]."""
+
+
+def of_rbm(rbm: _RBM, params: Params, *, pixel_noise: float = 1.0) -> Density:
+  """Σ_h w_h N(b + Bh, σ² I), the mixture of 2^ℓ Gaussians that an RBM is.
+
+  An RBM that was fitted to images is a truth like images, of which everything is known.
+  σ = 1 is the RBM itself; a smaller σ makes images with less noise.
+
+  The distances to all means are computed in the ℓ directions of B:
+  ‖x − b − Bh‖² = ‖x − b‖² − 2 hᵀBᵀ(x − b) + ‖Bh‖².
+
+  Args:
+    rbm: a `GaussianBernoulliRBM` of so few units that `rbm.mixture` works.
+    params: of the RBM.
+    pixel_noise: σ.
+
+  Raises:
+    ValueError: a pixel_noise that is not above 0.
+
+  Returns:
+    A Density of points `[d]`, whose modes are the 2^ℓ components.
+  """
+  checks.positive("pixel_noise", pixel_noise)
+  theta = params["params"]
+  log_weights, means = rbm.mixture(params)
+  states = _states(theta["B"].shape[1], means.dtype)
+  offsets = jnp.square(means - theta["b"][None]).sum(axis=1)
+  noise = jnp.asarray(pixel_noise, means.dtype)
+  arrays = (log_weights, theta["b"], theta["B"], states, offsets, noise)
+  d, num_hidden = theta["B"].shape
+  return Density(
+    Partial(_log_density, Partial(_rbm_joint, arrays)),
+    Partial(_rbm_samples, arrays),
+    f"RBM of {num_hidden} units, d = {d}, pixel noise {pixel_noise:g}",
+    jnp.exp(log_weights),
+    Partial(_modes, Partial(_rbm_joint, arrays)),
+  )
+
+
+def _points(value: Any, ndim: int, name: str) -> Array:
+  points = jnp.asarray(value)
+  if not jnp.issubdtype(points.dtype, jnp.floating):
+    points = points.astype(jnp.result_type(float))
+  if points.ndim != ndim or 0 in points.shape:
+    shape = "[d]" if ndim == 1 else "[K, d]"
+    raise ValueError(f"{name} must be {shape}, got shape {points.shape}.")
+  return points
+
+
+def _cholesky(covariances: Array, shape: tuple[int, ...]) -> Array:
+  if covariances.shape != shape:
+    raise ValueError(
+      f"the covariances must have the shape {shape}, got {covariances.shape}."
+    )
+  factors = jnp.linalg.cholesky(covariances)
+  if not jnp.isfinite(factors).all():
+    raise ValueError("the covariances must be positive definite.")
+  return factors
+
+
+def _with_factors(
+  weights: Array, means: Array, factors: Array, name: str, has_modes: bool
+) -> Density:
+  arrays = (jnp.log(weights).astype(means.dtype), means, factors)
+  return Density(
+    Partial(_log_density, Partial(_full_joint, arrays)),
+    Partial(_full_samples, arrays),
+    name,
+    weights if has_modes else None,
+    Partial(_modes, Partial(_full_joint, arrays)) if has_modes else None,
+  )
+
+
+# Each family has a function of its arrays and a point: log wₖ + log pₖ(x), [K].
+
+
+def _log_density(joint: Callable[[Array], Array], x: Array) -> Array:
+  return jax.nn.logsumexp(joint(x))
+
+
+def _modes(joint: Callable[[Array], Array], x: Array) -> Array:
+  return jax.nn.softmax(joint(x))
+
+
+def _spherical_joint(arrays: tuple[Array, ...], x: Array) -> Array:
+  log_weights, means, width = arrays
+  squares = jnp.square((x[None] - means) / width[:, None]).sum(axis=1)
+  d = means.shape[1]
+  return log_weights - 0.5 * squares - d * (jnp.log(width) + _HALF_LOG_2PI)
+
+
+def _spherical_samples(arrays: tuple[Array, ...], key: Key, num_samples: int) -> Array:
+  log_weights, means, width = arrays
+  k, z = _component_and_noise(key, log_weights, means, num_samples)
+  return means[k] + width[k][:, None] * z
+
+
+def _full_joint(arrays: tuple[Array, ...], x: Array) -> Array:
+  log_weights, means, factors = arrays
+
+  def one(mean: Array, factor: Array) -> Array:
+    z = jax.scipy.linalg.solve_triangular(factor, x - mean, lower=True)
+    log_determinant = jnp.log(jnp.diagonal(factor)).sum()
+    return -0.5 * jnp.square(z).sum() - log_determinant - x.size * _HALF_LOG_2PI
+
+  return log_weights + jax.vmap(one)(means, factors)
+
+
+def _full_samples(arrays: tuple[Array, ...], key: Key, num_samples: int) -> Array:
+  log_weights, means, factors = arrays
+  k, z = _component_and_noise(key, log_weights, means, num_samples)
+  return means[k] + jnp.einsum("nij,nj->ni", factors[k], z, precision=HIGHEST)
+
+
+def _rbm_joint(arrays: tuple[Array, ...], x: Array) -> Array:
+  log_weights, b, B, states, offsets, noise = arrays
+  shift = x.reshape(b.shape) - b
+  along = jnp.matmul(shift, B, precision=HIGHEST)
+  cross = jnp.matmul(states, along, precision=HIGHEST)
+  squares = jnp.square(shift).sum() - 2 * cross + offsets
+  return (
+    log_weights - 0.5 * squares / noise**2 - b.size * (jnp.log(noise) + _HALF_LOG_2PI)
+  )
+
+
+def _rbm_samples(arrays: tuple[Array, ...], key: Key, num_samples: int) -> Array:
+  log_weights, b, B, states, _, noise = arrays
+  k, z = _component_and_noise(key, log_weights, b[None], num_samples)
+  return b[None] + jnp.matmul(states[k], B.T, precision=HIGHEST) + noise * z
+
+
+def _component_and_noise(
+  key: Key, log_weights: Array, means: Array, num_samples: int
+) -> tuple[Array, Array]:
+  which, noise = jax.random.split(key)
+  k = jax.random.categorical(which, log_weights, shape=(num_samples,))
+  return k, jax.random.normal(noise, (num_samples, means.shape[1]), means.dtype)
+
+
+def _states(num_hidden: int, dtype: Any) -> Array:
+  """All h in {±1}^ℓ, `[2^ℓ, ℓ]`, in the order of `rbm.mixture`."""
+  return jnp.asarray(list(itertools.product((-1, 1), repeat=num_hidden)), dtype)
+
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -1,0 +1,201 @@
+"""Densities that are not mixtures of Gaussians: rings, banana, funnel, ICA."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from stein_jax import checks
+from stein_jax.densities.density import Density, normalised_weights
+from stein_jax.types import Array, Key
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def rings(
+  radii: Sequence[float] = (1.0, 3.0),
+  *,
+  weights: Sequence[float] | None = None,
+  width: float = 0.2,
+) -> Density:
+  """Circles in the plane, blurred by N(0, σ² I).
+
+  A point is R (cos a, sin a) + σz with a uniform angle a. With r = ‖x‖ and the Bessel
+  function I₀ its density is
+
+    p(x) = 1/(2πσ²) exp(−(r² + R²)/(2σ²)) I₀(rR/σ²).
+
+  Args:
+    radii: R of each ring.
+    weights: of the rings, which are divided by their sum; None: equal ones.
+    width: σ.
+
+  Returns:
+    A Density of points `[2]`, whose modes are the rings.
+  """
+  for radius in radii:
+    checks.positive("radii", radius)
+  checks.positive("width", width)
+  w = normalised_weights([1.0] * len(radii) if weights is None else weights)
+  if len(w) != len(radii):
+    raise ValueError(
+      f"there must be one weight for each of {len(radii)} radii, got {len(w)}."
+    )
+  arrays = (jnp.log(w), jnp.asarray(radii, w.dtype), jnp.asarray(width, w.dtype))
+  return Density(
+    Partial(_ring_log_density, arrays),
+    Partial(_ring_samples, arrays),
+    f"{len(radii)} rings",
+    w,
+    Partial(_ring_modes, arrays),
+  )
+
+
+def _ring_joint(arrays: tuple[Array, Array, Array], x: Array) -> Array:
+  log_weights, radii, width = arrays
+  squared = jnp.square(x).sum()
+  # The square root has no derivative at 0, where I₀'s is 0 as well.
+  r = jnp.sqrt(jnp.where(squared > 0, squared, 1))
+  r = jnp.where(squared > 0, r, 0)
+  scaled = r * radii / width**2
+  # I₀(t) = e^t i0e(t), of which e^t makes the square complete.
+  log_bessel = jnp.log(jax.scipy.special.i0e(scaled))
+  squares = jnp.square((r - radii) / width)
+  return log_weights - 0.5 * squares + log_bessel - _LOG_2PI - 2 * jnp.log(width)
+
+
+def _ring_log_density(arrays: tuple[Array, Array, Array], x: Array) -> Array:
+  return jax.nn.logsumexp(_ring_joint(arrays, x))
+
+
+def _ring_modes(arrays: tuple[Array, Array, Array], x: Array) -> Array:
+  return jax.nn.softmax(_ring_joint(arrays, x))
+
+
+def _ring_samples(
+  arrays: tuple[Array, Array, Array], key: Key, num_samples: int
+) -> Array:
+  log_weights, radii, width = arrays
+  keys = jax.random.split(key, 3)
+  k = jax.random.categorical(keys[0], log_weights, shape=(num_samples,))
+  angle = 2 * jnp.pi * jax.random.uniform(keys[1], (num_samples,), radii.dtype)
+  circle = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+  noise = jax.random.normal(keys[2], (num_samples, 2), radii.dtype)
+  return radii[k][:, None] * circle + width * noise
+
+
+def banana(
+  dimension: int = 2, *, curvature: float = 0.1, width: float = 5.0
+) -> Density:
+  """x₁ ~ N(0, s²), x₂ ~ N(c (x₁² − s²), 1), and standard normal x₃, ..., x_d.
+
+  Haario, Saksman & Tamminen (1999).
+
+  Args:
+    dimension: d, at least 2.
+    curvature: c.
+    width: s.
+  """
+  checks.positive("curvature", curvature)
+  checks.positive("width", width)
+  _at_least_two(dimension)
+  dtype = jnp.result_type(float)
+  arrays = (jnp.asarray(curvature, dtype), jnp.asarray(width, dtype))
+  name = f"banana, d = {dimension}"
+  samples = Partial(_banana_samples, arrays, jnp.zeros(dimension, dtype))
+  return Density(Partial(_banana_log_density, arrays), samples, name)
+
+
+def _bend(arrays: tuple[Array, Array], first: Array) -> Array:
+  curvature, width = arrays
+  return curvature * (jnp.square(first) - width**2)
+
+
+def _banana_log_density(arrays: tuple[Array, Array], x: Array) -> Array:
+  x = jnp.asarray(x)
+  z = x.at[0].divide(arrays[1]).at[1].add(-_bend(arrays, x[0]))
+  return -0.5 * jnp.square(z).sum() - jnp.log(arrays[1]) - 0.5 * x.size * _LOG_2PI
+
+
+def _banana_samples(
+  arrays: tuple[Array, Array], zeros: Array, key: Key, num_samples: int
+) -> Array:
+  z = jax.random.normal(key, (num_samples, zeros.size), zeros.dtype)
+  first = arrays[1] * z[:, 0]
+  return z.at[:, 0].set(first).at[:, 1].add(_bend(arrays, first))
+
+
+def funnel(dimension: int = 10, *, width: float = 3.0) -> Density:
+  """v = x₁ ~ N(0, s²), and xᵢ ~ N(0, eᵛ) for i > 1 (Neal, 2003).
+
+  Args:
+    dimension: d, at least 2.
+    width: s.
+  """
+  _at_least_two(dimension)
+  checks.positive("width", width)
+  dtype = jnp.result_type(float)
+  s = jnp.asarray(width, dtype)
+  samples = Partial(_funnel_samples, s, jnp.zeros(dimension, dtype))
+  return Density(Partial(_funnel_log_density, s), samples, f"funnel, d = {dimension}")
+
+
+def _funnel_log_density(width: Array, x: Array) -> Array:
+  v, rest = x[0], x[1:]
+  squares = jnp.square(v / width) + jnp.exp(-v) * jnp.square(rest).sum()
+  return -0.5 * (squares + rest.size * v + x.size * _LOG_2PI) - jnp.log(width)
+
+
+def _funnel_samples(width: Array, zeros: Array, key: Key, num_samples: int) -> Array:
+  z = jax.random.normal(key, (num_samples, zeros.size), zeros.dtype)
+  v = width * z[:, 0]
+  rest = jnp.exp(v / 2)[:, None] * z[:, 1:]
+  return jnp.concatenate([v[:, None], rest], axis=1)
+
+
+def independent_components(dimension: int = 10, *, seed: int = 0) -> Density:
+  """x = W s with independent Laplace sources s: linear ICA.
+
+  log p(x) = Σᵢ [−|(W⁻¹x)ᵢ| − log 2] − log |det W|.  W is a random matrix whose
+  condition number is below d, as in Grathwohl et al. (2020). The score jumps where a
+  source is 0.
+
+  Args:
+    dimension: d, at least 2.
+    seed: of W.
+  """
+  _at_least_two(dimension)
+  rng = np.random.default_rng(seed)
+  # A Gaussian matrix of many dimensions is never so well conditioned: its singular
+  # values are moved into [1, d/2].
+  left, singular, right = np.linalg.svd(rng.normal(size=(dimension, dimension)))
+  singular = 1 + (dimension / 2 - 1) * singular / singular.max()
+  mix = (left * singular) @ right
+  dtype = jnp.result_type(float)
+  log_determinant = jnp.asarray(np.log(singular).sum(), dtype)
+  arrays = (jnp.asarray(np.linalg.inv(mix), dtype), log_determinant)
+  return Density(
+    Partial(_ica_log_density, arrays),
+    Partial(_ica_samples, jnp.asarray(mix, dtype)),
+    f"independent components, d = {dimension}",
+  )
+
+
+def _ica_log_density(arrays: tuple[Array, Array], x: Array) -> Array:
+  unmix, log_determinant = arrays
+  sources = jnp.matmul(unmix, x, precision=jax.lax.Precision.HIGHEST)
+  return -jnp.abs(sources).sum() - x.size * math.log(2) - log_determinant
+
+
+def _ica_samples(mix: Array, key: Key, num_samples: int) -> Array:
+  sources = jax.random.laplace(key, (num_samples, len(mix)), mix.dtype)
+  return jnp.matmul(sources, mix.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _at_least_two(dimension: int) -> None:
+  checks.at_least_one("dimension", dimension)
+  if dimension < 2:
+    raise ValueError(f"dimension must be at least 2, got {dimension}.")
