@@ -40,7 +40,7 @@ MAY_IMPORT = {
   "networks": {"types", "checks"},
   "energies": {"types", "checks", "networks"},
   "densities": {"types", "checks", "compiled"},
-  "evaluation": {"types", "networks"},
+  "evaluation": PUBLIC | {"networks", "densities"},
   "training": {"types", "checks", "parallel"},
 }
 

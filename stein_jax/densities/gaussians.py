@@ -206,7 +206,8 @@ def _cholesky(covariances: Array, shape: tuple[int, ...]) -> Array:
 def _with_factors(
   weights: Array, means: Array, factors: Array, name: str, has_modes: bool
 ) -> Density:
-  arrays = (jnp.log(weights).astype(means.dtype), means, factors)
+  inverses = jax.vmap(_inverse)(factors)
+  arrays = (jnp.log(weights).astype(means.dtype), means, factors, inverses)
   return Density(
     Partial(_log_density, Partial(_full_joint, arrays)),
     Partial(_full_samples, arrays),
@@ -241,20 +242,31 @@ def _spherical_samples(arrays: tuple[Array, ...], key: Key, num_samples: int) ->
 
 
 def _full_joint(arrays: tuple[Array, ...], x: Array) -> Array:
-  log_weights, means, factors = arrays
-
-  def one(mean: Array, factor: Array) -> Array:
-    z = jax.scipy.linalg.solve_triangular(factor, x - mean, lower=True)
-    log_determinant = jnp.log(jnp.diagonal(factor)).sum()
-    return -0.5 * jnp.square(z).sum() - log_determinant - x.size * _HALF_LOG_2PI
-
-  return log_weights + jax.vmap(one)(means, factors)
+  log_weights, means, factors, inverses = arrays
+  # By the inverses: under vmap over points a triangular solve would copy the factors.
+  z = jnp.einsum("kij,kj->ki", inverses, x[None] - means, precision=HIGHEST)
+  log_determinants = jax.vmap(lambda f: jnp.log(jnp.diagonal(f)).sum())(factors)
+  squares = jnp.square(z).sum(axis=1)
+  return log_weights - 0.5 * squares - log_determinants - x.size * _HALF_LOG_2PI
 
 
 def _full_samples(arrays: tuple[Array, ...], key: Key, num_samples: int) -> Array:
-  log_weights, means, factors = arrays
+  log_weights, means, factors, _ = arrays
   k, z = _component_and_noise(key, log_weights, means, num_samples)
-  return means[k] + jnp.einsum("nij,nj->ni", factors[k], z, precision=HIGHEST)
+
+  def one(shifts: Array, component: tuple[Array, Array]) -> tuple[Array, None]:
+    index, factor = component
+    own = jnp.matmul(z, factor.T, precision=HIGHEST)
+    return jnp.where((k == index)[:, None], own, shifts), None
+
+  # One component after the other: their factors are not copied for every sample.
+  components = (jnp.arange(len(means)), factors)
+  return means[k] + jax.lax.scan(one, jnp.zeros_like(z), components)[0]
+
+
+def _inverse(factor: Array) -> Array:
+  identity = jnp.eye(len(factor), dtype=factor.dtype)
+  return jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
 
 
 def _rbm_joint(arrays: tuple[Array, ...], x: Array) -> Array:

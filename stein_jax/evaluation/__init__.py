@@ -6,6 +6,12 @@ from stein_jax.evaluation.likelihood import (
   gaussian_baseline,
   mean_log_likelihood,
 )
+from stein_jax.evaluation.partition import (
+  LogPartition,
+  annealed_log_partition,
+  importance_log_partition,
+  log_partition_on_grid,
+)
 from stein_jax.evaluation.resnet import ResNet
 from stein_jax.evaluation.samples import (
   Estimate,
@@ -15,19 +21,33 @@ from stein_jax.evaluation.samples import (
   label_entropy,
   mean_pairwise_distance,
   precision_and_recall,
+  sliced_wasserstein_distance,
+)
+from stein_jax.evaluation.truth import (
+  Comparison,
+  broad_gaussian,
+  compare_with_truth,
 )
 
 __all__ = [
+  "Comparison",
   "DigitClassifier",
   "Estimate",
+  "LogPartition",
   "MeanLogLikelihood",
   "ResNet",
+  "annealed_log_partition",
+  "broad_gaussian",
+  "compare_with_truth",
   "frechet_distance",
   "gaussian_baseline",
+  "importance_log_partition",
   "inception_score",
   "kernel_inception_distance",
   "label_entropy",
+  "log_partition_on_grid",
   "mean_log_likelihood",
   "mean_pairwise_distance",
   "precision_and_recall",
+  "sliced_wasserstein_distance",
 ]
