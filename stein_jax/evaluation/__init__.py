@@ -1,6 +1,12 @@
 """Evaluation of models: likelihoods, scores of samples, and classifiers for them."""
 
 from stein_jax.evaluation.classifier import DigitClassifier
+from stein_jax.evaluation.detection import (
+  TwoSampleTest,
+  area_under_roc,
+  classifier_two_sample_test,
+  expected_calibration_error,
+)
 from stein_jax.evaluation.likelihood import (
   MeanLogLikelihood,
   gaussian_baseline,
@@ -36,9 +42,13 @@ __all__ = [
   "LogPartition",
   "MeanLogLikelihood",
   "ResNet",
+  "TwoSampleTest",
   "annealed_log_partition",
+  "area_under_roc",
   "broad_gaussian",
+  "classifier_two_sample_test",
   "compare_with_truth",
+  "expected_calibration_error",
   "frechet_distance",
   "gaussian_baseline",
   "importance_log_partition",

@@ -37,12 +37,12 @@ def inception_score(probabilities: Array, *, num_blocks: int | None = 10) -> Est
 
   Source: Salimans et al. (2016); Liu & Wang (2017), section 5.
   """
-  p = _probabilities(probabilities)
+  p = as_probabilities(probabilities)
 
   def score(p: np.ndarray) -> float:
     return float(np.exp(_entropy(p.mean(axis=0)) - _entropy(p).mean()))
 
-  return _jackknife(score, (p,), num_blocks)
+  return jackknife(score, (p,), num_blocks)
 
 
 def label_entropy(probabilities: Array, *, num_blocks: int | None = 10) -> Estimate:
@@ -55,9 +55,9 @@ def label_entropy(probabilities: Array, *, num_blocks: int | None = 10) -> Estim
     probabilities: p(y | x), `[n, classes]`, rows that sum to 1.
     num_blocks: as in `inception_score`.
   """
-  p = _probabilities(probabilities)
+  p = as_probabilities(probabilities)
   labels = np.eye(p.shape[1])[p.argmax(axis=1)]
-  return _jackknife(lambda y: float(_entropy(y.mean(axis=0))), (labels,), num_blocks)
+  return jackknife(lambda y: float(_entropy(y.mean(axis=0))), (labels,), num_blocks)
 
 
 def frechet_distance(
@@ -76,7 +76,7 @@ def frechet_distance(
 
   Source: Heusel et al. (2017).
   """
-  a, b = _features(features, other_features)
+  a, b = as_features(features, other_features)
 
   def distance(a: np.ndarray, b: np.ndarray) -> float:
     means = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
@@ -88,7 +88,7 @@ def frechet_distance(
     traces = sum(np.trace(c) for c in covariances)
     return float(means + traces - 2 * np.sqrt(np.maximum(product, 0)).sum())
 
-  return _jackknife(distance, (a, b), num_blocks)
+  return jackknife(distance, (a, b), num_blocks)
 
 
 def kernel_inception_distance(
@@ -103,7 +103,7 @@ def kernel_inception_distance(
 
   Source: Bińkowski et al. (2018).
   """
-  a, b = _features(features, other_features)
+  a, b = as_features(features, other_features)
 
   def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
@@ -116,7 +116,7 @@ def kernel_inception_distance(
     between = kernel(a, b).mean()
     return float(within(kernel(a, a)) + within(kernel(b, b)) - 2 * between)
 
-  return _jackknife(distance, (a, b), num_blocks)
+  return jackknife(distance, (a, b), num_blocks)
 
 
 def mean_pairwise_distance(samples: Array, *, num_blocks: int | None = 10) -> Estimate:
@@ -129,9 +129,9 @@ def mean_pairwise_distance(samples: Array, *, num_blocks: int | None = 10) -> Es
   x = np.asarray(samples, np.float64).reshape(len(samples), -1)
 
   def distance(x: np.ndarray) -> float:
-    return float(np.sqrt(_squared_distances(x, x)).sum() / (len(x) * (len(x) - 1)))
+    return float(np.sqrt(squared_distances(x, x)).sum() / (len(x) * (len(x) - 1)))
 
-  return _jackknife(distance, (x,), num_blocks)
+  return jackknife(distance, (x,), num_blocks)
 
 
 def sliced_wasserstein_distance(
@@ -164,7 +164,7 @@ def sliced_wasserstein_distance(
 
   Source: Bonneel et al. (2015).
   """
-  a, b = _features(samples, other_samples)
+  a, b = as_features(samples, other_samples)
   checks.at_least_one("num_directions", num_directions)
   mass_a, mass_b = _masses(weights, len(a)), _masses(other_weights, len(b))
   drawn = jax.random.normal(key, (a.shape[1], num_directions))
@@ -207,7 +207,7 @@ def precision_and_recall(
 
   Source: Kynkäänniemi et al. (2019).
   """
-  a, b = _features(real, generated)
+  a, b = as_features(real, generated)
   if not 1 <= num_neighbors < min(len(a), len(b)):
     raise ValueError(
       "num_neighbors must be at least 1 and below the number of points in the smaller "
@@ -216,14 +216,15 @@ def precision_and_recall(
 
   def share_inside(points: np.ndarray, of: np.ndarray) -> float:
     # index k, since the distance of a point to itself, 0, is at index 0
-    within = np.partition(_squared_distances(of, of), num_neighbors, axis=1)
+    within = np.partition(squared_distances(of, of), num_neighbors, axis=1)
     radii = within[:, num_neighbors]
-    return float((_squared_distances(points, of) <= radii[None]).any(axis=1).mean())
+    return float((squared_distances(points, of) <= radii[None]).any(axis=1).mean())
 
   return share_inside(b, a), share_inside(a, b)
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """‖xᵢ − yⱼ‖² of points `[n, d]` and `[n', d]`, `[n, n']`."""
   centre = y.mean(axis=0)
   x, y = x - centre, y - centre
   norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)[None]
@@ -238,7 +239,7 @@ def _entropy(p: np.ndarray) -> Any:
   return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
-def _jackknife(
+def jackknife(
   statistic: Callable[..., float],
   arrays: tuple[np.ndarray, ...],
   num_blocks: int | None,
@@ -264,7 +265,12 @@ def _jackknife(
   return Estimate(value, float(np.sqrt(variance)))
 
 
-def _probabilities(probabilities: Array) -> np.ndarray:
+def as_probabilities(probabilities: Array) -> np.ndarray:
+  """Probabilities `[n, classes]` in float64, whose rows sum to 1.
+
+  Raises:
+    ValueError: a row is not a probability distribution.
+  """
   p = np.asarray(probabilities, np.float64)
   if p.ndim != 2 or (p < 0).any() or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
     raise ValueError(
@@ -274,7 +280,12 @@ def _probabilities(probabilities: Array) -> np.ndarray:
   return p / p.sum(axis=1, keepdims=True)
 
 
-def _features(*sets: Array) -> tuple[np.ndarray, ...]:
+def as_features(*sets: Array) -> tuple[np.ndarray, ...]:
+  """Sets of features `[n, d]` in float64.
+
+  Raises:
+    ValueError: other shapes, or different d.
+  """
   arrays = tuple(np.asarray(x, np.float64) for x in sets)
   if any(x.ndim != 2 or x.shape[1] != arrays[0].shape[1] for x in arrays):
     raise ValueError(
