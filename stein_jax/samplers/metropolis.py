@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
 from stein_jax.samplers import noise
@@ -13,8 +14,8 @@ from stein_jax.samplers.unadjusted import at_particles, check, langevin_step
 from stein_jax.types import Array, Key, LogDensityFn, Particles, PyTree
 
 
-class MalaResult(NamedTuple):
-  """The result of `mala`.
+class MetropolisResult(NamedTuple):
+  """The result of a chain with a Metropolis-Hastings test.
 
   Attributes:
     particles: the moved particles, `[n, ...]`.
@@ -25,7 +26,36 @@ class MalaResult(NamedTuple):
   acceptance_rate: Array
 
 
-@compiled(check, static=("num_steps", "axis_name"))
+def check_tempered(
+  particles: Particles,
+  num_steps: int,
+  step_size: float | Array,
+  temperature: float | Array,
+) -> None:
+  """Validates the arguments of a chain at a temperature, as `check` does."""
+  check(particles, num_steps, step_size)
+  checks.positive("temperature", temperature)
+
+
+def metropolis_choice(accepted: Array, proposal: PyTree, current: PyTree) -> PyTree:
+  """For each particle the proposal where it is accepted, `[n, ...]`."""
+  return jax.tree.map(
+    lambda new, old: jax.vmap(jnp.where)(accepted, new, old), proposal, current
+  )
+
+
+def tempered(
+  log_density_fn: LogDensityFn,
+  x: Particles,
+  context: PyTree,
+  temperature: float | Array,
+) -> tuple[Array, Particles]:
+  """log p/T of every particle, `[n]`, and its gradient."""
+  found = at_particles(jax.value_and_grad(log_density_fn), x, context)
+  return jax.tree.map(lambda leaf: (leaf / temperature).astype(leaf.dtype), found)
+
+
+@compiled(check_tempered, static=("num_steps", "axis_name"))
 def mala(
   key: Key,
   particles: Particles,
@@ -33,9 +63,10 @@ def mala(
   *,
   num_steps: int,
   step_size: float | Array,
+  temperature: float | Array = 1.0,
   context: PyTree = None,
   axis_name: str | None = None,
-) -> MalaResult:
+) -> MetropolisResult:
   """The Metropolis-adjusted Langevin algorithm: Langevin proposals, some rejected.
 
   A proposal x' = x + ε ∇ log p(x) + √(2ε) z is accepted with probability
@@ -49,6 +80,7 @@ def mala(
       (x, context) -> the same.
     num_steps: k, the number of proposals for each particle.
     step_size: ε, in units of squared distance.
+    temperature: T; the chain samples p^(1/T).
     context: as in `langevin`.
     axis_name: as in `langevin`.
 
@@ -56,13 +88,13 @@ def mala(
     The moved particles, and the acceptance rate over all particles and steps.
 
   Raises:
-    ValueError: num_steps below 1, or a step size that is not above 0.
+    ValueError: num_steps below 1, or a step size or temperature that is not above 0.
 
   Source: Roberts & Tweedie (1996).
   """
 
   def evaluate(x: Particles) -> tuple[Array, Particles]:
-    return at_particles(jax.value_and_grad(log_density_fn), x, context)
+    return tempered(log_density_fn, x, context, temperature)
 
   def log_q(to: Particles, x: Particles, scores: Particles) -> Array:
     squared = jax.tree.map(
@@ -84,13 +116,9 @@ def mala(
     )
     u = noise.uniform(accept_key, len(log_p), log_p.dtype, axis_name)
     accepted = jnp.log(u) < log_ratio  # False where the ratio is NaN
-
-    def choose(new: Array, old: Array) -> Array:
-      return jax.vmap(jnp.where)(accepted, new, old)
-
-    carry = jax.tree.map(choose, (proposal, log_p_new, scores_new), carry)
+    carry = metropolis_choice(accepted, (proposal, log_p_new, scores_new), carry)
     return carry, accepted.mean()
 
   start = (particles, *evaluate(particles))
   (moved, _, _), accepted = jax.lax.scan(step, start, jax.random.split(key, num_steps))
-  return MalaResult(moved, axes.mean(accepted.mean(), axis_name))
+  return MetropolisResult(moved, axes.mean(accepted.mean(), axis_name))
