@@ -8,6 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 from jax.tree_util import Partial
 
+from stein_jax import checks
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -60,6 +62,7 @@ def compiled(
     unknown = {*wanted, *static} - set(signature.parameters)
     if unknown:
       raise TypeError(f"{fn.__name__} has no argument named {sorted(unknown)}.")
+    parameters = signature.parameters
     run = jax.jit(fn, static_argnames=static)
 
     @functools.wraps(fn)
@@ -73,6 +76,8 @@ def compiled(
       if check is not None:
         arguments.update(check(**{name: arguments[name] for name in wanted}) or {})
       for name, value in arguments.items():
+        if name.endswith("_fn") and value is not parameters[name].default:
+          checks.function(name, value)
         if name not in static and callable(value) and _is_leaf(value):
           arguments[name] = Partial(value)
       return run(*bound.args, **bound.kwargs)

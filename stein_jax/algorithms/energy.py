@@ -17,6 +17,29 @@ def split_batch(batch: Batch) -> tuple[Particles, tuple[PyTree, ...]]:
   return batch, ()
 
 
+def check_energy(energy_fn: EnergyFn) -> None:
+  """Raises TypeError unless it is a function of params, a point, maybe a context."""
+  checks.function("energy_fn", energy_fn, "params, x", "params, x, context")
+
+
+def check_batch(batch: Batch, name: str = "the batch") -> int:
+  """Returns m, the number of points `[m, ...]` of a batch.
+
+  Raises:
+    ValueError: no points, leaves of different lengths, or a context of another length.
+    TypeError: points that are not of a floating-point type.
+  """
+  x, context = split_batch(batch)
+  m = checks.num_particles(x, name)
+  for leaf in jax.tree.leaves(context):
+    if jax.numpy.shape(leaf)[:1] != (m,):
+      raise ValueError(
+        f"{name} has {m} points, and a context of shape {jax.numpy.shape(leaf)}: one "
+        "row of the context belongs to each point."
+      )
+  return m
+
+
 def with_points(batch: Batch, particles: Particles) -> Batch:
   """The same batch with other points."""
   _, context = split_batch(batch)
@@ -47,8 +70,8 @@ def score_of(
 
 def scores(params: Params, energy_fn: EnergyFn, batch: Batch) -> Particles:
   """The scores of many points, `[n, ...]`, shaped like the points of the batch."""
+  check_batch(batch)
   x, context = split_batch(batch)
-  checks.num_particles(x)
   return jax.vmap(lambda x, *c: score(params, energy_fn, x, *c))(x, *context)
 
 
@@ -58,8 +81,8 @@ def energies(params: Params, energy_fn: EnergyFn, batch: Batch) -> Array:
   Raises:
     ValueError: `energy_fn` does not return a scalar.
   """
+  check_batch(batch)
   x, context = split_batch(batch)
-  checks.num_particles(x)
   point = jax.tree.map(lambda leaf: leaf[0], (x, *context))
   checks.scalar_energy(energy_fn, params, *point)
   return jax.vmap(lambda x, *c: energy_fn(params, x, *c))(x, *context)
