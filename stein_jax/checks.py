@@ -123,7 +123,7 @@ def algorithm(value: Any) -> None:
 def pair(name: str, value: Any, parts: str) -> None:
   """Raises TypeError unless what a function returned is a tuple of two."""
   if not (isinstance(value, (tuple, list)) and len(value) == 2):
-    got = type(value).__name__
+    got = "an array" if _is_array(value) else type(value).__name__
     got += f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
     raise TypeError(f"{name} must return a pair ({parts}), got {got}.")
 
@@ -152,7 +152,10 @@ def rows(name: str, tree: PyTree, n: int) -> None:
 
 def params(value: Params, name: str = "params") -> None:
   """Raises TypeError unless parameters are arrays that have gradients."""
-  for leaf in jax.tree.leaves(value):
+  leaves = jax.tree.leaves(value)
+  if not leaves:
+    raise ValueError(f"{name} must hold at least one array, got {value!r}.")
+  for leaf in leaves:
     if not (_is_array(leaf) and jnp.issubdtype(_dtype(leaf), jnp.inexact)):
       break
   else:
@@ -213,7 +216,7 @@ def networks(params: Any, names: tuple[str, str]) -> None:
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
   """Raises ValueError unless `value` is one of `allowed`."""
-  if value not in allowed:
+  if isinstance(value, (np.ndarray, jax.Array)) or value not in allowed:
     raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
@@ -228,8 +231,13 @@ def num_particles(particles: Particles, name: str = "particles") -> int:
   if not leaves:
     raise ValueError(f"{name} must hold at least one array, got {particles!r}.")
   for leaf in leaves:
+    if not _is_array(leaf):
+      raise TypeError(f"{name} must be arrays, got {leaf!r}.")
     if jnp.ndim(leaf) == 0:
-      raise ValueError(f"{name} must have a leading axis, [n, ...], got a scalar.")
+      hint = "" if hasattr(leaf, "shape") else ": make an array, as by jnp.asarray"
+      raise ValueError(
+        f"{name} must have a leading axis, [n, ...], got a scalar{hint}."
+      )
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
       raise TypeError(
         f"{name} must be floating-point, got {jnp.result_type(leaf)}; cast or scale "
@@ -280,8 +288,8 @@ def same_event(a: Particles, b: Particles, names: tuple[str, str]) -> None:
 
 
 def scalar_energy(energy_fn: EnergyFn, params: Params, *point: Batch) -> None:
-  """Raises ValueError unless `energy_fn(params, *point)` is a scalar."""
-  function("energy_fn", energy_fn)
+  """Raises an error unless `energy_fn(params, *point)` is a scalar that uses x."""
+  function("energy_fn", energy_fn, "params, x" + ", context" * (len(point) - 1))
   try:
     jaxpr, energy = jax.make_jaxpr(energy_fn, return_shape=True)(params, *point)
   except Exception as error:
@@ -295,6 +303,11 @@ def scalar_energy(energy_fn: EnergyFn, params: Params, *point: Batch) -> None:
       f"of shape {_brief(shapes)} it returned {energy}. Batches are made by vmap."
     )
 
+  if not jnp.issubdtype(energy.dtype, jnp.floating):
+    raise TypeError(
+      f"energy_fn(params, x) must return a floating-point number, got {energy.dtype}, "
+      "which has no gradient."
+    )
   before = len(jax.tree.leaves(params))
   of_point = jaxpr.jaxpr.invars[before : before + len(jax.tree.leaves(point[0]))]
   used = {id(x) for e in jaxpr.jaxpr.eqns for x in e.invars}
