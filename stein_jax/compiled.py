@@ -8,6 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 from jax.tree_util import Partial
 
+from stein_jax import checks
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -37,7 +39,8 @@ def compiled(
   Functions among the other arguments need not be static. Each is passed as
   `jax.tree_util.Partial(function)`, a pytree without leaves that equals another one of
   the same function, so the same function is not traced again. A caller who passes
-  `Partial(function, params)` can change `params` without a new compilation.
+  `Partial(function, params)` can change `params` without a new compilation. A linen
+  module and an unhashable function are a TypeError.
 
   Args:
     check: called by keyword with those arguments of the decorated function that the
@@ -74,6 +77,7 @@ def compiled(
         arguments.update(check(**{name: arguments[name] for name in wanted}) or {})
       for name, value in arguments.items():
         if name not in static and callable(value) and _is_leaf(value):
+          checks.function(name, value)
           arguments[name] = Partial(value)
       return run(*bound.args, **bound.kwargs)
 

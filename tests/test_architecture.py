@@ -24,7 +24,7 @@ PUBLIC = BASE | {"compiled"}
 MAY_IMPORT = {
   "types": set(),
   "checks": {"types"},
-  "compiled": set(),
+  "compiled": {"checks"},
   "parallel.axes": {"types"},
   "parallel.ring": {"types", "parallel.axes"},
   "parallel.rows": {"types"},
@@ -37,9 +37,9 @@ MAY_IMPORT = {
   "stein": PUBLIC | {"pairs", "kernels"},
   "samplers": PUBLIC,
   "algorithms": PUBLIC | {"stein", "samplers", "parallel.rows", "parallel.row_wise"},
-  "networks": {"types", "checks"},
+  "networks": {"types", "checks", "compiled"},
   "energies": {"types", "checks", "networks"},
-  "evaluation": {"types", "networks"},
+  "evaluation": {"types", "checks", "compiled", "networks"},
   "training": {"types", "checks", "parallel"},
 }
 

@@ -38,10 +38,18 @@ from stein_jax.types import (
 )
 
 
-def _check_loss(positives: Batch, negatives: Batch) -> None:
-  checks.same_event(
-    split_batch(positives)[0], split_batch(negatives)[0], ("positives", "negatives")
-  )
+def _check_loss(energy_fn: EnergyFn, positives: Batch, negatives: Batch) -> None:
+  checks.function("energy_fn", energy_fn)
+  x, context = split_batch(positives)
+  x_negative, context_negative = split_batch(negatives)
+  checks.num_particles(x, "positives")
+  checks.num_particles(x_negative, "negatives")
+  checks.same_event(x, x_negative, ("positives", "negatives"))
+  if len(context) != len(context_negative):
+    raise ValueError(
+      'either both of positives and negatives have a context, {"x": ..., "context": '
+      "...}, or neither."
+    )
 
 
 @compiled(_check_loss)
@@ -80,6 +88,15 @@ def contrastive_loss(
   return positive - (1 - discount) * negative
 
 
+def _check_likelihood(
+  energy_fn: EnergyFn, data: Batch, log_partition_fn: LogPartitionFn
+) -> None:
+  checks.function("energy_fn", energy_fn)
+  checks.function("log_partition_fn", log_partition_fn)
+  _check_no_context(data)
+  checks.num_particles(data, "data")
+
+
 def _check_no_context(data: Batch) -> None:
   if split_batch(data)[1]:
     raise ValueError(
@@ -88,7 +105,7 @@ def _check_no_context(data: Batch) -> None:
     )
 
 
-@compiled(_check_no_context)
+@compiled(_check_likelihood)
 def negative_log_likelihood(
   params: Params,
   energy_fn: EnergyFn,
@@ -108,7 +125,9 @@ def negative_log_likelihood(
 
   Source: Liu & Wang (2017), equation 7.
   """
-  return energies(params, energy_fn, data).mean() + log_partition_fn(params)
+  log_z = log_partition_fn(params)
+  checks.scalar("log_partition_fn(params)", log_z)
+  return energies(params, energy_fn, data).mean() + log_z
 
 
 def maximum_likelihood(
