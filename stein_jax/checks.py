@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from stein_jax.types import Algorithm, Batch, EnergyFn, Params, Particles, PyTree
 
 
 def positive(name: str, value: Any) -> None:
-  """Raises ValueError unless `value` is a finite number above zero.
+  """Raises ValueError unless `value` is a number above zero that JAX's floats hold.
 
   A traced value is not known yet and passes: the check is for eager calls, and for
   numbers that are fixed when an algorithm is built.
@@ -21,12 +22,154 @@ def positive(name: str, value: Any) -> None:
     return
   if not (_is_real(value) and np.isfinite(np.asarray(value)) and float(value) > 0):
     raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
+  value = float(value)  # within a traced function, JAX would trace the comparisons
+  if 1.2e-38 <= value <= 3.4e38:
+    return
+  floats = jnp.finfo(jnp.result_type(float))  # float64 with jax_enable_x64
+  if not float(floats.tiny) <= value <= float(floats.max):  # a denormal counts as 0
+    raise ValueError(
+      f"{name} must lie between {floats.tiny:.1e} and {floats.max:.1e}, the range of "
+      f"{floats.dtype}, got {value!r}; use other units."
+    )
+
+
+def not_negative(name: str, value: Any) -> None:
+  """Raises ValueError unless `value` is a finite number of at least 0."""
+  if not (_is_real(value) and np.isfinite(value) and value >= 0):
+    raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+
+
+def between(name: str, value: Any, low: float, high: float) -> None:
+  """Raises ValueError unless `value` is a number with low < value < high."""
+  if not (_is_real(value) and low < value < high):
+    raise ValueError(f"{name} must lie between {low} and {high}, got {value!r}.")
+
+
+def integer(name: str, value: Any, *, least: int) -> None:
+  """Raises ValueError unless `value` is an integer of at least `least`."""
+  is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+  if not is_integer or value < least:
+    raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
 def at_least_one(name: str, value: Any) -> None:
   """Raises ValueError unless `value` is an integer of at least 1."""
-  if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-    raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+  integer(name, value, least=1)
+
+
+def boolean(name: str, value: Any) -> None:
+  """Raises TypeError unless `value` is True or False."""
+  if not isinstance(value, (bool, np.bool_)):
+    raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def function(name: str, value: Any, *arguments: str) -> None:
+  """Raises TypeError unless `value` is a function that JAX can compile and find again.
+
+  A linen module is not: its `apply` is.
+
+  Args:
+    name: of the argument.
+    value: the function.
+    arguments: what the function is called with, such as "params, x"; alternatives if
+      there are several. Without any, the number of its arguments is not checked.
+  """
+  wanted = " or ".join(f"{name}({given})" for given in arguments)
+  wanted = f"a function {wanted}" if wanted else "a function"
+  fn = value.func if isinstance(value, jax.tree_util.Partial) else value
+  if isinstance(fn, nn.Module):
+    raise TypeError(
+      f"{name} must be {wanted}, got the module {type(fn).__name__}: pass a "
+      "method of it, such as module.apply."
+    )
+  if not callable(fn):
+    raise TypeError(f"{name} must be {wanted}, got {described(fn)}.")
+  if arguments:
+    _check_signature(name, value, arguments, wanted)
+  try:
+    hash(fn)
+  except TypeError:
+    if not jax.tree_util.all_leaves([fn]):
+      return  # a pytree, whose arrays are arguments of what is compiled
+    raise TypeError(
+      f"{name} must be hashable, which a {type(fn).__name__} is not: make it a frozen "
+      "dataclass, or pass a plain function or jax.tree_util.Partial(fn, params)."
+    ) from None
+
+
+def _check_signature(
+  name: str, value: Any, arguments: tuple[str, ...], wanted: str
+) -> None:
+  try:
+    signature = inspect.signature(value)
+  except (TypeError, ValueError):
+    return  # it does not tell
+  for given in arguments:
+    try:
+      signature.bind(*given.split(", "))
+    except TypeError:
+      continue
+    return
+  raise TypeError(f"{name} must be {wanted}, got {described(value)} with {signature}.")
+
+
+def activation(value: Any) -> None:
+  """Raises TypeError unless `value` is callable, a function or a linen module."""
+  if not callable(value):
+    raise TypeError(
+      f"activation must be a function such as jax.nn.silu, got {described(value)}."
+    )
+
+
+def finite(name: str, value: Any) -> None:
+  """Raises ValueError for NaN or infinity. A traced array is not known and passes."""
+  if _is_known(value) and not np.isfinite(value).all():
+    raise ValueError(f"{name} must be finite, but holds NaN or infinity.")
+
+
+def module(name: str, value: Any) -> None:
+  """Raises TypeError unless `value` is a linen module."""
+  if not isinstance(value, nn.Module):
+    raise TypeError(f"{name} must be a linen module, got {described(value)}.")
+
+
+def key(value: Any) -> None:
+  """Raises TypeError unless `value` is one PRNG key."""
+  dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+  if dtype is not None:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+      return
+    if dtype == np.uint32 and shape is not None and len(shape) == 1:
+      return  # of the old kind, jax.random.PRNGKey
+  raise TypeError(
+    f"key must be one PRNG key such as jax.random.key(0), got {described(value)}."
+  )
+
+
+def described(value: Any) -> str:
+  """A value in a few words: an array by shape and dtype, otherwise its repr or type."""
+  if hasattr(value, "dtype") and hasattr(value, "shape"):
+    return f"an array of shape {value.shape} and dtype {value.dtype}"
+  if isinstance(value, (tuple, list, dict)):
+    return f"a {type(value).__name__}"  # of arrays, perhaps
+  text = repr(value)
+  return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def decay(name: str, value: Any) -> None:
+  """Raises ValueError unless `value` is None or lies between 0 and 1."""
+  if value is not None:
+    between(name, value, 0, 1)
+
+
+def networks(params: Any, names: tuple[str, str]) -> None:
+  """Raises ValueError unless `params` is a dict of two networks' parameters."""
+  if not (isinstance(params, dict) and set(params) == set(names)):
+    wanted = ", ".join(f'"{name}": ...' for name in names)
+    raise ValueError(
+      f"params must be {{{wanted}}}, got "
+      f"{sorted(params) if isinstance(params, dict) else type(params).__name__}."
+    )
 
 
 def share(name: str, value: Any, interval: str = "[0, 1]") -> None:
@@ -45,56 +188,6 @@ def share(name: str, value: Any, interval: str = "[0, 1]") -> None:
     if above and below:
       return
   raise ValueError(f"{name} must lie in {interval}, got {value!r}.")
-
-
-def flag(name: str, value: Any) -> None:
-  """Raises TypeError unless `value` is True or False."""
-  if not isinstance(value, (bool, np.bool_)):
-    raise TypeError(f"{name} must be True or False, got {value!r}.")
-
-
-def key(value: Any) -> None:
-  """Raises TypeError unless `value` is one PRNG key."""
-  kind, shape = getattr(value, "dtype", object), np.shape(value)
-  is_typed = jnp.issubdtype(kind, jax.dtypes.prng_key) and shape == ()
-  is_legacy = jnp.issubdtype(kind, np.uint32) and len(shape) == 1
-  if not (is_typed or is_legacy):
-    raise TypeError(
-      f"key must be one PRNG key, as from jax.random.key(0), got {value!r}"
-    )
-
-
-def function(name: str, value: Any, *arguments: str) -> None:
-  """Raises TypeError unless `value` is a function of these arguments.
-
-  Args:
-    name: of the argument.
-    value: the function.
-    arguments: what the function is called with, such as "params, x"; alternatives if
-      there are several. Without any, only whether it is a function is checked.
-  """
-  wanted = " or ".join(f"{name}({given})" for given in arguments)
-  wanted = f"a function {wanted}" if wanted else "a function"
-  if callable(getattr(value, "apply", None)) and callable(getattr(value, "init", None)):
-    raise TypeError(
-      f"{name} must be {wanted}, got a module {type(value).__name__}: pass "
-      "module.apply, or a function that calls it."
-    )
-  if not callable(value):
-    raise TypeError(f"{name} must be {wanted}, got {value!r}.")
-  if not arguments:
-    return
-  try:
-    signature = inspect.signature(value)
-  except (TypeError, ValueError):
-    return  # it does not tell
-  for given in arguments:
-    try:
-      signature.bind(*given.split(", "))
-    except TypeError:
-      continue
-    return
-  raise TypeError(f"{name} must be {wanted}, got {value!r} with {signature}.")
 
 
 def optimizer(value: Any, name: str = "optimizer") -> None:
@@ -175,7 +268,7 @@ def params(value: Params, name: str = "params") -> None:
       )
 
 
-def arrays(name: str, tree: PyTree) -> None:
+def leaves(name: str, tree: PyTree) -> None:
   """Raises TypeError unless all leaves are arrays or numbers."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if not _is_array(leaf):
@@ -194,26 +287,6 @@ def _dtype(x: Any) -> Any:
   return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
 
 
-def _is_real(x: Any) -> bool:
-  """Whether it is one real number; True and False are not."""
-  if isinstance(x, (int, float)):
-    return not isinstance(x, bool)
-  if np.ndim(x) != 0:
-    return False
-  kind = np.asarray(x).dtype
-  return jnp.issubdtype(kind, np.floating) or jnp.issubdtype(kind, np.integer)
-
-
-def networks(params: Any, names: tuple[str, str]) -> None:
-  """Raises ValueError unless `params` is a dict of two networks' parameters."""
-  if not (isinstance(params, dict) and set(params) == set(names)):
-    wanted = ", ".join(f'"{name}": ...' for name in names)
-    raise ValueError(
-      f"params must be {{{wanted}}}, got "
-      f"{sorted(params) if isinstance(params, dict) else type(params).__name__}."
-    )
-
-
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
   """Raises ValueError unless `value` is one of `allowed`."""
   if isinstance(value, (np.ndarray, jax.Array)) or value not in allowed:
@@ -225,31 +298,90 @@ def num_particles(particles: Particles, name: str = "particles") -> int:
 
   Raises:
     ValueError: no leaves, a leaf without a leading axis, or different lengths.
-    TypeError: a leaf that is not of a floating-point type.
+    TypeError: a leaf that is no array, or not of a floating-point type.
   """
   leaves = jax.tree.leaves(particles)
   if not leaves:
     raise ValueError(f"{name} must hold at least one array, got {particles!r}.")
+  arrays(name, particles)
   for leaf in leaves:
-    if not _is_array(leaf):
-      raise TypeError(f"{name} must be arrays, got {leaf!r}.")
     if jnp.ndim(leaf) == 0:
-      hint = "" if hasattr(leaf, "shape") else ": make an array, as by jnp.asarray"
-      raise ValueError(
-        f"{name} must have a leading axis, [n, ...], got a scalar{hint}."
-      )
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-      raise TypeError(
-        f"{name} must be floating-point, got {jnp.result_type(leaf)}; cast or scale "
-        "them first (in fit by transform, whose default, training.unit_interval, "
-        f"scales uint8 images).{_on_labels(particles)}"
-      )
+      raise ValueError(f"{name} must have a leading axis, [n, ...], got a scalar.")
+  floating(name, particles)
   lengths = {jnp.shape(leaf)[0] for leaf in leaves}
   if len(lengths) > 1:
     raise ValueError(f"leaves of {name} must share one leading axis, got {lengths}.")
   if 0 in lengths:
     raise ValueError(f"{name} must hold at least one point, got none.")
   return lengths.pop()
+
+
+def arrays(name: str, tree: Any) -> None:
+  """Raises TypeError unless every leaf of a pytree is an array."""
+  for leaf in jax.tree.leaves(tree):
+    if hasattr(leaf, "dtype") and _is_array(leaf):
+      continue
+    got = described(leaf)
+    if leaf is not tree:
+      got = f"a {type(tree).__name__} that holds {got}"
+    nested = isinstance(tree, (list, tuple))
+    remedy = "; pass jnp.asarray(...)" if nested else ""
+    raise TypeError(
+      f"{name} must be an array or a pytree of arrays, got {got}{remedy}."
+    )
+
+
+def array(name: str, value: Any) -> None:
+  """Raises TypeError for a tuple, a dict or another object in place of one array.
+
+  Numbers and lists of them pass.
+  """
+  if isinstance(value, (tuple, dict, str)) or value is None or callable(value):
+    raise TypeError(f"{name} must be one array, got {described(value)}.")
+
+
+def floating(name: str, tree: Any) -> None:
+  """Raises TypeError unless every array of a pytree is of a floating-point type."""
+  for leaf in jax.tree.leaves(tree):
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+      remedy = (
+        "cast or scale them first (in fit by transform, whose default, "
+        "training.unit_interval, scales uint8 images)"
+      )
+      if isinstance(tree, (tuple, list, dict)):
+        remedy += '; a batch with labels is {"x": ..., "context": labels}'
+      raise TypeError(f"{name} must be floating-point, got {dtype}; {remedy}.")
+
+
+def images(value: Any) -> None:
+  """Raises an error unless `value` is a batch of images `[n, h, w, c]`, as floats."""
+  if jnp.ndim(value) != 4:
+    raise ValueError(f"images must be [n, h, w, c], got shape {jnp.shape(value)}.")
+  floating("images", value)
+
+
+def particles_and_scores(particles: Particles, scores: Particles) -> None:
+  """Raises an error unless the scores are floats shaped like the particles.
+
+  Raises:
+    ValueError: particles as in `num_particles`, or scores of another shape.
+    TypeError: particles or scores that are no arrays, or no floating-point numbers.
+  """
+  num_particles(particles)
+  arrays("scores", scores)
+  same_shapes(particles, scores, ("particles", "scores"))
+  floating("scores", scores)
+
+
+def context(tree: Any, n: int) -> None:
+  """Raises ValueError unless every leaf of a context has one row for each point."""
+  shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+  if any(shape[:1] != (n,) for shape in shapes):
+    raise ValueError(
+      f"the context must have one row for each of the {n} points, [{n}, ...], got "
+      f"shape {_brief(shapes)}."
+    )
 
 
 def same_shapes(a: Any, b: Any, names: tuple[str, str]) -> None:
@@ -287,8 +419,34 @@ def same_event(a: Particles, b: Particles, names: tuple[str, str]) -> None:
     )
 
 
+def scalar(call: str, value: Any) -> None:
+  """Raises ValueError unless what a call returned is one floating-point number."""
+  dtype = getattr(value, "dtype", type(value))
+  if jnp.shape(value) != () or not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(
+      f"{call} must return a floating-point scalar, got shape {jnp.shape(value)} of "
+      f"{getattr(dtype, '__name__', dtype)}."
+    )
+
+
+def labels(label: Any, num_classes: int) -> None:
+  """Raises ValueError unless all labels are within 0, ..., num_classes − 1.
+
+  Traced labels are not known yet and pass.
+  """
+  if not _is_known(label) or np.size(label) == 0:
+    return
+  lowest, highest = np.min(np.asarray(label)), np.max(np.asarray(label))
+  if lowest < 0 or highest >= num_classes:
+    raise ValueError(
+      f"labels must be within 0, ..., {num_classes - 1} for num_classes={num_classes}, "
+      f"got {lowest if lowest < 0 else highest}."
+    )
+
+
 def scalar_energy(energy_fn: EnergyFn, params: Params, *point: Batch) -> None:
   """Raises an error unless `energy_fn(params, *point)` is a scalar that uses x."""
+  function("energy_fn", energy_fn)
   function("energy_fn", energy_fn, "params, x" + ", context" * (len(point) - 1))
   try:
     jaxpr, energy = jax.make_jaxpr(energy_fn, return_shape=True)(params, *point)
@@ -332,3 +490,18 @@ def _on_labels(points: Any) -> str:
 
 def _brief(shapes: list[Any]) -> Any:
   return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _is_real(value: Any) -> bool:
+  """Whether it is one number, not complex and not a bool."""
+  if np.ndim(value) != 0:
+    return False
+  dtype = np.asarray(value).dtype
+  return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _is_known(value: Any) -> bool:
+  """Whether this process has all numbers of an array: it is not traced, nor remote."""
+  if isinstance(value, jax.core.Tracer):
+    return False
+  return getattr(value, "is_fully_addressable", True)

@@ -37,9 +37,9 @@ MAY_IMPORT = {
   "stein": PUBLIC | {"pairs", "kernels"},
   "samplers": PUBLIC,
   "algorithms": PUBLIC | {"stein", "samplers", "parallel.rows", "parallel.row_wise"},
-  "networks": {"types", "checks"},
+  "networks": {"types", "checks", "compiled"},
   "energies": {"types", "checks", "networks"},
-  "evaluation": {"types", "networks"},
+  "evaluation": {"types", "checks", "compiled", "networks"},
   "training": {"types", "checks", "parallel"},
 }
 

@@ -40,13 +40,21 @@ from stein_jax.types import (
 )
 
 
-def _check_loss(positives: Batch, negatives: Batch, discount: Numeric) -> None:
+def _check_loss(
+  energy_fn: EnergyFn, positives: Batch, negatives: Batch, discount: Numeric
+) -> None:
+  checks.function("energy_fn", energy_fn)
   checks.share("discount", discount)
+  x, context = split_batch(positives)
+  x_negative, context_negative = split_batch(negatives)
   check_batch(positives, "positives")
   check_batch(negatives, "negatives")
-  checks.same_event(
-    split_batch(positives)[0], split_batch(negatives)[0], ("positives", "negatives")
-  )
+  checks.same_event(x, x_negative, ("positives", "negatives"))
+  if len(context) != len(context_negative):
+    raise ValueError(
+      'either both of positives and negatives have a context, {"x": ..., "context": '
+      "...}, or neither."
+    )
 
 
 @compiled(_check_loss)
@@ -86,6 +94,14 @@ def contrastive_loss(
   return positive - (1 - discount) * negative
 
 
+def _check_likelihood(
+  energy_fn: EnergyFn, data: Batch, log_partition_fn: LogPartitionFn
+) -> None:
+  checks.function("energy_fn", energy_fn)
+  checks.function("log_partition_fn", log_partition_fn)
+  _check_no_context(data)
+
+
 def _check_no_context(data: Batch) -> None:
   check_batch(data, "data")
   if split_batch(data)[1]:
@@ -95,7 +111,7 @@ def _check_no_context(data: Batch) -> None:
     )
 
 
-@compiled(_check_no_context)
+@compiled(_check_likelihood)
 def negative_log_likelihood(
   params: Params,
   energy_fn: EnergyFn,
@@ -116,13 +132,9 @@ def negative_log_likelihood(
 
   Source: Liu & Wang (2017), equation 7.
   """
-  log_partition = log_partition_fn(params)
-  if jnp.shape(log_partition) != ():
-    raise ValueError(
-      "log_partition_fn(params) must return a scalar, log Z; it returned an array of "
-      f"shape {jnp.shape(log_partition)}."
-    )
-  return energies(params, energy_fn, data).mean() + log_partition
+  log_z = log_partition_fn(params)
+  checks.scalar("log_partition_fn(params)", log_z)
+  return energies(params, energy_fn, data).mean() + log_z
 
 
 def maximum_likelihood(
@@ -199,7 +211,7 @@ def learn_from_negatives(
   check_energy(energy_fn)
   checks.function("negatives_fn", negatives_fn, "key, params, start")
   checks.optimizer(optimizer)
-  checks.flag("persistent", persistent)
+  checks.boolean("persistent", persistent)
 
   def contrast(
     key: Key, params: Params, batch: Batch, start: Batch
@@ -339,7 +351,7 @@ def contrastive_divergence(
   checks.at_least_one("num_steps", num_steps)
   checks.positive("step_size", step_size)
   for name, value in (("metropolis", metropolis), ("antithetic", antithetic)):
-    checks.flag(name, value)
+    checks.boolean(name, value)
   if antithetic and (persistent or metropolis):
     raise ValueError(
       "antithetic excludes persistent and metropolis, which would separate its pairs."

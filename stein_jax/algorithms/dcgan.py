@@ -139,8 +139,7 @@ def dcgan(
   check_functions(generate_fn, noise_fn)
   checks.optimizer(discriminator_optimizer, "discriminator_optimizer")
   checks.optimizer(generator_optimizer, "generator_optimizer")
-  if average is not None:
-    checks.share("average", average, "(0, 1)")
+  checks.decay("average", average)
 
   def init(key: Key, params: Params, batch: Batch) -> DCGANState:
     del key, batch

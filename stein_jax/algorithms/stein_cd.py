@@ -66,7 +66,7 @@ def _check_gradient(
 
 
 def _check_symmetric(symmetric: bool, num_steps: int) -> None:
-  checks.flag("symmetric", symmetric)
+  checks.boolean("symmetric", symmetric)
   if symmetric and num_steps > 1:
     raise ValueError(
       f"symmetric is the difference of one move each way, got num_steps={num_steps}."
@@ -265,7 +265,7 @@ def stein_cd(
   checks.optimizer(optimizer)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
-  checks.flag("persistent", persistent)
+  checks.boolean("persistent", persistent)
   _check_symmetric(symmetric, num_steps)
   if persistent and symmetric:
     raise ValueError("persistent excludes symmetric: the moves do not start at data.")

@@ -264,7 +264,7 @@ def stein_gan(
   check_functions(generate_fn, noise_fn)
   checks.optimizer(energy_optimizer, "energy_optimizer")
   checks.optimizer(generator_optimizer, "generator_optimizer")
-  checks.flag("report_repulsion", report_repulsion)
+  checks.boolean("report_repulsion", report_repulsion)
   check_kernel(kernel, axis_name)
   if report_repulsion and (
     is_direction_fn(kernel) or getattr(kernel, "regularization", None) is not None
@@ -425,8 +425,7 @@ def _check(
   checks.positive("mix_scale", mix_scale)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_inner_steps", num_inner_steps)
-  if average is not None:
-    checks.share("average", average, "(0, 1)")
+  checks.decay("average", average)
   if isinstance(discount, AlignmentController):
     checks.share("discount.low", discount.low, "[0, 1)")
     checks.share("discount.high", discount.high, "[0, 1)")

@@ -222,7 +222,7 @@ def _check_update(state: Any, returned: Any) -> None:
   """
   checks.pair("algorithm.update", returned, "state, metrics")
   following, metrics = returned
-  checks.arrays("the state that algorithm.update returns", following)
+  checks.leaves("the state that algorithm.update returns", following)
   before, after = (_types(tree) for tree in (state, following))
   structures: list[Any] = [jax.tree.structure(tree) for tree in (state, following)]
   if before != after or structures[0] != structures[1]:

@@ -167,8 +167,8 @@ def fit(
   functions = {"transform": transform, "evaluate": evaluate, "observe": observe}
   _check_arguments(key, algorithm, functions)
   _check_names(workdir, run, label)
-  checks.flag("resume", resume)
-  checks.flag("progress", progress)
+  checks.boolean("resume", resume)
+  checks.boolean("progress", progress)
   checks.one_of("on_nonfinite", on_nonfinite, ("stop", "rollback"))
   checks.one_of("on_runaway", on_runaway, ("warn", "stop", "ignore"))
   if on_nonfinite == "rollback" and workdir is None:
@@ -213,7 +213,7 @@ def fit(
   if data is not None:
     checks.rows("transform", first_batch, batch_size)
   state = algorithm.init(init_key, params, first_batch)
-  checks.arrays("state", state)
+  checks.leaves("state", state)
   first = chunks.first_carry(state, 0, feed.num_ordered)
   options: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
   if mesh is not None:

@@ -313,7 +313,7 @@ def test_contexts_reach_generator_energy_and_negatives():
     ({"step_size": -1.0}, "step_size"),
     ({"discount": 1.0}, "discount"),
     ({"discount": AlignmentController(0.5, 1.2)}, "discount"),
-    ({"average": 1.0}, r"average must lie in \(0, 1\)"),
+    ({"average": 1.0}, "average must lie between 0 and 1"),
     ({"num_inner_steps": 0}, "num_inner_steps"),
   ],
 )
