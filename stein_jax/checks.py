@@ -304,11 +304,10 @@ def num_particles(particles: Particles, name: str = "particles") -> int:
   if not leaves:
     raise ValueError(f"{name} must hold at least one array, got {particles!r}.")
   arrays(name, particles)
-  for leaf in leaves:
-    if jnp.ndim(leaf) == 0:
-      raise ValueError(f"{name} must have a leading axis, [n, ...], got a scalar.")
+  if any(leaf.shape == () for leaf in leaves):
+    raise ValueError(f"{name} must have a leading axis, [n, ...], got a scalar.")
   floating(name, particles)
-  lengths = {jnp.shape(leaf)[0] for leaf in leaves}
+  lengths = {leaf.shape[0] for leaf in leaves}
   if len(lengths) > 1:
     raise ValueError(f"leaves of {name} must share one leading axis, got {lengths}.")
   if 0 in lengths:
@@ -343,7 +342,7 @@ def array(name: str, value: Any) -> None:
 def floating(name: str, tree: Any) -> None:
   """Raises TypeError unless every array of a pytree is of a floating-point type."""
   for leaf in jax.tree.leaves(tree):
-    dtype = jnp.result_type(leaf)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
       remedy = (
         "cast or scale them first (in fit by transform, whose default, "

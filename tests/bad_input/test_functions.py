@@ -372,6 +372,11 @@ KERNELS = {
     ValueError,
     "bandwidth must be a number above 0 or one of .*'median'.*got 'mean'",
   ),
+  "the bandwidth of particles too far apart": (
+    lambda: kernels.rbf(kernels.median_bandwidth(X * np.float32(1e19))),
+    ValueError,
+    f"bandwidth {ABOVE_0} Array.inf",
+  ),
   "a product below the range": (
     lambda: kernels.rbf(1e-20, multiple=1e-20),
     ValueError,
@@ -1300,6 +1305,15 @@ def test_numpy_integers_are_integers(call):
 
 def test_float64_has_a_wider_range(x64):
   assert kernels.rbf(1e-40).bandwidth == 1e-40
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_distances_at_the_ends_of_the_documented_range(scale):
+  scale = np.float32(scale)
+  for kernel in (kernels.rbf(), kernels.imq()):
+    expected = svgd_direction(X, S, kernel) / scale
+    direction = svgd_direction(X * scale, S / scale, kernel)
+    np.testing.assert_allclose(direction, expected, rtol=1e-4)
 
 
 def test_no_samples_are_none():
