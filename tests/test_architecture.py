@@ -24,12 +24,12 @@ PUBLIC = BASE | {"compiled"}
 MAY_IMPORT = {
   "types": set(),
   "checks": {"types"},
-  "compiled": set(),
+  "compiled": {"checks"},
   "parallel.axes": {"types"},
   "parallel.ring": {"types", "parallel.axes"},
   "parallel.rows": {"types"},
   "parallel.row_wise": set(),
-  "parallel.mesh": {"types", "parallel.rows"},
+  "parallel.mesh": {"types", "checks", "parallel.rows"},
   "parallel.processes": set(),
   "parallel": {"parallel.mesh", "parallel.processes"},
   "pairs": {"types", "parallel.axes", "parallel.ring"},
@@ -37,9 +37,9 @@ MAY_IMPORT = {
   "stein": PUBLIC | {"pairs", "kernels"},
   "samplers": PUBLIC,
   "algorithms": PUBLIC | {"stein", "samplers", "parallel.rows", "parallel.row_wise"},
-  "networks": {"types", "checks"},
+  "networks": {"types", "checks", "compiled"},
   "energies": {"types", "checks", "networks"},
-  "evaluation": {"types", "networks"},
+  "evaluation": {"types", "checks", "compiled", "networks"},
   "training": {"types", "checks", "parallel"},
 }
 

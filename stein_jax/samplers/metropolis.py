@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
 from stein_jax.samplers import noise
@@ -25,7 +26,19 @@ class MalaResult(NamedTuple):
   acceptance_rate: Array
 
 
-@compiled(check, static=("num_steps", "axis_name"))
+def _check(
+  key: Key,
+  particles: Particles,
+  log_density_fn: LogDensityFn,
+  num_steps: int,
+  step_size: float | Array,
+  context: PyTree,
+) -> None:
+  check(key, particles, num_steps, step_size, context)
+  checks.function("log_density_fn", log_density_fn)
+
+
+@compiled(_check, static=("num_steps", "axis_name"))
 def mala(
   key: Key,
   particles: Particles,
@@ -56,13 +69,20 @@ def mala(
     The moved particles, and the acceptance rate over all particles and steps.
 
   Raises:
-    ValueError: num_steps below 1, or a step size that is not above 0.
+    ValueError: num_steps below 1, a step size that is not above 0, or a log density
+      that is no scalar.
+    TypeError: no key, or log_density_fn is no function.
 
   Source: Roberts & Tweedie (1996).
   """
 
+  def log_density(x: PyTree, *context: PyTree) -> Array:
+    log_p = log_density_fn(x, *context)
+    checks.scalar("log_density_fn(x)", log_p)
+    return log_p
+
   def evaluate(x: Particles) -> tuple[Array, Particles]:
-    return at_particles(jax.value_and_grad(log_density_fn), x, context)
+    return at_particles(jax.value_and_grad(log_density), x, context)
 
   def log_q(to: Particles, x: Particles, scores: Particles) -> Array:
     squared = jax.tree.map(
