@@ -18,8 +18,9 @@ def positive(name: str, value: Any) -> None:
   """
   if isinstance(value, jax.core.Tracer):
     return
-  if not (_is_real(value) and np.isfinite(value) and value > 0):
+  if not (_is_real(value) and np.isfinite(np.asarray(value)) and float(value) > 0):
     raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
+  value = float(value)  # within a traced function, JAX would trace the comparisons
   if 1.2e-38 <= value <= 3.4e38:
     return
   floats = jnp.finfo(jnp.result_type(float))  # float64 with jax_enable_x64
@@ -32,13 +33,13 @@ def positive(name: str, value: Any) -> None:
 
 def not_negative(name: str, value: Any) -> None:
   """Raises ValueError unless `value` is a finite number of at least 0."""
-  if not (_is_real(value) and np.isfinite(value) and value >= 0):
+  if not (_is_real(value) and 0 <= float(value) < np.inf):
     raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
 
 
 def between(name: str, value: Any, low: float, high: float) -> None:
   """Raises ValueError unless `value` is a number with low < value < high."""
-  if not (_is_real(value) and low < value < high):
+  if not (_is_real(value) and low < float(value) < high):
     raise ValueError(f"{name} must lie between {low} and {high}, got {value!r}.")
 
 
