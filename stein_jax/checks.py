@@ -35,13 +35,13 @@ def positive(name: str, value: Any) -> None:
 
 def not_negative(name: str, value: Any) -> None:
   """Raises ValueError unless `value` is a finite number of at least 0."""
-  if not (_is_real(value) and np.isfinite(value) and value >= 0):
+  if not (_is_real(value) and 0 <= float(value) < np.inf):
     raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
 
 
 def between(name: str, value: Any, low: float, high: float) -> None:
   """Raises ValueError unless `value` is a number with low < value < high."""
-  if not (_is_real(value) and low < value < high):
+  if not (_is_real(value) and low < float(value) < high):
     raise ValueError(f"{name} must lie between {low} and {high}, got {value!r}.")
 
 

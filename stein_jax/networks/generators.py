@@ -259,6 +259,8 @@ def uniform_noise(dimension: int = 100) -> Callable[[Key, int], Array]:
   checks.at_least_one("dimension", dimension)
 
   def noise(key: Key, m: int) -> Array:
+    checks.key(key)
+    checks.integer("m", m, least=0)
     return jax.random.uniform(key, (m, dimension), jnp.float32, -1.0, 1.0)
 
   return noise

@@ -969,6 +969,16 @@ NETWORKS = {
     ValueError,
     "dimension must be an integer of at least 1, got 2.5",
   ),
+  "noise with key and number swapped": (
+    lambda: generators.uniform_noise(3)(2, key()),
+    TypeError,
+    "key must be one PRNG key .*got 2",
+  ),
+  "2.5 points of noise": (
+    lambda: generators.uniform_noise(3)(key(), 2.5),
+    ValueError,
+    "m must be an integer of at least 0, got 2.5",
+  ),
   "no label": (
     lambda: generators.initialize(key(), SMALL, NOISE),
     ValueError,
