@@ -11,6 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 from jax.tree_util import Partial
 
+from stein_jax import checks
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -40,7 +42,8 @@ def compiled(
   Functions among the other arguments need not be static. Each is passed as
   `jax.tree_util.Partial(function)`, a pytree without leaves that equals another one of
   the same function, so the same function is not traced again. A caller who passes
-  `Partial(function, params)` can change `params` without a new compilation.
+  `Partial(function, params)` can change `params` without a new compilation. A linen
+  module and an unhashable function are a TypeError.
 
   Args:
     check: called by keyword with those arguments of the decorated function that the
@@ -70,6 +73,7 @@ def compiled(
       traces.count += 1  # only while JAX traces
       return fn(*args, **kwargs)
 
+    parameters = signature.parameters
     run = jax.jit(traced, static_argnames=static)
 
     @functools.wraps(fn)
@@ -83,7 +87,11 @@ def compiled(
       if check is not None:
         arguments.update(check(**{name: arguments[name] for name in wanted}) or {})
       for name, value in arguments.items():
-        if name not in static and callable(value) and _is_leaf(value):
+        is_function = name not in static and callable(value) and _is_leaf(value)
+        needs_one = name.endswith("_fn") and value is not parameters[name].default
+        if is_function or needs_one:
+          checks.function(name, value)
+        if is_function:
           arguments[name] = Partial(value)
       before = traces.count
       result = run(*bound.args, **bound.kwargs)

@@ -241,10 +241,9 @@ def rules(kernel):
 
 @pytest.mark.parametrize("kernel", NOT_A_KERNEL)
 def test_what_is_neither_a_kernel_nor_a_direction_nor_a_function(kernel):
-  for given in (kernel, Direction(kernel)):
-    for call in gradients(given) + rules(given):
-      with pytest.raises(TypeError, match=r"kernel such as kernels\.rbf\(\).*got"):
-        call()
+  for call in [lambda: Direction(kernel), *gradients(kernel), *rules(kernel)]:
+    with pytest.raises(TypeError, match=r"kernel such as kernels\.rbf\(\).*got"):
+      call()
 
 
 @pytest.mark.parametrize("returned", ["rbf", 1.0, kernels.rbf])

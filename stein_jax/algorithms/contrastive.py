@@ -16,6 +16,8 @@ from stein_jax.algorithms.descent import (
   descend,
 )
 from stein_jax.algorithms.energy import (
+  check_batch,
+  check_energy,
   energies,
   score_of,
   split_batch,
@@ -39,10 +41,21 @@ from stein_jax.types import (
 )
 
 
-def _check_loss(positives: Batch, negatives: Batch) -> None:
-  checks.same_event(
-    split_batch(positives)[0], split_batch(negatives)[0], ("positives", "negatives")
-  )
+def _check_loss(
+  energy_fn: EnergyFn, positives: Batch, negatives: Batch, discount: Numeric
+) -> None:
+  checks.function("energy_fn", energy_fn)
+  checks.share("discount", discount)
+  x, context = split_batch(positives)
+  x_negative, context_negative = split_batch(negatives)
+  check_batch(positives, "positives")
+  check_batch(negatives, "negatives")
+  checks.same_event(x, x_negative, ("positives", "negatives"))
+  if len(context) != len(context_negative):
+    raise ValueError(
+      'either both of positives and negatives have a context, {"x": ..., "context": '
+      "...}, or neither."
+    )
 
 
 @compiled(_check_loss)
@@ -65,13 +78,14 @@ def contrastive_loss(
     energy_fn: E(x; θ) of one point.
     positives: data, `[m, ...]`.
     negatives: the model's side, `[m', ...]`; constants under differentiation.
-    discount: γ of section 5.2, "Stabilization".
+    discount: γ of section 5.2, "Stabilization", from 0 to 1.
 
   Returns:
     A scalar.
 
   Raises:
-    ValueError: points of different shapes, or an energy that is not a scalar.
+    ValueError: points of different shapes, a discount outside its range, or an energy
+      that is not a scalar.
 
   Source: Liu & Wang (2017), equations 8, 11, 13, 17 and 23.
   """
@@ -81,7 +95,16 @@ def contrastive_loss(
   return positive - (1 - discount) * negative
 
 
+def _check_likelihood(
+  energy_fn: EnergyFn, data: Batch, log_partition_fn: LogPartitionFn
+) -> None:
+  checks.function("energy_fn", energy_fn)
+  checks.function("log_partition_fn", log_partition_fn)
+  _check_no_context(data)
+
+
 def _check_no_context(data: Batch) -> None:
+  check_batch(data, "data")
   if split_batch(data)[1]:
     raise ValueError(
       "exact maximum likelihood has one log Z and one set of samples for all points; "
@@ -89,7 +112,7 @@ def _check_no_context(data: Batch) -> None:
     )
 
 
-@compiled(_check_no_context)
+@compiled(_check_likelihood)
 def negative_log_likelihood(
   params: Params,
   energy_fn: EnergyFn,
@@ -105,11 +128,14 @@ def negative_log_likelihood(
     log_partition_fn: θ -> log Z(θ).
 
   Raises:
-    ValueError: a batch with a context, on which log Z would depend.
+    ValueError: a batch with a context, on which log Z would depend; an energy or a
+      log Z that is not a scalar.
 
   Source: Liu & Wang (2017), equation 7.
   """
-  return energies(params, energy_fn, data).mean() + log_partition_fn(params)
+  log_z = log_partition_fn(params)
+  checks.scalar("log_partition_fn(params)", log_z)
+  return energies(params, energy_fn, data).mean() + log_z
 
 
 def maximum_likelihood(
@@ -129,8 +155,13 @@ def maximum_likelihood(
     optimizer: an optax optimizer.
     axis_name: the axis over which the batch is sharded.
 
+  Raises:
+    TypeError: what is no function or no optimizer.
+
   Source: Liu & Wang (2017), equation 8.
   """
+  check_energy(energy_fn)
+  checks.function("log_partition_fn", log_partition_fn, "params")
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
     del key
@@ -177,13 +208,24 @@ def learn_from_negatives(
     and `negatives_spread`: the distance of the negatives from the mean of the
     positives, √(mean ‖x⁻ − x̄‖² / mean ‖x⁺ − x̄‖²), about 1 for a good model.
 
+  Raises:
+    TypeError: what is no function or no optimizer; in `update`, a negatives_fn that
+      does not return a pair.
+
   Source: Liu & Wang (2017), equations 8, 10 and 11.
   """
+  check_energy(energy_fn)
+  checks.function("negatives_fn", negatives_fn, "key, params, start")
+  checks.optimizer(optimizer)
+  checks.boolean("persistent", persistent)
 
   def contrast(
     key: Key, params: Params, batch: Batch, start: Batch
   ) -> tuple[Params, Batch, Metrics]:
-    negatives, metrics = negatives_fn(key, params, start)
+    returned = negatives_fn(key, params, start)
+    checks.pair("negatives_fn", returned, "negatives, metrics")
+    negatives, metrics = returned
+    checks.metrics("negatives_fn", metrics)
     if persistent:
       checks.same_shapes(
         start, negatives, ("start", "negatives_fn(key, params, start)")
@@ -204,6 +246,7 @@ def learn_from_negatives(
 
   def init(key: Key, params: Params, batch: Batch) -> PersistentState:
     del key
+    checks.params(params)
     # A copy: a training loop may donate state and batch to one compiled call.
     chains = jax.tree.map(jnp.array, batch)
     return PersistentState(params, optimizer.init(params), chains)
@@ -248,7 +291,13 @@ def sampled_maximum_likelihood(
     optimizer: an optax optimizer.
     axis_name: the axis over which the batch is sharded. Every device draws all
       samples and keeps its own.
+
+  Raises:
+    TypeError: what is no function or no optimizer.
+    ValueError: in `update`, samples of another number or size than the batch.
   """
+  check_energy(energy_fn)
+  checks.function("sample_fn", sample_fn, "key, params, n")
 
   def negatives_fn(key: Key, params: Params, batch: Batch) -> tuple[Batch, Metrics]:
     _check_no_context(batch)
@@ -259,6 +308,13 @@ def sampled_maximum_likelihood(
     if got != n:
       raise ValueError(
         f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
+      )
+    sizes = [[leaf.size // n for leaf in jax.tree.leaves(samples)]]
+    sizes += [[leaf.size // m for leaf in jax.tree.leaves(batch)]]
+    if sizes[0] != sizes[1]:
+      raise ValueError(
+        f"one sample of sample_fn must have {sizes[1]} numbers, as a point of the "
+        f"batch has, got {sizes[0]}."
       )
     mine = axes.own(samples, m, axis_name)
     return jax.tree.map(lambda s, x: s.reshape(x.shape), mine, batch), {}
@@ -293,13 +349,17 @@ def contrastive_divergence(
     axis_name: the axis over which the batch is sharded.
 
   Raises:
+    TypeError: what is no function or no optimizer.
     ValueError: num_steps below 1, a step size that is not above 0, or antithetic with
       persistent or metropolis, which would separate the pairs.
 
   Source: Liu & Wang (2017), equations 10 and 11; Hinton (2002).
   """
+  check_energy(energy_fn)
   checks.at_least_one("num_steps", num_steps)
   checks.positive("step_size", step_size)
+  for name, value in (("metropolis", metropolis), ("antithetic", antithetic)):
+    checks.boolean(name, value)
   if antithetic and (persistent or metropolis):
     raise ValueError(
       "antithetic excludes persistent and metropolis, which would separate its pairs."

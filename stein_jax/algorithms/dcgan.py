@@ -9,7 +9,8 @@ import optax
 
 from stein_jax import checks
 from stein_jax.algorithms.descent import DescentState, apply_gradient
-from stein_jax.algorithms.energy import split_batch
+from stein_jax.algorithms.energy import check_batch, split_batch
+from stein_jax.algorithms.generation import check_functions, draw_noise, generate
 from stein_jax.parallel import axes
 from stein_jax.types import (
   Algorithm,
@@ -127,17 +128,23 @@ def dcgan(
     "generator_gradient_norm".
 
   Raises:
+    TypeError: what is no function or no optimizer.
     ValueError: an average outside (0, 1); at the first step, samples or logits of
       another shape than data.
 
   Source: Goodfellow et al. (2014), algorithm 1 with one inner step; Radford et al.
     (2016).
   """
+  checks.function("discriminate_fn", discriminate_fn, "params, stats, points, context")
+  check_functions(generate_fn, noise_fn)
+  checks.optimizer(discriminator_optimizer, "discriminator_optimizer")
+  checks.optimizer(generator_optimizer, "generator_optimizer")
   checks.decay("average", average)
 
   def init(key: Key, params: Params, batch: Batch) -> DCGANState:
     del key, batch
     checks.networks(params, ("discriminator", "generator"))
+    checks.params(params)
     theta, eta = params["discriminator"], params["generator"]
     return DCGANState(
       params,
@@ -153,17 +160,19 @@ def dcgan(
     theta, eta = state.params["discriminator"], state.params["generator"]
     x, given = split_batch(batch)
     context = given[0] if given else None
-    m = checks.num_particles(x, "the batch")
-    noise = axes.own(noise_fn(key, m * axes.size(axis_name)), m, axis_name)
+    m = check_batch(batch)
+    noise = draw_noise(noise_fn, key, m, axis_name)
     samples, pull_back, stats = jax.vjp(
-      lambda p: generate_fn(p, state.generator_stats, noise, context),
+      lambda p: generate(generate_fn, p, state.generator_stats, noise, context),
       axes.local(eta, axis_name),
       has_aux=True,
     )
     checks.same_shapes(x, samples, ("the batch", "the generator's samples"))
 
     def logits(p: Params, points: Particles) -> tuple[Array, PyTree]:
-      logits, new = discriminate_fn(p, state.discriminator_stats, points, context)
+      returned = discriminate_fn(p, state.discriminator_stats, points, context)
+      checks.pair("discriminate_fn", returned, "logits, stats")
+      logits, new = returned
       if logits.shape != (m,):
         raise ValueError(
           f"discriminate_fn must return one logit for each of {m} points, [{m}], got "

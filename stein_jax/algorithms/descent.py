@@ -7,6 +7,7 @@ from typing import NamedTuple, ParamSpec, Protocol, cast
 
 import optax
 
+from stein_jax import checks
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Params
 
 P = ParamSpec("P")
@@ -59,16 +60,28 @@ def descend(
 
   Returns:
     An Algorithm whose metrics are the gradient's own and `gradient_norm`.
+
+  Raises:
+    TypeError: what is no function or no optimizer; in `init`, parameters that are not
+      floating-point arrays; in `update`, a gradient_fn that does not return a pair.
+    ValueError: in `update`, a gradient that is not shaped like the parameters.
   """
+  checks.function("gradient_fn", gradient_fn, "key, params, batch")
+  checks.optimizer(optimizer)
 
   def init(key: Key, params: Params, batch: Batch) -> DescentState:
     del key, batch
+    checks.params(params)
     return DescentState(params, optimizer.init(params))
 
   def update(
     key: Key, state: DescentState, batch: Batch
   ) -> tuple[DescentState, Metrics]:
-    gradient, metrics = gradient_fn(key, state.params, batch)
+    returned = gradient_fn(key, state.params, batch)
+    checks.pair("gradient_fn", returned, "gradient, metrics")
+    gradient, metrics = returned
+    checks.same_shapes(state.params, gradient, ("params", "the gradient"))
+    checks.metrics("gradient_fn", metrics)
     state = apply_gradient(state, gradient, optimizer)
     return state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
 

@@ -5,16 +5,46 @@ import jax
 from stein_jax import checks
 from stein_jax.types import Array, Batch, EnergyFn, Params, Particles, PyTree
 
+_LABELS = {"context", "label", "labels"}
+"""Keys that are no coordinates of a point, as "x" and "y" may be."""
+
 
 def split_batch(batch: Batch) -> tuple[Particles, tuple[PyTree, ...]]:
   """Returns the points, and the context of a batch `{"x": ..., "context": ...}`.
 
   Only the points are moved, differentiated and seen by a kernel. The context is a tuple
   of zero or one pytrees, passed on as `energy_fn(params, x, *context)`.
+
+  Raises:
+    ValueError: a dict of points and labels with other keys.
   """
-  if isinstance(batch, dict) and set(batch) == {"x", "context"}:
-    return batch["x"], (batch["context"],)
+  if isinstance(batch, dict) and "x" in batch:
+    if set(batch) == {"x", "context"}:
+      return batch["x"], (batch["context"],)
+    if not _LABELS.isdisjoint(batch):
+      raise ValueError(
+        'a batch with labels must be {"x": ..., "context": ...}, got the keys '
+        f"{sorted(map(str, batch))}."
+      )
   return batch, ()
+
+
+def check_energy(energy_fn: EnergyFn) -> None:
+  """Raises TypeError unless it is a function of params, a point, maybe a context."""
+  checks.function("energy_fn", energy_fn, "params, x", "params, x, context")
+
+
+def check_batch(batch: Batch, name: str = "the batch") -> int:
+  """Returns m, the number of points `[m, ...]` of a batch.
+
+  Raises:
+    ValueError: no points, leaves of different lengths, or a context of another length.
+    TypeError: points that are not of a floating-point type.
+  """
+  x, context = split_batch(batch)
+  m = checks.num_particles(x, name)
+  checks.context(context, m)
+  return m
 
 
 def with_points(batch: Batch, particles: Particles) -> Batch:
@@ -27,8 +57,11 @@ def score(params: Params, energy_fn: EnergyFn, x: PyTree, *context: PyTree) -> P
   """∇ₓ log p(x) = −∇ₓ E(x; θ) of one point, shaped like x.
 
   Raises:
+    TypeError: `energy_fn` is no function, or x is not floating-point.
     ValueError: `energy_fn` does not return a scalar.
   """
+  checks.arrays("x", x)
+  checks.floating("x", x)
   checks.scalar_energy(energy_fn, params, x, *context)
   gradient = jax.grad(energy_fn, argnums=1)(params, x, *context)
   return jax.tree.map(lambda g: -g, gradient)
@@ -47,8 +80,8 @@ def score_of(
 
 def scores(params: Params, energy_fn: EnergyFn, batch: Batch) -> Particles:
   """The scores of many points, `[n, ...]`, shaped like the points of the batch."""
+  check_batch(batch, "particles")
   x, context = split_batch(batch)
-  checks.num_particles(x)
   return jax.vmap(lambda x, *c: score(params, energy_fn, x, *c))(x, *context)
 
 
@@ -58,8 +91,8 @@ def energies(params: Params, energy_fn: EnergyFn, batch: Batch) -> Array:
   Raises:
     ValueError: `energy_fn` does not return a scalar.
   """
+  check_batch(batch, "particles")
   x, context = split_batch(batch)
-  checks.num_particles(x)
   point = jax.tree.map(lambda leaf: leaf[0], (x, *context))
   checks.scalar_energy(energy_fn, params, *point)
   return jax.vmap(lambda x, *c: energy_fn(params, x, *c))(x, *context)

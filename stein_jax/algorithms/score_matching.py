@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 from stein_jax import checks
 from stein_jax.algorithms.descent import descend, gradient_only
 from stein_jax.algorithms.energy import (
+  check_batch,
+  check_energy,
   energies,
   score,
   split_batch,
@@ -37,7 +39,11 @@ from stein_jax.types import (
 )
 
 
-def _check_stein(params: Params, kernel: DirectionLike) -> dict[str, DirectionFn]:
+def _check_stein(
+  params: Params, data: Batch, kernel: DirectionLike
+) -> dict[str, DirectionFn]:
+  checks.params(params)
+  check_batch(data, "data")
   return {"kernel": as_direction(kernel, params)}
 
 
@@ -131,6 +137,7 @@ def stein_score_matching(
 
   Source: Liu & Wang (2017), equations 14 and 15.
   """
+  check_energy(energy_fn)
   check_kernel(kernel, axis_name)
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
@@ -151,8 +158,14 @@ _MAX_TANGENTS = 2**20
 
 
 def _check_score_matching_loss(
-  key: Key | None, num_probes: int | None, divergence_fn: DivergenceFn | None
+  data: Batch,
+  key: Key | None,
+  num_probes: int | None,
+  divergence_fn: DivergenceFn | None,
 ) -> None:
+  check_batch(data, "data")
+  if key is not None:
+    checks.key(key)
   if num_probes is not None:
     checks.at_least_one("num_probes", num_probes)
     if key is None:
@@ -282,10 +295,14 @@ def score_matching(
     axis_name: the axis over which the batch is sharded.
 
   Raises:
+    TypeError: what is no function or no optimizer.
     ValueError: both num_probes and divergence_fn.
 
   Source: Liu & Wang (2017), equation 18; Hyvärinen (2005).
   """
+  check_energy(energy_fn)
+  if divergence_fn is not None:
+    checks.function("divergence_fn", divergence_fn, "params, x", "params, x, context")
   if num_probes is not None:
     checks.at_least_one("num_probes", num_probes)
     if divergence_fn is not None:

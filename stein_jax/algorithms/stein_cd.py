@@ -8,7 +8,13 @@ import optax
 from stein_jax import checks
 from stein_jax.algorithms.contrastive import contrastive_loss, learn_from_negatives
 from stein_jax.algorithms.descent import descend, gradient_only
-from stein_jax.algorithms.energy import scores, split_batch, with_points
+from stein_jax.algorithms.energy import (
+  check_batch,
+  check_energy,
+  scores,
+  split_batch,
+  with_points,
+)
 from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
 from stein_jax.stein.direction import (
@@ -33,8 +39,13 @@ from stein_jax.types import (
 
 
 def _check_moves(
-  params: Params, kernel: DirectionLike, step_size: Numeric, num_steps: int
+  params: Params,
+  start: Batch,
+  kernel: DirectionLike,
+  step_size: Numeric,
+  num_steps: int,
 ) -> dict[str, DirectionFn]:
+  check_batch(start, "the points")
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
   return {"kernel": as_direction(kernel, params)}
@@ -42,16 +53,20 @@ def _check_moves(
 
 def _check_gradient(
   params: Params,
+  data: Batch,
   kernel: DirectionLike,
   step_size: Numeric,
   symmetric: bool,
   num_steps: int,
 ) -> dict[str, DirectionFn]:
+  checks.params(params)
+  found = _check_moves(params, data, kernel, step_size, num_steps)
   _check_symmetric(symmetric, num_steps)
-  return _check_moves(params, kernel, step_size, num_steps)
+  return found
 
 
 def _check_symmetric(symmetric: bool, num_steps: int) -> None:
+  checks.boolean("symmetric", symmetric)
   if symmetric and num_steps > 1:
     raise ValueError(
       f"symmetric is the difference of one move each way, got num_steps={num_steps}."
@@ -245,9 +260,12 @@ def stein_cd(
 
   Source: Liu & Wang (2017), algorithm 1.
   """
+  check_energy(energy_fn)
   check_kernel(kernel, axis_name)
+  checks.optimizer(optimizer)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
+  checks.boolean("persistent", persistent)
   _check_symmetric(symmetric, num_steps)
   if persistent and symmetric:
     raise ValueError("persistent excludes symmetric: the moves do not start at data.")

@@ -1,11 +1,13 @@
 """SteinGAN: a generator learns to sample an energy by amortised SVGD, and the energy
 learns from the generator's samples."""
 
+import numbers
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
@@ -13,11 +15,14 @@ from stein_jax import checks
 from stein_jax.algorithms.contrastive import contrastive_loss
 from stein_jax.algorithms.descent import DescentState, apply_gradient
 from stein_jax.algorithms.energy import (
+  check_batch,
+  check_energy,
   energies,
   score_of,
   split_batch,
   with_points,
 )
+from stein_jax.algorithms.generation import check_functions, draw_noise, generate
 from stein_jax.algorithms.metrics import direction_norm, negatives_spread
 from stein_jax.algorithms.stein_cd import stein_cd_gradient
 from stein_jax.compiled import compiled
@@ -60,6 +65,7 @@ class Generated(NamedTuple):
 def _check_amortized(
   generator_params: Params, kernel: DirectionLike
 ) -> dict[str, DirectionFn]:
+  checks.params(generator_params, "generator_params")
   return {"kernel": as_direction(kernel, generator_params)}
 
 
@@ -103,7 +109,7 @@ def amortized_svgd_gradient(
   Source: Liu & Wang (2017), equation 21 and algorithm 2.
   """
   samples, pull_back, generator_stats = jax.vjp(
-    lambda eta: generate_fn(eta, generator_stats, noise, context),
+    lambda eta: generate(generate_fn, eta, generator_stats, noise, context),
     axes.local(generator_params, axis_name),
     has_aux=True,
   )
@@ -149,8 +155,8 @@ def amortized_svgd_loss(
   Source: Liu & Wang (2017), equation 20.
   """
   checks.positive("step_size", step_size)
-  samples, generator_stats = generate_fn(
-    generator_params, generator_stats, noise, context
+  samples, generator_stats = generate(
+    generate_fn, generator_params, generator_stats, noise, context
   )
   checks.same_shapes(samples, targets, ("samples", "targets"))
   m = checks.num_particles(samples, "samples")
@@ -246,13 +252,20 @@ def stein_gan(
       and keeps its own part. A generator with batch norm needs the same axis_name.
 
   Raises:
-    TypeError: a kernel of another type than those above.
+    TypeError: a kernel of another type than those above; what is no function or no
+      optimizer.
     ValueError: numbers outside their ranges, or report_repulsion of a direction that is
-      no sum of attraction and repulsion.
+      no sum of attraction and repulsion; at the first step, noise or samples of another
+      shape than data.
 
   Source: Liu & Wang (2017), algorithm 2, equations 20 to 23 and section 5.
   """
   _check(mix, mix_scale, step_size, discount, num_inner_steps, average)
+  check_energy(energy_fn)
+  check_functions(generate_fn, noise_fn)
+  checks.optimizer(energy_optimizer, "energy_optimizer")
+  checks.optimizer(generator_optimizer, "generator_optimizer")
+  checks.boolean("report_repulsion", report_repulsion)
   check_kernel(kernel, axis_name)
   if report_repulsion and (
     is_direction_fn(kernel) or getattr(kernel, "regularization", None) is not None
@@ -267,6 +280,7 @@ def stein_gan(
   def init(key: Key, params: Params, batch: Batch) -> SteinGANState:
     del key, batch
     checks.networks(params, ("energy", "generator"))
+    checks.params(params)
     return SteinGANState(
       params,
       first_stats,
@@ -309,9 +323,8 @@ def stein_gan(
     theta, eta = state.params["energy"], state.params["generator"]
     x, given = split_batch(batch)
     context = given[0] if given else None
-    m = checks.num_particles(x)
-    noise = noise_fn(noise_key, m * axes.size(axis_name))
-    noise = axes.own(noise, m, axis_name)
+    m = check_batch(batch)
+    noise = draw_noise(noise_fn, noise_key, m, axis_name)
     direction: Any = as_direction(kernel, theta)
     gradient, generated = amortized_svgd_gradient(
       eta,
@@ -323,6 +336,7 @@ def stein_gan(
       context=context,
       axis_name=axis_name,
     )
+    checks.same_shapes(x, generated.samples, ("the batch", "the generator's samples"))
     generator_norm = optax.tree.norm(gradient)
     targets = jax.tree.map(
       lambda x, phi: x + step_size * phi, generated.samples, generated.direction
@@ -410,12 +424,18 @@ def _check(
   num_inner_steps: int,
   average: float | None,
 ) -> None:
-  if not 0 <= mix <= 1:
-    raise ValueError(f"mix must lie between 0 and 1, got {mix!r}.")
+  checks.share("mix", mix)
   checks.positive("mix_scale", mix_scale)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_inner_steps", num_inner_steps)
   checks.decay("average", average)
-  values = discount if isinstance(discount, AlignmentController) else (discount,)
-  if not all(0 <= value < 1 for value in values):
-    raise ValueError(f"discount must lie in [0, 1), got {discount!r}.")
+  if isinstance(discount, AlignmentController):
+    checks.share("discount.low", discount.low, "[0, 1)")
+    checks.share("discount.high", discount.high, "[0, 1)")
+  elif not isinstance(discount, numbers.Real | np.number | jax.Array):
+    raise TypeError(
+      f"discount must be a number in [0, 1) or an AlignmentController(), got "
+      f"{discount!r}."
+    )
+  else:
+    checks.share("discount", discount, "[0, 1)")

@@ -50,11 +50,14 @@ def svgd(
     axis_name: the axis over which the particles are sharded.
 
   Raises:
-    TypeError: a kernel of another type than those above.
+    TypeError: a kernel of another type than those above; what is no function or no
+      optimizer.
 
   Source: Liu & Wang (2017), equation 5.
   """
+  checks.function("score_fn", score_fn, "x")
   check_kernel(kernel, axis_name)
+  checks.optimizer(optimizer)
 
   def init(key: Key, params: Particles, batch: Batch = None) -> SVGDState:
     del key, batch

@@ -54,6 +54,17 @@ NORMS = ("l2", "l1_l2")
 _SMOOTHING = 1e-6
 
 
+def _layer(layer: Any) -> Layer:
+  if not (isinstance(layer, (tuple, list)) and len(layer) in (2, 3)):
+    raise TypeError(
+      f"layers must be a sequence of Layer(features, size, stride), not of {layer!r}."
+    )
+  layer = Layer(*layer)
+  for name, value in layer._asdict().items():
+    checks.at_least_one(f"{name} of a layer", value)
+  return layer
+
+
 class Autoencoder(nn.Module):
   """E(x) = ‖x − decode(encode(x))‖, and p(x) ∝ exp(−E(x)).
 
@@ -104,12 +115,17 @@ class Autoencoder(nn.Module):
   dtype: Any = None
 
   def __post_init__(self) -> None:
+    if isinstance(self.layers, Layer):
+      raise TypeError(f"layers must be a sequence of Layer, got one: {self.layers}.")
     if not self.layers:
       raise ValueError("layers must hold at least one layer, got none.")
     checks.one_of("normalization", self.normalization, NORMALIZATIONS)
     checks.one_of("norm", self.norm, NORMS)
     checks.positive("width", self.width)
-    object.__setattr__(self, "layers", tuple(Layer(*layer) for layer in self.layers))
+    checks.at_least_one("channels", self.channels)
+    checks.activation(self.activation)
+    checks.boolean("tied", self.tied)
+    object.__setattr__(self, "layers", tuple(map(_layer, self.layers)))
     super().__post_init__()
 
   def setup(self) -> None:
@@ -150,7 +166,11 @@ class Autoencoder(nn.Module):
 
     Raises:
       ValueError: x is not an image with the right number of channels.
+      TypeError: x is not one array of floats.
     """
+    checks.array("an image", x)
+    checks.arrays("an image", x)
+    checks.floating("an image", x)
     if x.ndim != 3 or x.shape[-1] != self.channels:
       raise ValueError(
         f"an image must be [height, width, {self.channels}], got shape {x.shape}."
@@ -211,6 +231,15 @@ class JointAutoencoder(nn.Module):
   num_classes: int = 10
   margin: float = 1.0
 
+  def __post_init__(self) -> None:
+    if not isinstance(self.autoencoder, Autoencoder):
+      raise TypeError(
+        f"autoencoder must be an Autoencoder(), got {self.autoencoder!r}."
+      )
+    checks.at_least_one("num_classes", self.num_classes)
+    checks.not_negative("margin", self.margin)
+    super().__post_init__()
+
   def setup(self) -> None:
     """Defines the output layer."""
     self.head = nn.Dense(self.num_classes)
@@ -218,16 +247,18 @@ class JointAutoencoder(nn.Module):
   def __call__(self, x: Array, label: Array) -> Array:
     """E(x, y) of one image `[h, w, c]` and its integer label, a scalar.
 
-    It is NaN if the label is not one of 0, ..., num_classes − 1.
+    In `jit` and `vmap`, where a label is not known, it is NaN if the label is not one
+    of 0, ..., num_classes − 1.
 
     Raises:
-      ValueError: the label is not one integer.
+      ValueError: the label is not one integer, or is known and not one of these.
     """
     label = jnp.asarray(label)
     if label.shape != () or not jnp.issubdtype(label.dtype, jnp.integer):
       raise ValueError(
         f"a label must be one integer, got shape {label.shape} of {label.dtype}."
       )
+    checks.labels(label, self.num_classes)
     code = self.autoencoder.encode(x)
     log_p = nn.log_softmax(self.head(self.autoencoder.activation(code.ravel())))
     known = (label >= 0) & (label < self.num_classes)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from stein_jax import checks
 from stein_jax.types import Array
 
 
@@ -26,7 +27,7 @@ class MLP(nn.Module):
   ()
 
   Attributes:
-    widths: the number of units in each hidden layer.
+    widths: the number of units in each hidden layer; without any the network is linear.
     activation: between the layers.
     confinement: twice the coefficient of ‖x‖², positive. Without the network p is
       N(0, I/confinement).
@@ -40,8 +41,16 @@ class MLP(nn.Module):
   num_classes: int | None = None
 
   def __post_init__(self) -> None:
-    if self.confinement <= 0:
-      raise ValueError(f"confinement must be positive, got {self.confinement}.")
+    if not isinstance(self.widths, Sequence) or isinstance(self.widths, str):
+      raise TypeError(
+        f"widths must be a sequence of integers such as (128,), got {self.widths!r}."
+      )
+    for width in self.widths:
+      checks.at_least_one("each of widths", width)
+    checks.activation(self.activation)
+    checks.positive("confinement", self.confinement)
+    if self.num_classes is not None:
+      checks.at_least_one("num_classes", self.num_classes)
     super().__post_init__()
 
   @nn.compact
@@ -54,16 +63,34 @@ class MLP(nn.Module):
         such as a one-hot vector, or None.
 
     Raises:
-      ValueError: the context does not fit `num_classes`.
+      TypeError: x is not one array.
+      ValueError: x does not fit the parameters, or the context `num_classes`. A label
+        in `jit` or `vmap` is not known; there a label that is not below num_classes
+        counts as no label.
     """
+    checks.array("x", x)
     x = jnp.asarray(x)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = x.reshape(-1).astype(dtype)
     hidden = jnp.concatenate([x, self._context_vector(context).astype(dtype)])
+    self._check_size(x, hidden)
     for width in self.widths:
       hidden = self.activation(self._dense(width, dtype)(hidden))
     net = self._dense(1, dtype)(hidden)[0]
     return 0.5 * self.confinement * jnp.sum(x**2) + net
+
+  @nn.nowrap
+  def _check_size(self, x: Array, inputs: Array) -> None:
+    params = self.variables.get("params", {})
+    if "Dense_0" not in params:
+      return  # while it is initialized
+    size = len(params["Dense_0"]["kernel"])
+    if len(inputs) != size:
+      raise ValueError(
+        f"params are of an MLP with {size} inputs, but x and its context have "
+        f"{len(inputs)}, {x.size} of them x. Energies take one point: use jax.vmap for "
+        "a batch."
+      )
 
   @nn.nowrap
   def _dense(self, width: int, dtype: jnp.dtype) -> nn.Dense:
@@ -81,6 +108,7 @@ class MLP(nn.Module):
     if context.ndim == 0 and jnp.issubdtype(context.dtype, jnp.integer):
       if self.num_classes is None:
         raise ValueError("An integer context needs num_classes.")
+      checks.labels(context, self.num_classes)
       return jax.nn.one_hot(context, self.num_classes)
     if self.num_classes not in (None, context.size):
       raise ValueError(

@@ -7,6 +7,7 @@ and the likelihood are known exactly: every estimator can be compared with them.
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -58,10 +59,8 @@ class GaussianBernoulliRBM(nn.Module):
   weight_scale: float = 0.05
 
   def __post_init__(self) -> None:
-    if self.num_hidden < 1:
-      raise ValueError(f"num_hidden must be at least 1, got {self.num_hidden}.")
-    if self.weight_scale < 0:
-      raise ValueError(f"weight_scale must not be negative, got {self.weight_scale}.")
+    checks.at_least_one("num_hidden", self.num_hidden)
+    checks.not_negative("weight_scale", self.weight_scale)
     super().__post_init__()
 
   @nn.compact
@@ -96,13 +95,16 @@ class GaussianBernoulliRBM(nn.Module):
       data: points [n, ...].
 
     Raises:
-      ValueError: there are no points, or they are integers: scale pixels first.
+      ValueError: there are no points, they are not finite, or they are integers: scale
+        pixels first.
     """
+    checks.array("data", data)
     data = jnp.asarray(data)
     if data.ndim == 0 or data.shape[0] == 0:
       raise ValueError(f"data must be points [n, ...] with n > 0, got {data.shape}.")
     if not jnp.issubdtype(data.dtype, jnp.floating):
       raise ValueError(f"data has dtype {data.dtype}: scale it to floats first.")
+    checks.finite("data", data)
     B = self.init(key, data[0])["params"]["B"]
     b = jnp.mean(data, axis=0, dtype=B.dtype).reshape(-1)
     return {"params": {"B": B, "b": b, "c": -_matmul(b, B)}}
@@ -150,7 +152,7 @@ class GaussianBernoulliRBM(nn.Module):
     Raises:
       ValueError: as `log_partition`; or the points do not fit B.
     """
-    theta, x = self._theta(params), jnp.asarray(x)
+    theta, x = self._theta(params), _real(x)
     num_visible = theta.B.shape[0]
     if x.ndim == 0 or math.prod(x.shape[1:]) != num_visible:
       raise ValueError(
@@ -221,9 +223,13 @@ class GaussianBernoulliRBM(nn.Module):
         device would draw.
 
     Raises:
-      ValueError: num_hidden is above `MAX_HIDDEN`.
+      ValueError: num_hidden is above `MAX_HIDDEN`, n is negative, or first is no index.
+      TypeError: no key.
     """
     theta = self._theta(params)
+    checks.key(key)
+    checks.integer("n", n, least=0)
+    _check_first(first)
     return _sample(key, theta, n, first, _checked_block_size(theta, None))
 
   @nn.nowrap
@@ -254,9 +260,13 @@ class GaussianBernoulliRBM(nn.Module):
 
     Raises:
       ValueError: num_steps is below 1, or the points do not fit B.
+      TypeError: no key, or the points are not floats.
     """
     checks.at_least_one("num_steps", num_steps)
-    theta, x = self._theta(params), jnp.asarray(x)
+    theta, x = self._theta(params), _real(x)
+    checks.key(key)
+    checks.floating("x", x)
+    _check_first(first)
     if x.ndim == 0:
       raise ValueError("x must be points [n, ...], got a scalar.")
     return _gibbs(key, theta, x, num_steps, first)
@@ -268,7 +278,13 @@ class GaussianBernoulliRBM(nn.Module):
 
   @nn.nowrap
   def _theta(self, params: Params) -> "_Theta":
-    theta = _Theta(**{name: params["params"][name] for name in ("B", "b", "c")})
+    inner = params.get("params") if isinstance(params, Mapping) else None
+    if not (isinstance(inner, Mapping) and {"B", "b", "c"} <= set(inner)):
+      raise ValueError(
+        'params must be those that `init` returns, {"params": {"B": ..., "b": ..., '
+        f'"c": ...}}}}, got {checks.described(params)}.'
+      )
+    theta = _Theta(*(inner[name] for name in ("B", "b", "c")))
     num_visible = jnp.shape(theta.B)[0]
     want = (num_visible, self.num_hidden), (num_visible,), (self.num_hidden,)
     got = tuple(jnp.shape(leaf) for leaf in theta)
@@ -286,8 +302,23 @@ class _Theta(NamedTuple):
   c: Array
 
 
-def _flatten_point(x: Array, theta: _Theta) -> Array:
+def _real(x: Array) -> Array:
+  """x as an array of real numbers; integers (pixels) pass."""
+  checks.array("x", x)
   x = jnp.asarray(x)
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    raise TypeError(f"x must be real, got {x.dtype}.")
+  return x
+
+
+def _check_first(first: int | Array) -> None:
+  if isinstance(first, jax.Array) and jnp.issubdtype(first.dtype, jnp.integer):
+    return
+  checks.integer("first", first, least=0)
+
+
+def _flatten_point(x: Array, theta: _Theta) -> Array:
+  x = _real(x)
   if x.size != theta.B.shape[0]:
     raise ValueError(
       f"A point of shape {x.shape} has {x.size} numbers, but B has shape "
@@ -307,8 +338,7 @@ def _checked_block_size(theta: _Theta, block_size: int | None) -> int:
     )
   if block_size is None:
     block_size = max(1, _BLOCK_SIZE >> (num_hidden - num_hidden // 2))
-  if block_size < 1:
-    raise ValueError(f"block_size must be at least 1, got {block_size}.")
+  checks.at_least_one("block_size", block_size)
   return min(block_size, 2 ** (num_hidden // 2))
 
 

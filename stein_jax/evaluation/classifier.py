@@ -4,6 +4,7 @@ import functools
 
 from flax import linen as nn
 
+from stein_jax import checks
 from stein_jax.networks.layers import convolution
 from stein_jax.types import Array
 
@@ -28,6 +29,10 @@ class DigitClassifier(nn.Module):
 
   num_classes: int = 10
 
+  def __post_init__(self) -> None:
+    checks.at_least_one("num_classes", self.num_classes)
+    super().__post_init__()
+
   def setup(self) -> None:
     """Defines the layers."""
     conv = functools.partial(nn.Conv, strides=2, conv_general_dilated=convolution)
@@ -42,6 +47,7 @@ class DigitClassifier(nn.Module):
 
   def features(self, images: Array) -> Array:
     """The last hidden layer, `[n, 128]`, of images `[n, h, w, c]` in [0, 1]."""
+    checks.images(images)
     x = nn.relu(self.conv_1(images))
     x = nn.relu(self.conv_2(x))
     return nn.relu(self.dense(x.reshape(len(x), -1)))

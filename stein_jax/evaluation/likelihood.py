@@ -1,6 +1,5 @@
 """Mean log-likelihoods of large data sets, with their standard errors, in nats."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from stein_jax import checks
+from stein_jax.compiled import compiled
 from stein_jax.types import Array, Params
 
 
@@ -24,7 +25,16 @@ class MeanLogLikelihood(NamedTuple):
   standard_error: Array
 
 
-@functools.partial(jax.jit, static_argnames=("log_likelihood_fn", "batch_size"))
+def _check(
+  log_likelihood_fn: Callable[..., Array], x: Array, batch_size: int | None
+) -> None:
+  checks.function("log_likelihood_fn", log_likelihood_fn)
+  checks.array("x", x)
+  if batch_size is not None:
+    checks.at_least_one("batch_size", batch_size)
+
+
+@compiled(_check, static=("batch_size",))
 def mean_log_likelihood(
   params: Params,
   log_likelihood_fn: Callable[[Params, Array], Array],
@@ -52,20 +62,21 @@ def mean_log_likelihood(
   Raises:
     ValueError: there are fewer than two points, batch_size is below 1, or the function
       does not return one number for each point.
+    TypeError: no function, or x is not one array.
   """
   x = jnp.asarray(x)
   if x.ndim == 0 or len(x) < 2:
     raise ValueError(f"x must be at least two points [n, ...], got shape {x.shape}.")
   size = len(x) if batch_size is None else min(batch_size, len(x))
-  if size < 1:
-    raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
 
   def log_likelihood(batch: Array) -> Array:
     values = log_likelihood_fn(params, batch)
-    if values.shape != batch.shape[:1]:
+    shape = getattr(values, "shape", None)
+    if shape != batch.shape[:1]:
+      got = checks.described(values) if shape is None else f"shape {shape}"
       raise ValueError(
         f"log_likelihood_fn must map points of shape {batch.shape} to "
-        f"{batch.shape[:1]}, but returned shape {values.shape}."
+        f"{batch.shape[:1]}, but returned {got}."
       )
     return values
 
@@ -97,6 +108,8 @@ def gaussian_baseline(
     ValueError: the points have different shapes, `train` is empty, or the points are
       integers: scale pixels first, or variance 1 is far too small.
   """
+  for name, x in (("train", train), ("test", test)):
+    checks.array(name, x)
   train, test = jnp.asarray(train), jnp.asarray(test)
   if train.shape[1:] != test.shape[1:] or train.ndim == 0 or len(train) == 0:
     raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from stein_jax import checks
 from stein_jax.networks.layers import convolution
 from stein_jax.types import Array
 
@@ -42,7 +43,9 @@ class ResNet(nn.Module):
       features and logits are float32.
 
   Raises:
-    ValueError: depth is not 6n + 2, or width is not positive.
+    ValueError: depth is not 6n + 2, width is not above 0, num_classes is below 1, or
+      images that are not [m, h, w, c].
+    TypeError: images that are not floats.
 
   Source: He et al. (2016), section 4.2.
   """
@@ -53,12 +56,13 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
 
   def __post_init__(self) -> None:
+    checks.at_least_one("depth", self.depth)
     if self.depth < 8 or (self.depth - 2) % 6:
       raise ValueError(
         f"depth must be 6n + 2 with n at least 1 (8, 14, 20, 32, ...), got {self.depth}"
       )
-    if not self.width > 0:
-      raise ValueError(f"width must be positive, got {self.width}.")
+    checks.positive("width", self.width)
+    checks.at_least_one("num_classes", self.num_classes)
     super().__post_init__()
 
   def setup(self) -> None:
@@ -84,6 +88,7 @@ class ResNet(nn.Module):
 
   def features(self, images: Array, train: bool = False) -> Array:
     """The last block's mean over all pixels, `[m, 64·width]`."""
+    checks.images(images)
     # CIFAR-10's pixels have mean 0.47 and standard deviation 0.25.
     x = ((images - 0.5) / 0.25).astype(self.dtype)
     x = nn.relu(self.stem(x, train))

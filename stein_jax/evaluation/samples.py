@@ -28,12 +28,12 @@ def inception_score(probabilities: Array, *, num_blocks: int | None = 10) -> Est
   samples: all of them belong to one class, or none of them to any.
 
   Args:
-    probabilities: p(y | x), `[n, classes]`, rows that sum to 1.
+    probabilities: p(y | x), `[n, classes]`, n ≥ 2, rows that sum to 1.
     num_blocks: the number of blocks of the jackknife that estimates the standard error;
       None: no jackknife, and the standard error is nan.
 
   Raises:
-    ValueError: a row is not a probability distribution.
+    ValueError: a row is not a probability distribution, or too few rows or blocks.
 
   Source: Salimans et al. (2016); Liu & Wang (2017), section 5.
   """
@@ -70,9 +70,12 @@ def frechet_distance(
   sets of the same size.
 
   Args:
-    features: `[n, d]`.
-    other_features: `[n', d]`.
+    features: `[n, d]`, n ≥ 2.
+    other_features: `[n', d]`, n' ≥ 2.
     num_blocks: as in `inception_score`.
+
+  Raises:
+    ValueError: features that are not finite or do not fit, or too few.
 
   Source: Heusel et al. (2017).
   """
@@ -97,9 +100,12 @@ def kernel_inception_distance(
   """The unbiased squared MMD of two sets of features, with the kernel (xᵀy/d + 1)³.
 
   Args:
-    features: `[n, d]`.
-    other_features: `[n', d]`.
+    features: `[n, d]`, n ≥ 2.
+    other_features: `[n', d]`, n' ≥ 2.
     num_blocks: as in `inception_score`.
+
+  Raises:
+    ValueError: as in `frechet_distance`.
 
   Source: Bińkowski et al. (2018).
   """
@@ -123,10 +129,17 @@ def mean_pairwise_distance(samples: Array, *, num_blocks: int | None = 10) -> Es
   """The mean Euclidean distance between two different samples, a measure of diversity.
 
   Args:
-    samples: `[n, ...]`.
+    samples: `[n, ...]`, n ≥ 2.
     num_blocks: as in `inception_score`.
+
+  Raises:
+    ValueError: samples that are not finite, or too few.
   """
-  x = np.asarray(samples, np.float64).reshape(len(samples), -1)
+  x = _real("samples", samples)
+  if x.ndim == 0:
+    raise ValueError("samples must be [n, ...], got a scalar.")
+  _at_least_two("samples", x)
+  x = x.reshape(len(x), -1)
 
   def distance(x: np.ndarray) -> float:
     return float(np.sqrt(squared_distances(x, x)).sum() / (len(x) * (len(x) - 1)))
@@ -205,10 +218,14 @@ def precision_and_recall(
   Returns:
     Precision and recall, each in [0, 1].
 
+  Raises:
+    ValueError: as in `frechet_distance`, or num_neighbors outside its range.
+
   Source: Kynkäänniemi et al. (2019).
   """
   a, b = as_features(real, generated)
-  if not 1 <= num_neighbors < min(len(a), len(b)):
+  checks.at_least_one("num_neighbors", num_neighbors)
+  if num_neighbors >= min(len(a), len(b)):
     raise ValueError(
       "num_neighbors must be at least 1 and below the number of points in the smaller "
       f"set, {min(len(a), len(b))}, got {num_neighbors}."
@@ -251,10 +268,16 @@ def jackknife(
   """
   if num_blocks is None:
     return Estimate(statistic(*arrays), np.nan)
-  if not 2 <= num_blocks <= min(map(len, arrays)):
+  checks.integer("num_blocks", num_blocks, least=2)
+  n = min(map(len, arrays))
+  if num_blocks > n:
     raise ValueError(
-      "num_blocks must be between 2 and the number of points, "
-      f"{min(map(len, arrays))}, got {num_blocks}."
+      f"num_blocks must be between 2 and the number of points, {n}, got {num_blocks}."
+    )
+  if n - -(-n // num_blocks) < 2:  # without the largest block
+    raise ValueError(
+      f"num_blocks={num_blocks} leaves fewer than 2 of {n} points without a block; "
+      "pass more points, or num_blocks=None."
     )
   value = statistic(*arrays)
   left = [
@@ -271,12 +294,13 @@ def as_probabilities(probabilities: Array) -> np.ndarray:
   Raises:
     ValueError: a row is not a probability distribution.
   """
-  p = np.asarray(probabilities, np.float64)
+  p = _real("probabilities", probabilities)
   if p.ndim != 2 or (p < 0).any() or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
     raise ValueError(
       "probabilities must be [n, classes] with rows that sum to 1, got shape "
       f"{p.shape}; apply a softmax to logits first."
     )
+  _at_least_two("probabilities", p)
   return p / p.sum(axis=1, keepdims=True)
 
 
@@ -286,10 +310,34 @@ def as_features(*sets: Array) -> tuple[np.ndarray, ...]:
   Raises:
     ValueError: other shapes, or different d.
   """
-  arrays = tuple(np.asarray(x, np.float64) for x in sets)
+  arrays = tuple(_real("features", x) for x in sets)
   if any(x.ndim != 2 or x.shape[1] != arrays[0].shape[1] for x in arrays):
     raise ValueError(
       "features must be [n, d] with the same d for both sets, got "
       f"{' and '.join(str(x.shape) for x in arrays)}."
     )
+  for x in arrays:
+    _at_least_two("features", x)
+    if not x.size:
+      raise ValueError(f"features must hold at least one number each, got {x.shape}.")
   return arrays
+
+
+def _real(name: str, values: Array) -> np.ndarray:
+  """Finite numbers, in float64."""
+  checks.array(name, values)
+  try:
+    array = np.asarray(values)
+  except ValueError:
+    raise ValueError(f"{name} must be rows of one length, got others.") from None
+  if array.dtype.kind in "cOSU":
+    raise TypeError(f"{name} must be real numbers, got {array.dtype}.")
+  checks.finite(name, array)
+  return array.astype(np.float64)
+
+
+def _at_least_two(name: str, rows: np.ndarray) -> None:
+  if len(rows) < 2:
+    raise ValueError(
+      f"{name} must have at least 2 rows, one for each sample, got shape {rows.shape}."
+    )

@@ -49,14 +49,11 @@ class MedianBandwidth:
 
   def __post_init__(self) -> None:
     checks.one_of("log", self.log, tuple(_LOGARITHMS))
+    checks.boolean("diagonal", self.diagonal)
     checks.positive("multiple", self.multiple)
     object.__setattr__(self, "multiple", float(self.multiple))  # jit needs it hashable
-    if self.subsample is not None and not (
-      isinstance(self.subsample, (int, np.integer)) and self.subsample >= 2
-    ):
-      raise ValueError(
-        f"subsample must be an integer of at least 2, got {self.subsample!r}."
-      )
+    if self.subsample is not None:
+      checks.integer("subsample", self.subsample, least=2)
 
 
 BANDWIDTHS = {
@@ -84,8 +81,8 @@ def policy(
   """A number above 0, or a policy by name, scaled and subsampled as asked.
 
   Raises:
-    ValueError: an unknown name, a number that is not above 0, or a subsample of a
-      fixed bandwidth.
+    ValueError: an unknown name, a number that is not above 0 or that floats do not
+      hold, or a subsample of a fixed bandwidth.
   """
   if isinstance(bandwidth, str):
     if bandwidth not in BANDWIDTHS:
@@ -94,6 +91,7 @@ def policy(
         f"got {bandwidth!r}."
       )
     bandwidth = BANDWIDTHS[bandwidth]
+  checks.positive("multiple", multiple)
   if isinstance(bandwidth, MedianBandwidth):
     return dataclasses.replace(
       bandwidth,
@@ -101,10 +99,11 @@ def policy(
       subsample=bandwidth.subsample if subsample is None else subsample,
     )
   checks.positive("bandwidth", bandwidth)
-  checks.positive("multiple", multiple)
   if subsample is not None:
     raise ValueError("subsample belongs to a median bandwidth, not to a fixed one.")
-  return bandwidth * multiple
+  scaled = bandwidth * multiple
+  checks.positive("multiple times bandwidth", scaled)
+  return scaled
 
 
 def _check_median(
@@ -133,6 +132,10 @@ def median_bandwidth(
   two middle ones if their number is even). If it is 0, because at least half of the
   pairs coincide, the mean squared distance replaces med². If that is 0 too, all
   particles are equal, any h serves, and 1 replaces med².
+
+  Squared distances must be within the range of the floats. In float32 that holds for
+  distances from 1e-18 to 3e18: below, squares are 0 and the particles count as equal;
+  above, h is infinite and a direction NaN. Scale such particles.
 
   Args:
     particles: `[m, ...]`, or a pytree of such; m is at least 2.

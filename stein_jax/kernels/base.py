@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import register_dataclass
+from jax.tree_util import all_leaves, register_dataclass, register_static
 
+from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.pairs.points import as_matrix, map_rows, num_rows, widened
 from stein_jax.pairs.tiles import DEFAULTS, Streaming
@@ -18,12 +19,63 @@ from stein_jax.parallel.ring import half_ring
 from stein_jax.types import Array, Particles, PyTree
 
 
+def registered(self: Any) -> None:
+  """Makes a kernel a pytree, if its class is not registered as one: a constant.
+
+  Raises:
+    TypeError: an instance that is not hashable, and so cannot be a constant.
+  """
+  if not all_leaves([self]):
+    return
+  name = type(self).__name__
+  try:
+    hash(self)
+  except TypeError:
+    raise TypeError(
+      f"the kernel {name} is neither hashable nor a pytree: decorate its class with "
+      "@jax.tree_util.register_dataclass and @dataclasses.dataclass(frozen=True)."
+    ) from None
+  register_static(type(self))
+
+
+def check_matrix(self: Any, queries: Particles, sources: Particles | None) -> None:
+  """Validates the arguments of `Kernel.matrix`.
+
+  Raises:
+    TypeError: points that are not floating-point, or an unhashable kernel.
+    ValueError: queries and sources of different shapes.
+  """
+  registered(self)
+  checks.num_particles(queries, "queries")
+  if sources is not None:
+    checks.num_particles(sources, "sources")
+    checks.same_event(queries, sources, ("queries", "sources"))
+
+
+def check_apply(
+  self: Any,
+  queries: Particles,
+  sources: Particles | None,
+  values: PyTree,
+  leave_one_out: bool,
+) -> None:
+  """Validates the arguments of `Kernel.apply`, as `check_matrix` does."""
+  check_matrix(self, queries, sources)
+  checks.arrays("values", values)
+  checks.floating("values", values)
+  checks.boolean("leave_one_out", leave_one_out)
+
+
 class Kernel:
   """A symmetric kernel k(x, y).
 
   `pair` alone defines it: all sums follow from it by differentiation. Subclasses with
   more structure (radial kernels, kernels on features) override the sums with faster
   ones that agree with these.
+
+  A subclass that is not registered as a pytree is a constant of what is compiled. With
+  numbers that change, or that are differentiated, register it:
+  `jax.tree_util.register_dataclass`.
 
   Wherever a sum takes `queries` xᵢ and `sources` yⱼ, `sources=None` says that the
   queries are the sources; the sums of a symmetric table then need half the work.
@@ -51,7 +103,7 @@ class Kernel:
     del particles, streaming
     return self
 
-  @compiled(static=("leave_one_out",))
+  @compiled(check_apply, static=("leave_one_out",))
   def apply(
     self,
     queries: Particles,
@@ -95,7 +147,7 @@ class Kernel:
     attraction, mass = self.apply(queries, sources, (scores, one), **options)
     return attraction, mass[:, 0]
 
-  @compiled()
+  @compiled(check_matrix)
   def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
     """The matrix k(xᵢ, yⱼ), `[m, n]`, held whole."""
     sources = queries if sources is None else sources
@@ -322,7 +374,9 @@ class Pairwise(Kernel):
 
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """k(x, y)."""
-    return self.k(x, y)
+    value = self.k(x, y)
+    checks.scalar("k(x, y) of from_pairwise", value)
+    return value
 
 
 def from_pairwise(k: Callable[[PyTree, PyTree], Array]) -> Pairwise:
@@ -330,5 +384,9 @@ def from_pairwise(k: Callable[[PyTree, PyTree], Array]) -> Pairwise:
 
   Slower than the radial kernels, which work by matrix products. `k` should be a
   function that is defined once: a new lambda in each call is compiled each time.
+
+  Raises:
+    TypeError: `k` is no function.
   """
+  checks.function("k", k)
   return Pairwise(k)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, register_dataclass
 
 from stein_jax import checks
-from stein_jax.kernels.base import Kernel, values_and_gradients
+from stein_jax.kernels.base import Kernel, registered, values_and_gradients
 from stein_jax.pairs.points import as_matrix, map_rows, num_rows
 from stein_jax.pairs.tiles import DEFAULTS, Streaming
 from stein_jax.parallel import axes
@@ -248,13 +248,16 @@ def on_features(
       code takes 1. None: all.
 
   Raises:
-    TypeError: no kernel.
+    TypeError: no kernel, or features that are no function.
     ValueError: num_neighbors below 1, or for affine features, which do not need it.
 
   Source: Liu & Wang (2017), section 5.2.
   """
   if not isinstance(kernel, Kernel):
     raise TypeError(f"on_features needs a kernel such as rbf(), got {kernel!r}.")
+  registered(kernel)
+  checks.function("feature_fn", feature_fn)
+  checks.boolean("affine", affine)
   if num_neighbors is not None:
     checks.at_least_one("num_neighbors", num_neighbors)
     if affine:

@@ -13,7 +13,7 @@ from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.kernels import bandwidths
 from stein_jax.kernels.bandwidths import Bandwidth, MedianBandwidth
-from stein_jax.kernels.base import Kernel
+from stein_jax.kernels.base import Kernel, check_apply, check_matrix
 from stein_jax.pairs.distances import Distances
 from stein_jax.pairs.points import as_matrix, matmul, mean_point, widened
 from stein_jax.pairs.sums import products, sum_over_pairs
@@ -90,7 +90,7 @@ class Radial(Kernel):
       )
     return jnp.asarray(self.bandwidth, dtype)
 
-  @compiled(static=("leave_one_out",))
+  @compiled(check_apply, static=("leave_one_out",))
   def apply(
     self,
     queries: Particles,
@@ -112,7 +112,7 @@ class Radial(Kernel):
     )
     return unravel(sums.astype(c.dtype))
 
-  @compiled()
+  @compiled(check_matrix)
   def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
     """As in `Kernel`, by one matrix product."""
     x, _ = as_matrix(widened(queries))
@@ -282,11 +282,10 @@ def imq(
   Raises:
     ValueError: an exponent outside (−1, 0), or a bandwidth as in `rbf`.
   """
-  if not -1 < exponent < 0:
-    raise ValueError(f"exponent must lie between -1 and 0, got {exponent!r}.")
+  checks.between("exponent", exponent, -1, 0)
   return Radial(
     bandwidths.policy(bandwidth, multiple=multiple, subsample=subsample),
-    Profile(_Power(exponent)),
+    Profile(_Power(float(exponent))),
   )
 
 

@@ -76,12 +76,14 @@ class DCGANDiscriminator(nn.Module):
     Raises:
       ValueError: images of another shape; a label without num_classes, a missing label
         with num_classes, or a label of another shape or type.
+      TypeError: images that are not floats.
     """
     if x.ndim != 4 or x.shape[1] not in _SIZES or x.shape[2] != x.shape[1]:
       raise ValueError(
         "images must be [m, 32, 32, c] or [m, 64, 64, c], got shape "
         f"{x.shape}: crop or scale them."
       )
+    checks.floating("images", x)
     init = nn.initializers.normal(0.02)
     given = generators.one_hot(label, self.num_classes, len(x))
     x = generators.with_label(x, given)
@@ -117,5 +119,9 @@ def discriminate_fn(discriminator: nn.Module) -> Callable[..., tuple[Array, PyTr
   `discriminator(x, train=True)`, with a context as `discriminator(x, context,
   train=True)`. Call this once and keep the result: every new function is compiled
   again.
+
+  Raises:
+    TypeError: no linen module.
   """
+  checks.module("discriminator", discriminator)
   return generators.generate_fn(discriminator)

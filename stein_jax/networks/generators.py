@@ -1,6 +1,5 @@
 """Generators: networks from noise to samples, with explicit batch statistics."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stein_jax import checks
+from stein_jax.compiled import compiled
 from stein_jax.networks.layers import Deconv
 from stein_jax.types import Array, Key, Params, PyTree
 
@@ -31,6 +31,10 @@ class MNISTGenerator(nn.Module):
   width: float = 1.0
   axis_name: str | None = None
 
+  def __post_init__(self) -> None:
+    checks.positive("width", self.width)
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, noise: Array, train: bool = True) -> Array:
     """Samples `[m, 28, 28, 1]` in (0, 1) of noise `[m, d]`.
@@ -39,7 +43,11 @@ class MNISTGenerator(nn.Module):
       noise: ξ.
       train: True: batch norm uses the statistics of the batch, and updates the running
         ones; False: it uses the running ones.
+
+    Raises:
+      ValueError: noise of another shape.
     """
+    _check_noise(noise)
 
     def normalized(x: Array) -> Array:
       norm = nn.BatchNorm(
@@ -107,6 +115,7 @@ class DCGANGenerator(nn.Module):
 
   def __post_init__(self) -> None:
     checks.one_of("size", self.size, tuple(_MAPS))
+    checks.at_least_one("size", self.size)  # not 32.0
     checks.at_least_one("channels", self.channels)
     checks.positive("width", self.width)
     if self.num_classes is not None:
@@ -126,9 +135,10 @@ class DCGANGenerator(nn.Module):
         ones; False: it uses the running ones.
 
     Raises:
-      ValueError: a label without num_classes, a missing label with num_classes, or a
-        label of another shape or type.
+      ValueError: noise of another shape, a label without num_classes, a missing label
+        with num_classes, or a label of another shape or type.
     """
+    _check_noise(noise)
 
     def normalized(x: Array) -> Array:
       norm = nn.BatchNorm(
@@ -164,7 +174,8 @@ def one_hot(label: Array | None, num_classes: int | None, m: int) -> Array:
 
   Raises:
     ValueError: a label without num_classes, a missing label with num_classes, or a
-      label that is not m integers.
+      label that is not m integers below num_classes. In `jit`, where labels are not
+      known, another integer counts as no label.
   """
   if num_classes is None:
     if label is not None:
@@ -180,7 +191,13 @@ def one_hot(label: Array | None, num_classes: int | None, m: int) -> Array:
       f"label must be {m} integers, one for each point, got shape {label.shape} of "
       f"{label.dtype}."
     )
+  checks.labels(label, num_classes)
   return jax.nn.one_hot(label, num_classes)
+
+
+def _check_noise(noise: Array) -> None:
+  if jnp.ndim(noise) != 2:
+    raise ValueError(f"noise must be [m, d], got shape {jnp.shape(noise)}.")
 
 
 def with_label(x: Array, vectors: Array) -> Array:
@@ -197,7 +214,11 @@ def generate_fn(generator: nn.Module) -> Callable[..., tuple[Array, PyTree]]:
   The module is called as `generator(noise, train=True)`, with a context as
   `generator(noise, context, train=True)`. Call this once and keep the result: every new
   function is compiled again.
+
+  Raises:
+    TypeError: no linen module.
   """
+  checks.module("generator", generator)
 
   def generate(
     params: Params, stats: PyTree, noise: Array, context: PyTree
@@ -211,7 +232,11 @@ def generate_fn(generator: nn.Module) -> Callable[..., tuple[Array, PyTree]]:
   return generate
 
 
-@functools.partial(jax.jit, static_argnames="generator")
+def _check_generator(generator: nn.Module) -> None:
+  checks.module("generator", generator)
+
+
+@compiled(_check_generator, static=("generator",))
 def initialize(
   key: Key, generator: nn.Module, noise: Array, *context: Any
 ) -> tuple[Params, PyTree]:
@@ -224,14 +249,18 @@ def sample(
   generator: nn.Module, params: Params, stats: PyTree, noise: Array, *context: Any
 ) -> Array:
   """Samples computed with the running statistics, independently of each other."""
+  checks.module("generator", generator)
   variables = {"params": params, **stats}
   return jnp.asarray(generator.apply(variables, noise, *context, train=False))
 
 
 def uniform_noise(dimension: int = 100) -> Callable[[Key, int], Array]:
   """`noise_fn(key, m)`: ξ ~ Uniform[−1, 1]^dimension, as in section 5."""
+  checks.at_least_one("dimension", dimension)
 
   def noise(key: Key, m: int) -> Array:
+    checks.key(key)
+    checks.integer("m", m, least=0)
     return jax.random.uniform(key, (m, dimension), jnp.float32, -1.0, 1.0)
 
   return noise

@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
+from stein_jax import checks
 from stein_jax.types import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -123,8 +124,10 @@ def deconvolution(x: Array, kernel: Array) -> Array:
     `[n, 2h, 2w, c']`.
 
   Raises:
-    ValueError: a kernel of another shape.
+    ValueError: x or a kernel of another shape.
   """
+  if x.ndim != 4:
+    raise ValueError(f"x must be [n, h, w, c], got shape {x.shape}.")
   # Output pixels have four phases: even or odd, along both axes. The pixels of one
   # phase are a convolution of x by every second tap of the kernel. All four together
   # are one convolution by 3×3 taps with 4c' channels.
@@ -151,6 +154,10 @@ class Deconv(nn.Module):
   features: int
   kernel_init: nn.initializers.Initializer | None = None
   dtype: Any = None
+
+  def __post_init__(self) -> None:
+    checks.at_least_one("features", self.features)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

@@ -66,13 +66,29 @@ def maximum(value: Array, axis_name: str | None) -> Array:
 
 
 def size(axis_name: str | None) -> int:
-  """How many devices share the axis."""
-  return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+  """How many devices share the axis.
+
+  Raises:
+    ValueError: there is no such axis here.
+  """
+  if axis_name is None:
+    return 1
+  try:
+    return jax.lax.axis_size(axis_name)
+  except NameError:
+    raise ValueError(
+      f"axis_name={axis_name!r} is no axis of devices here. Give fit a mesh= with "
+      "this axis, call parallel.distribute, or map the function over it by "
+      "jax.shard_map; on one device leave axis_name out."
+    ) from None
 
 
 def index(axis_name: str | None) -> Array:
   """The index of this device."""
-  return jnp.zeros((), int) if axis_name is None else jax.lax.axis_index(axis_name)
+  if axis_name is None:
+    return jnp.zeros((), int)
+  size(axis_name)  # for its error
+  return jax.lax.axis_index(axis_name)
 
 
 def global_indices(n: int, axis_name: str | None) -> Array:
@@ -89,6 +105,7 @@ def local(params: Params, axis_name: str | None) -> Params:
   """
   if axis_name is None:
     return params
+  size(axis_name)  # for its error
   return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
 
 

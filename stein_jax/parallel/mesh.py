@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from stein_jax import checks
 from stein_jax.parallel.rows import particle_axes
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Particles, PyTree
 
@@ -41,6 +42,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   devices, num_processes = jax.devices(), jax.process_count()
   if num_devices is None:
     num_devices = len(devices)
+  checks.at_least_one("num_devices", num_devices)
   if not 1 <= num_devices <= len(devices):
     raise ValueError(
       f"num_devices={num_devices}, but there are only {len(devices)} "
@@ -62,8 +64,25 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   return jax.make_mesh((len(chosen),), (AXIS,), kinds, devices=chosen)
 
 
+def _axis(mesh: Mesh) -> str:
+  """The name of the only axis of a mesh.
+
+  Raises:
+    TypeError: no mesh.
+    ValueError: a mesh of several axes.
+  """
+  if not isinstance(mesh, Mesh):
+    raise TypeError(
+      f"mesh must be a mesh of devices, as from parallel.make_mesh(), got {mesh!r}."
+    )
+  if len(mesh.axis_names) != 1:
+    raise ValueError(f"the mesh must have one axis, got {mesh.axis_names}.")
+  return str(mesh.axis_names[0])
+
+
 def check_divides(name: str, count: int, mesh: Mesh) -> None:
   """Raises ValueError unless `count` rows can be sharded evenly over a mesh."""
+  _axis(mesh)
   if count % mesh.size:
     below = count // mesh.size * mesh.size
     nearest = [str(n) for n in (below, below + mesh.size) if n]
@@ -73,7 +92,6 @@ def check_divides(name: str, count: int, mesh: Mesh) -> None:
     )
 
 
-@functools.lru_cache  # `fit` compiles once for every algorithm object
 def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
   """The same algorithm, with batches and particles sharded over a mesh of one axis.
 
@@ -88,12 +106,18 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     process. `spread` moves it to the mesh; otherwise the first `update` does.
 
   Raises:
+    TypeError: what is no algorithm or no mesh.
     ValueError: a mesh of several axes; in `update`, rows that cannot be sharded
       evenly, or an algorithm that was made without the axis.
   """
-  if len(mesh.axis_names) != 1:
-    raise ValueError(f"the mesh must have one axis, got {mesh.axis_names}.")
-  (axis,) = mesh.axis_names
+  checks.algorithm(algorithm)
+  _axis(mesh)
+  return _distributed(algorithm, mesh)
+
+
+@functools.lru_cache  # `fit` compiles once for every algorithm object
+def _distributed(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
+  axis = _axis(mesh)
 
   def update(key: Key, state: Any, batch: Batch) -> tuple[Any, Metrics]:
     for name, tree in (("batch_size", batch), ("particles", _particles(state))):
@@ -109,7 +133,8 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     try:
       return body(key, state, batch)
     except (ValueError, NameError) as error:
-      if not ("out_specs" in str(error) or "unbound axis" in str(error)):
+      signs = ("out_specs", "unbound axis", "no axis of devices", f"V:{axis}")
+      if not any(sign in str(error) for sign in signs):
         raise
       raise ValueError(
         "The devices' results differ where they must be equal: make the algorithm, and "
@@ -137,7 +162,9 @@ def shardings(
   Returns:
     A tree of shardings like the state.
   """
-  (axis,) = mesh.axis_names
+  axis = _axis(mesh)
+  for leaf in jax.tree.leaves(_particles(state))[:1]:
+    check_divides("particles", len(leaf), mesh)
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
     _specs(algorithm, state, batch, axis),
@@ -147,7 +174,7 @@ def shardings(
 
 def by_rows(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
   """The sharding of arrays along one axis, such as a batch's leading one."""
-  (name,) = mesh.axis_names
+  name = _axis(mesh)
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, name))
 
 
@@ -217,7 +244,7 @@ def take(data: Batch, rows: Array, mesh: Mesh) -> Batch:
     rows: indices `[m]`, the same on all devices; m is a multiple of their number.
     mesh: the mesh of the data.
   """
-  (axis,) = mesh.axis_names
+  axis = _axis(mesh)
 
   def of_shard(data: Batch, rows: Array) -> Batch:
     def taken(x: Array) -> Array:

@@ -19,13 +19,18 @@ from stein_jax.types import Array, Key, LogDensityFn, Particles, PyTree
 
 
 def _check(
+  key: Key,
   particles: Particles,
+  log_density_fn: LogDensityFn,
   num_steps: int,
   step_size: float | Array,
   num_leapfrog: int,
   temperature: float | Array,
+  context: PyTree,
 ) -> None:
-  check_tempered(particles, num_steps, step_size, temperature)
+  check_tempered(
+    key, particles, log_density_fn, num_steps, step_size, temperature, context
+  )
   checks.at_least_one("num_leapfrog", num_leapfrog)
 
 
@@ -75,8 +80,9 @@ def hmc(
     The moved particles, and the acceptance rate over all particles and steps.
 
   Raises:
-    ValueError: num_steps or num_leapfrog below 1, or a step size or temperature that is
-      not above 0.
+    ValueError: num_steps or num_leapfrog below 1, a step size or temperature that is
+      not above 0, or a log density that is no scalar.
+    TypeError: no key, or log_density_fn is no function.
 
   Source: Duane et al. (1987); Neal (2011).
   """

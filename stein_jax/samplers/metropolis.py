@@ -27,13 +27,17 @@ class MetropolisResult(NamedTuple):
 
 
 def check_tempered(
+  key: Key,
   particles: Particles,
+  log_density_fn: LogDensityFn,
   num_steps: int,
   step_size: float | Array,
   temperature: float | Array,
+  context: PyTree,
 ) -> None:
   """Validates the arguments of a chain at a temperature, as `check` does."""
-  check(particles, num_steps, step_size)
+  check(key, particles, num_steps, step_size, context)
+  checks.function("log_density_fn", log_density_fn)
   checks.positive("temperature", temperature)
 
 
@@ -51,7 +55,13 @@ def tempered(
   temperature: float | Array,
 ) -> tuple[Array, Particles]:
   """log p/T of every particle, `[n]`, and its gradient."""
-  found = at_particles(jax.value_and_grad(log_density_fn), x, context)
+
+  def log_density(x: PyTree, *context: PyTree) -> Array:
+    log_p = log_density_fn(x, *context)
+    checks.scalar("log_density_fn(x)", log_p)
+    return log_p
+
+  found = at_particles(jax.value_and_grad(log_density), x, context)
   return jax.tree.map(lambda leaf: (leaf / temperature).astype(leaf.dtype), found)
 
 
@@ -88,7 +98,9 @@ def mala(
     The moved particles, and the acceptance rate over all particles and steps.
 
   Raises:
-    ValueError: num_steps below 1, or a step size or temperature that is not above 0.
+    ValueError: num_steps below 1, a step size or temperature that is not above 0, or a
+      log density that is no scalar.
+    TypeError: no key, or log_density_fn is no function.
 
   Source: Roberts & Tweedie (1996).
   """

@@ -11,19 +11,42 @@ from stein_jax.samplers import noise
 from stein_jax.types import Array, Key, Particles, PyTree, ScoreFn
 
 
-def check(particles: Particles, num_steps: int, step_size: float | Array) -> None:
-  """Validates the arguments of a chain.
+def check(
+  key: Key,
+  particles: Particles,
+  num_steps: int,
+  step_size: float | Array,
+  context: PyTree,
+) -> None:
+  """Validates the arguments that all chains have.
 
   Raises:
-    ValueError: num_steps below 1, or a step size that is not above 0.
-    TypeError: particles that are not floating-point.
+    ValueError: num_steps below 1, a step size that is not above 0, or a context of
+      another length than the particles.
+    TypeError: no key, or particles that are not floating-point.
   """
-  checks.num_particles(particles)
+  checks.key(key)
+  n = checks.num_particles(particles)
   checks.at_least_one("num_steps", num_steps)
   checks.positive("step_size", step_size)
+  checks.context(context, n)
 
 
-@compiled(check, static=("num_steps", "antithetic", "axis_name"))
+def _check(
+  key: Key,
+  particles: Particles,
+  score_fn: ScoreFn,
+  num_steps: int,
+  step_size: float | Array,
+  antithetic: bool,
+  context: PyTree,
+) -> None:
+  check(key, particles, num_steps, step_size, context)
+  checks.function("score_fn", score_fn)
+  checks.boolean("antithetic", antithetic)
+
+
+@compiled(_check, static=("num_steps", "antithetic", "axis_name"))
 def langevin(
   key: Key,
   particles: Particles,
@@ -66,6 +89,7 @@ def langevin(
   Raises:
     ValueError: num_steps below 1, a step size that is not above 0, or a score whose
       shape differs from its point's.
+    TypeError: no key, or score_fn is no function or does not return floats.
 
   Source: Liu & Wang (2017), section 5.1 (the Markov chain of CD-1 and CD-10).
   """
@@ -75,7 +99,7 @@ def langevin(
 
   def step(x: Particles, step_key: Key) -> tuple[Particles, None]:
     scores = at_particles(score_fn, x, context)
-    checks.same_shapes(x, scores, ("particles", "scores"))
+    checks.particles_and_scores(x, scores)
     z = noise.normal_like(step_key, start, axis_name)
     if antithetic:
       z = _interleave(z, jax.tree.map(jnp.negative, z))

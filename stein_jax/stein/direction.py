@@ -7,12 +7,12 @@ from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys_class
 
 from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.kernels import Kernel
+from stein_jax.kernels.base import registered
 from stein_jax.pairs.points import as_matrix, matmul, num_rows, widened
 from stein_jax.pairs.tiles import Streaming, streamed
 from stein_jax.parallel import axes
@@ -28,12 +28,16 @@ DirectionLike: TypeAlias = "Kernel | Direction | Callable[..., Any] | None"
 _LEAVES = ("kernel", "regularization")
 """The attributes of a `Direction` that hold arrays; the others are static."""
 
+_PRECISIONS = (
+  *("highest", "high", "default", None),
+  *("float32", "tensorfloat32", "bfloat16_3x", "bfloat16", "fastest"),  # JAX's aliases
+)
+
 
 def _check_call(
   self: "Direction", particles: Particles, scores: Particles, axis_name: str | None
 ) -> None:
-  checks.num_particles(particles)
-  checks.same_shapes(particles, scores, ("particles", "scores"))
+  checks.particles_and_scores(particles, scores)
   if callable(self.kernel) and not isinstance(self.kernel, Kernel):
     raise TypeError(
       "the kernel of this Direction is a function of params: give the Direction to a "
@@ -69,8 +73,9 @@ class Direction:
   A Direction is a pytree: the kernel's bandwidth and the regularization are leaves.
 
   Attributes:
-    kernel: from `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ. For a rule
-      also `kernel_fn(params) -> kernel`; such a Direction is no argument of a jitted
+    kernel: from `kernels`; None is the paper's "kernel off", φᵢ = scoreᵢ. A median
+      bandwidth needs distances between 1e-18 and 3e18 in float32. For a rule also
+      `kernel_fn(params) -> kernel`; such a Direction is no argument of a jitted
       function, but `direction.at(params)` is.
     leave_one_out: leave each particle out of its own sum,
       φ₋ᵢ(xᵢ) = 1/(n−1) Σ_{j≠i} [...]. The term of the particle itself,
@@ -121,13 +126,14 @@ class Direction:
   precision: Precision = "highest"
 
   def __post_init__(self) -> None:
+    _check_type(self)
     for name in ("leave_one_out", "row_normalized"):
-      if not isinstance(getattr(self, name), (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+      checks.boolean(name, getattr(self, name))
     if self.block_size is not None:
       checks.at_least_one("block_size", self.block_size)
     if self.exchange is not None:
       checks.one_of("exchange", self.exchange, get_args(Exchange))
+    checks.one_of("precision", self.precision, _PRECISIONS)
     if self.regularization is None:
       return
     checks.positive("regularization", self.regularization)
@@ -377,17 +383,21 @@ def is_direction_fn(kernel: DirectionLike) -> bool:
 def _check_type(kernel: DirectionLike) -> None:
   in_direction = isinstance(kernel, Direction)
   fn: Any = kernel.kernel if isinstance(kernel, Direction) else kernel
-  if fn is None or isinstance(fn, Kernel):
+  if fn is None:
+    return
+  if isinstance(fn, Kernel):
+    registered(fn)
     return
   if (
     not callable(fn)
     or _num_arguments(fn) == 0
-    or (in_direction and is_direction_fn(fn))
+    or (in_direction and (isinstance(fn, Direction) or is_direction_fn(fn)))
   ):
     raise TypeError(
       "kernel must be a kernel such as kernels.rbf(), a Direction, None, fn(params) "
-      f"that returns one, or a function (particles, scores) -> φ; got {kernel!r}."
+      f"that returns one, or a function (particles, scores) -> φ; got {fn!r}."
     )
+  checks.function("kernel", fn)
 
 
 def _num_arguments(fn: Callable) -> int:
@@ -429,9 +439,10 @@ def _check_share(
   kernel: "Kernel | Direction | None",
   axis_name: str | None,
 ) -> dict[str, Direction]:
-  checks.num_particles(particles)
-  checks.same_shapes(particles, scores, ("particles", "scores"))
+  checks.particles_and_scores(particles, scores)
+  checks.arrays("direction", direction)
   checks.same_shapes(particles, direction, ("particles", "direction"))
+  checks.floating("direction", direction)
   kernel = as_kernel_direction(kernel)
   kernel.check_axis(axis_name)
   if kernel.regularization is not None:

@@ -16,8 +16,7 @@ def _check(
   statistic: str,
   axis_name: str | None,
 ) -> dict[str, Direction]:
-  checks.num_particles(particles)
-  checks.same_shapes(particles, scores, ("particles", "scores"))
+  checks.particles_and_scores(particles, scores)
   checks.one_of("statistic", statistic, ("V", "U"))
   direction = as_kernel_direction(kernel)
   if direction.kernel is None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from stein_jax import parallel
+from stein_jax import checks, parallel
 from stein_jax.training.feeds import chunk_rows, take_rows
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics
 
@@ -159,7 +159,9 @@ def run_chunk(
       rows = batch
       batch = take_rows(data, rows) if mesh is None else parallel.take(data, rows, mesh)
     key = jax.random.fold_in(step_key, step)
-    return algorithm.update(key, state, transform(batch))
+    returned = algorithm.update(key, state, transform(batch))
+    _check_update(state, returned)
+    return returned
 
   state, metrics = jax.lax.scan(one_step, carry.state, (steps, batches))
   carry = Carry(state, carry.step + length, epoch, order)
@@ -210,19 +212,35 @@ def check_finite(
       raise TrainingDiverged(step + length, name, math.nan, checkpoint)
 
 
-def check_metrics(metrics: Any) -> None:
-  """Checks the metrics of a chunk, [length] each, before any step is run.
+def _check_update(state: Any, returned: Any) -> None:
+  """Checks what an update returns, while it is traced, before any step is run.
 
   Raises:
-    TypeError: they are not a dict.
+    TypeError: no pair, or a state of another structure, shape or type than before;
+      metrics that are not a dict.
     ValueError: a metric is not a scalar, or has a reserved name.
   """
-  if not isinstance(metrics, dict):
-    raise TypeError(f"metrics must be a dict of scalars, got {type(metrics).__name__}")
-  for name, value in metrics.items():
-    shape = getattr(value, "shape", None)
-    if shape is None or len(shape) != 1:
-      got = type(value).__name__ if shape is None else f"shape {shape[1:]}"
-      raise ValueError(f"the metric {name} must be a scalar, got {got}")
+  checks.pair("algorithm.update", returned, "state, metrics")
+  following, metrics = returned
+  checks.leaves("the state that algorithm.update returns", following)
+  before, after = (_types(tree) for tree in (state, following))
+  structures: list[Any] = [jax.tree.structure(tree) for tree in (state, following)]
+  if before != after or structures[0] != structures[1]:
+    names = [n for n in before | after if before.get(n) != after.get(n)]
+    differ = [f"{n}: {before.get(n)} -> {after.get(n)}" for n in names]
+    raise TypeError(
+      "algorithm.update must return a state like the one that it gets, got "
+      f"{'; '.join(differ) or 'another structure'}."
+    )
+  checks.metrics("algorithm.update", metrics)
+  for name in metrics:
     if name in RESERVED:
       raise ValueError(f"the history has its own {name}: rename the metric")
+
+
+def _types(tree: Any) -> dict[str, str]:
+  """The type and shape of each array, by its name."""
+  return {
+    "state" + jax.tree_util.keystr(path): f"{jax.typeof(x).dtype}{list(np.shape(x))}"
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }

@@ -10,7 +10,7 @@ Both sources have the same members, the only ones that the loop uses:
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
@@ -81,11 +81,29 @@ def count_examples(data: Batch | Stream) -> int:
   """N.
 
   Raises:
-    ValueError: data that are neither a stream nor arrays with one leading axis.
+    ValueError: data that are neither a stream nor arrays with one leading axis, or that
+      hold no example.
+    TypeError: an iterator, or arrays of another type than numbers.
   """
+  if isinstance(data, Iterator):
+    raise TypeError(
+      "data must be arrays or a Stream, got an iterator, which a resumed run could not "
+      "continue: write a training.Stream, whose batches are asked for by their step."
+    )
   if isinstance(data, Stream):
+    if isinstance(data, type):
+      raise TypeError(f"data must be a Stream, got its class {data!r}: call it.")
     return int(data.num_examples)
   leaves = jax.tree_util.tree_leaves_with_path(data)
+  for path, x in leaves:
+    where = "data" + jax.tree_util.keystr(path)
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+      raise ValueError(
+        "data must be arrays with one leading axis, or a Stream, got "
+        f"{type(x).__name__} as {where}: make an array, as by np.asarray."
+      )
+    if getattr(x.dtype, "kind", "V") in "OUSMm":
+      raise TypeError(f"{where} must be an array of numbers, got dtype {x.dtype}.")
   shapes = {"data" + jax.tree_util.keystr(path): np.shape(x) for path, x in leaves}
   sizes = {shape[:1] for shape in shapes.values()}
   if len(sizes) != 1 or () in sizes:
@@ -93,6 +111,8 @@ def count_examples(data: Batch | Stream) -> int:
       f"data must be arrays with one leading axis, or a Stream, got {shapes}"
     )
   ((num_examples,),) = sizes
+  if num_examples == 0:
+    raise ValueError(f"data must hold at least one example, got none: {shapes}")
   return num_examples
 
 
@@ -215,6 +235,33 @@ def chunk_rows(
 def take_rows(data: Batch, rows: Array) -> Batch:
   """`data[rows]`, of every array."""
   return jax.tree.map(lambda x: x[rows], data)
+
+
+# ------------------------------------------------------------------------ no data
+
+
+class NoFeed:
+  """For algorithms that use no data: every batch is None."""
+
+  num_ordered = None
+  first = None
+
+  @property
+  def described(self) -> dict[str, str]:
+    """Nothing identifies what is not there."""
+    return {}
+
+  def like(self, length: int) -> Batch:
+    """None."""
+
+  def take(self, step: int, length: int, after: int) -> Batch:
+    """None."""
+
+  def batch(self, step: int, batch_size: int, data_key: Key) -> Batch:
+    """None."""
+
+  def close(self) -> None:
+    """Does nothing: no thread is running."""
 
 
 # ------------------------------------------------------------------------ streams

@@ -25,12 +25,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from stein_jax import checks, parallel
@@ -59,7 +59,7 @@ def fit(
   key: Key,
   algorithm: Algorithm,
   params: Params,
-  data: Batch | Stream,
+  data: Batch | Stream | None,
   *,
   num_steps: int,
   batch_size: int = 100,
@@ -105,7 +105,8 @@ def fit(
     algorithm: `Algorithm(init, update)`.
     params: what `algorithm.init` takes.
     data: `[N, ...]`, or a dict of such arrays; or a `Stream`. A resumed run must have
-      the same stream: its first batch is compared.
+      the same stream: its first batch is compared. None for an algorithm that uses no
+      data, such as `svgd`; batch_size and transform are then not used.
     num_steps: the number of updates, including those before a resume.
     batch_size: m.
     transform: batch -> batch, on the device, in every step. Pass the same function
@@ -164,7 +165,11 @@ def fit(
     OSError: a workdir that cannot be written to.
     Any error of a stream, at the chunk whose batches were asked for.
   """
-  _check_arguments(key, algorithm)
+  functions = {"transform": transform, "evaluate": evaluate, "observe": observe}
+  _check_arguments(key, algorithm, functions)
+  _check_names(workdir, run, label)
+  checks.boolean("resume", resume)
+  checks.boolean("progress", progress)
   checks.one_of("on_nonfinite", on_nonfinite, ("stop", "rollback"))
   checks.one_of("on_runaway", on_runaway, ("warn", "stop", "ignore"))
   if on_nonfinite == "rollback" and workdir is None:
@@ -174,15 +179,18 @@ def fit(
   counts |= {name: n for name, n in optional.items() if n is not None}
   for name, count in counts.items():
     checks.at_least_one(name, count)
-  num_examples = feeds.count_examples(data)
-  if batch_size > num_examples:
-    raise ValueError(f"batch_size={batch_size} exceeds the {num_examples} examples")
+  if data is not None:
+    num_examples = feeds.count_examples(data)
+    if batch_size > num_examples:
+      raise ValueError(f"batch_size={batch_size} exceeds the {num_examples} examples")
   if workdir is None and checkpoint_every is not None:
     raise ValueError("checkpoint_every needs a workdir to save to")
   if mesh is not None:
-    parallel.check_divides("batch_size", batch_size, mesh)
+    distributed = parallel.distribute(algorithm, mesh)
+    if data is not None:
+      parallel.check_divides("batch_size", batch_size, mesh)
     parallel.wait_for_all("fit")
-    algorithm = parallel.distribute(algorithm, mesh)
+    algorithm = distributed
 
   watched = evaluate is not None or observe is not None
   if not watched:
@@ -192,15 +200,21 @@ def fit(
   chunk = math.gcd(log_every, eval_every or 0, checkpoint_every or 0)
 
   init_key, data_key, step_key = jax.random.split(key, 3)
-  feed: feeds.ArrayFeed | feeds.StreamFeed
-  if isinstance(data, Stream):
+  feed: feeds.ArrayFeed | feeds.StreamFeed | feeds.NoFeed
+  if data is None:
+    feed = feeds.NoFeed()
+    transform = _unchanged
+  elif isinstance(data, Stream):
     feed = feeds.StreamFeed(data, batch_size, mesh)
     chunk = feeds.longest_chunk(chunk, feed.bytes_per_step)
   else:
     feeds.check_finite(data, "data")
     feed = feeds.ArrayFeed(data, data_key, batch_size, mesh)
   first_batch = transform(feed.first)
+  if data is not None:
+    checks.rows("transform", first_batch, batch_size)
   state = algorithm.init(init_key, params, first_batch)
+  checks.leaves("state", state)
   first = chunks.first_carry(state, 0, feed.num_ordered)
   options: dict[str, Any] = {"data_key": data_key, "step_key": step_key}
   if mesh is not None:
@@ -216,7 +230,6 @@ def fit(
   like = feed.like(length)
   traced = chunks.run_chunk.trace(carry, data=like, **options, length=length)
   metric_shapes = traced.out_info[1]
-  chunks.check_metrics(metric_shapes)
 
   fingerprint = None
   if workdir is not None:
@@ -354,6 +367,10 @@ def _after_rollbacks(options: dict[str, Any], rollbacks: int) -> dict[str, Any]:
   return options | keys | {"algorithm": algorithm}
 
 
+def _unchanged(batch: Batch) -> Batch:
+  return batch
+
+
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -368,8 +385,18 @@ def _evaluate(evaluate: Any, state: Any, taken: Mapping[str, Any]) -> Row:
     found = [(name + "/", function(state)) for name, function in evaluate.items()]
   else:
     found = [("", evaluate(state))]
+  for prefix, part in found:
+    if not isinstance(part, Mapping) or not all(isinstance(n, str) for n in part):
+      raise TypeError(
+        f"evaluate must return a dict of named scalars, {prefix or 'it'} returned "
+        f"{part!r}"
+      )
   results = {prefix + name: v for prefix, part in found for name, v in part.items()}
   for name, value in results.items():
+    kind = getattr(value, "dtype", None) or np.asarray(value).dtype
+    is_number = jnp.issubdtype(kind, jnp.number) or jnp.issubdtype(kind, jnp.bool_)
+    if not is_number or jnp.issubdtype(kind, jnp.complexfloating):
+      raise TypeError(f"evaluate: {name} must be a number, got {value!r}")
     if np.shape(value) != ():
       raise ValueError(f"evaluate: {name} must be a scalar, got {np.shape(value)}")
     if name in taken or name in chunks.RESERVED:
@@ -388,17 +415,27 @@ def _brief(values: Row) -> dict[str, str]:
   return {name: f"{value:.6g}" for name, value in values.items()}
 
 
-def _check_arguments(key: Any, algorithm: Any) -> None:
-  kind, shape = getattr(key, "dtype", object), np.shape(key)
-  is_typed = jnp.issubdtype(kind, jax.dtypes.prng_key) and shape == ()
-  is_legacy = jnp.issubdtype(kind, np.uint32) and len(shape) == 1
-  if not (is_typed or is_legacy):
-    raise TypeError(f"key must be one PRNG key, as from jax.random.key(0), got {key!r}")
-  if isinstance(algorithm, optax.GradientTransformation):
-    raise TypeError(
-      "algorithm is an optax optimizer, which has no energy and no loss: pass it to an "
-      "algorithm, for example contrastive_divergence(energy_fn, optimizer, ...)"
-    )
-  for name in ("init", "update"):
-    if not callable(getattr(algorithm, name, None)):
-      raise TypeError(f"algorithm must be an Algorithm(init, update): it has no {name}")
+def _check_arguments(key: Any, algorithm: Any, functions: Mapping[str, Any]) -> None:
+  checks.key(key)
+  checks.algorithm(algorithm)
+  checks.function("transform", functions["transform"], "batch")
+  evaluate, observe = functions["evaluate"], functions["observe"]
+  if isinstance(evaluate, Mapping):
+    for name, function in evaluate.items():
+      if not isinstance(name, str):
+        raise TypeError(f"the names in evaluate must be strings, got {name!r}.")
+      checks.function(f"evaluate[{name!r}]", function, "state")
+  elif evaluate is not None:
+    checks.function("evaluate", evaluate, "state")
+  if observe is not None:
+    checks.function("observe", observe, "step, state")
+
+
+def _check_names(workdir: Any, run: Any, label: Any) -> None:
+  for name, value, kind, wanted in (
+    ("workdir", workdir, (str, os.PathLike, NoneType), "a path or None"),
+    ("run", run, (Mapping, NoneType), "a dict of names and values, or None"),
+    ("label", label, (str, NoneType), "a string"),
+  ):
+    if not isinstance(value, kind):
+      raise TypeError(f"{name} must be {wanted}, got {value!r}.")

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from stein_jax import parallel
 from stein_jax.training import folder as folders
@@ -133,7 +134,9 @@ class Record(contextlib.AbstractContextManager):
           "rollbacks": self.rollbacks,
         }
         try:
-          self._checkpointer.save(step, state, force=True, custom_metadata=extra)
+          self._checkpointer.save(
+            step, _plain(state), force=True, custom_metadata=extra
+          )
         except (OSError, ValueError) as error:
           # TensorStore raises ValueError where the disk is full.
           code = getattr(error, "errno", None) or errno.EIO
@@ -232,7 +235,10 @@ class Record(contextlib.AbstractContextManager):
       on_host = is_number and (x.itemsize > 4 or jax.process_count() > 1)
       return np.empty(x.shape, x.dtype) if on_host else x
 
-    state = self._checkpointer.load(checkpoint, jax.tree.map(template, first_state))
+    wanted = _plain(jax.tree.map(template, first_state))
+    loaded = self._checkpointer.load(checkpoint, wanted)
+    structure = jax.tree.structure(first_state)
+    state = jax.tree.unflatten(structure, jax.tree.leaves(loaded))
     shardings = jax.tree.map(lambda x: x.sharding, first_state)
     return extra, jax.device_put(state, shardings)
 
@@ -260,6 +266,15 @@ class Record(contextlib.AbstractContextManager):
       # A killed process may leave half a line, which is later than any checkpoint.
       with contextlib.suppress(json.JSONDecodeError):
         yield json.loads(line)
+
+
+def _plain(tree: Any) -> Any:
+  """The same leaves, with lists for `Partial` objects, which orbax cannot rebuild."""
+
+  def plain(x: Any) -> Any:
+    return [_plain(x.args), _plain(x.keywords)] if isinstance(x, Partial) else x
+
+  return jax.tree.map(plain, tree, is_leaf=lambda x: isinstance(x, Partial))
 
 
 def _lines(rows: list[Row]) -> str:

@@ -195,7 +195,7 @@ def test_a_label_that_is_none_is_noticed():
   joint = JointAutoencoder(Autoencoder(SMALL), 4)
   params, x = made(joint, jnp.int32(0)), picture(8, 8, 3)
   for label in (-1, 4):
-    assert jnp.isnan(joint.apply(params, x, jnp.int32(label)))
+    assert jnp.isnan(jax.jit(joint.apply)(params, x, jnp.int32(label)))
   with pytest.raises(ValueError, match="must be one integer, got shape"):
     joint.apply(params, x, 1.0)
 

@@ -97,5 +97,5 @@ def test_contexts_that_do_not_fit_are_errors():
     MLP().init(key, x, 1)
   with pytest.raises(ValueError, match=r"\(4,\).*num_classes=3"):
     MLP(num_classes=3).init(key, x, jnp.zeros(4))
-  with pytest.raises(ValueError, match="confinement must be positive"):
+  with pytest.raises(ValueError, match="confinement must be a finite number above 0"):
     MLP(confinement=0.0)

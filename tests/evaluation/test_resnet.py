@@ -141,5 +141,5 @@ def test_depths_other_than_6n_plus_2_are_rejected(depth):
 
 @pytest.mark.parametrize("width", [0, -1.0, float("nan")])
 def test_a_width_that_is_not_positive_is_rejected(width):
-  with pytest.raises(ValueError, match="width must be positive"):
+  with pytest.raises(ValueError, match="width must be a finite number above 0"):
     ResNet(width=width)
