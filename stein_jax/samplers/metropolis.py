@@ -70,8 +70,8 @@ def mala(
 
   Raises:
     ValueError: num_steps below 1, a step size that is not above 0, or a log density
-      that is no scalar.
-    TypeError: no key, or log_density_fn is no function.
+      that is not a scalar.
+    TypeError: a key that is not a PRNG key, or log_density_fn is not a function.
 
   Source: Roberts & Tweedie (1996).
   """
