@@ -215,7 +215,8 @@ def main(own: Settings) -> None:
   workdirs.check(own)
   workdir = workdirs.prepare(own)
   path = workdir / "summary.json"
-  found = summaries.read(str(path))["algorithms"] if path.exists() else {}
+  before = summaries.read(str(path)).get("algorithms", {}) if path.exists() else {}
+  found = {name: results for name, results in before.items() if not failures(results)}
   to_run = [name for name in own.algorithms if name not in found]
   with tqdm(
     total=len(own.algorithms) * (1 + len(own.scenarios)),
@@ -238,18 +239,22 @@ def main(own: Settings) -> None:
       shutil.rmtree(root)
   shutil.rmtree(workdir / "runs", ignore_errors=True)
   print(markdown({"algorithms": found}))
-  failures = [
-    f"{name}, {scenario}: {result['failure']}"
-    for name, results in found.items()
+  failed = [f"{name}, {failure}" for name in found for failure in failures(found[name])]
+  if failed:
+    sys.exit("\n".join(failed))
+
+
+def failures(results: Mapping[str, Any]) -> list[str]:
+  """What went wrong with one algorithm: scenario and message."""
+  return [
+    f"{scenario}: {result['failure']}"
     for scenario, result in results.items()
     if result["failure"] is not None
   ]
-  if failures:
-    sys.exit("\n".join(failures))
 
 
 def tried(runs: Runs, scenario: str, untouched: Path, times: int) -> dict[str, Any]:
-  """Does a scenario's deed to a run some times, lets it end, and compares it."""
+  """Applies a scenario to a run some times, lets the run finish, and compares it."""
   folder = runs.root / scenario
   done = 0
   try:

@@ -63,7 +63,7 @@ def boolean(name: str, value: Any) -> None:
     raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
-def function(name: str, value: Any, *arguments: str) -> None:
+def function(name: str, value: Any, *arguments: str, is_compiled: bool = True) -> None:
   """Raises TypeError unless `value` is a function that JAX can compile and find again.
 
   A linen module is not: its `apply` is.
@@ -73,6 +73,7 @@ def function(name: str, value: Any, *arguments: str) -> None:
     value: the function.
     arguments: what the function is called with, such as "params, x"; alternatives if
       there are several. Without any, the number of its arguments is not checked.
+    is_compiled: whether JAX compiles it, and so has to find it again by its hash.
   """
   wanted = " or ".join(f"{name}({given})" for given in arguments)
   wanted = f"a function {wanted}" if wanted else "a function"
@@ -86,6 +87,8 @@ def function(name: str, value: Any, *arguments: str) -> None:
     raise TypeError(f"{name} must be {wanted}, got {described(fn)}.")
   if arguments:
     _check_signature(name, value, arguments, wanted)
+  if not is_compiled:
+    return
   try:
     hash(fn)
   except TypeError:
@@ -100,16 +103,18 @@ def function(name: str, value: Any, *arguments: str) -> None:
 def _check_signature(
   name: str, value: Any, arguments: tuple[str, ...], wanted: str
 ) -> None:
-  try:
-    signature = inspect.signature(value)
-  except (TypeError, ValueError):
-    return  # it does not tell
-  for given in arguments:
+  # A decorated function may have other arguments than the one that it wraps.
+  for follow in (False, True):
     try:
-      signature.bind(*given.split(", "))
-    except TypeError:
-      continue
-    return
+      signature = inspect.signature(value, follow_wrapped=follow)
+    except (TypeError, ValueError):
+      return  # it does not tell
+    for given in arguments:
+      try:
+        signature.bind(*given.split(", "))
+      except TypeError:
+        continue
+      return
   raise TypeError(f"{name} must be {wanted}, got {described(value)} with {signature}.")
 
 
@@ -183,6 +188,7 @@ def share(name: str, value: Any, interval: str = "[0, 1]") -> None:
   if isinstance(value, jax.core.Tracer):
     return
   if _is_real(value):
+    value = float(value)  # within a traced function, JAX would trace the comparisons
     above = value >= 0 if interval[0] == "[" else value > 0
     below = value <= 1 if interval[-1] == "]" else value < 1
     if above and below:
@@ -256,11 +262,7 @@ def params(value: Params, name: str = "params") -> None:
   for path, leaf in jax.tree_util.tree_leaves_with_path(value):
     where = name + jax.tree_util.keystr(path)
     if not _is_array(leaf):
-      raise TypeError(
-        f"{where} must be an array, got {leaf!r}: keep what is no array out of the "
-        "parameters; for a module of equinox, params, static = eqx.partition(model, "
-        "eqx.is_array), and eqx.combine(params, static) in the function."
-      )
+      raise TypeError(f"{where} must be an array, got {leaf!r}. {_ARRAYS_ONLY}")
     if not jnp.issubdtype(_dtype(leaf), jnp.inexact):
       raise TypeError(
         f"{where} is {_dtype(leaf)}, and only floating-point numbers have gradients: "
@@ -268,12 +270,18 @@ def params(value: Params, name: str = "params") -> None:
       )
 
 
+_ARRAYS_ONLY = (
+  "Parameters are arrays: of an equinox module take params, static = "
+  "eqx.partition(model, eqx.is_array), and in the function eqx.combine(params, static)."
+)
+
+
 def leaves(name: str, tree: PyTree) -> None:
   """Raises TypeError unless all leaves are arrays or numbers."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if not _is_array(leaf):
       where = name + jax.tree_util.keystr(path)
-      raise TypeError(f"{where} must be an array, got {leaf!r}.")
+      raise TypeError(f"{where} must be an array, got {leaf!r}. {_ARRAYS_ONLY}")
 
 
 def _is_array(x: Any) -> bool:
@@ -365,7 +373,7 @@ def particles_and_scores(particles: Particles, scores: Particles) -> None:
 
   Raises:
     ValueError: particles as in `num_particles`, or scores of another shape.
-    TypeError: particles or scores that are no arrays, or no floating-point numbers.
+    TypeError: particles or scores that are not arrays of floating-point numbers.
   """
   num_particles(particles)
   arrays("scores", scores)

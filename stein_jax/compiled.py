@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from stein_jax import checks
@@ -127,9 +129,13 @@ class _Traces:
     if not was_traced:
       self._in_a_row = 0
       return
-    leaves, structure = jax.tree.flatten(dict(arguments))
-    if self._has_warned or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    # With jit disabled nothing is compiled; inside of another jit it is once for all.
+    is_inside = isinstance(jnp.zeros(()), jax.core.Tracer)
+    if self._has_warned or is_inside or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
       return
+    leaves, structure = jax.tree.flatten(dict(arguments))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+      return  # within grad or vmap
     kinds = [_kind(leaf) for leaf in leaves]
     like = re.sub(r" at 0x[0-9a-f]+", "", f"{structure} {kinds}")
     self._in_a_row = self._in_a_row + 1 if like == self._like else 1
@@ -142,8 +148,16 @@ class _Traces:
         "time, such as a lambda that is made in a loop. Make it once, before the loop; "
         "if its parameters change, pass jax.tree_util.Partial(function, params).",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=_level_of_caller(),
       )
+
+
+def _level_of_caller() -> int:
+  """The stack level, as `warnings.warn` counts it, of the first foreign code."""
+  level, frame = 1, sys._getframe(1)
+  while frame.f_back and frame.f_globals["__name__"].startswith("stein_jax."):
+    level, frame = level + 1, frame.f_back
+  return level
 
 
 def _kind(leaf: Any) -> Any:

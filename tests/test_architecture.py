@@ -25,7 +25,7 @@ MAY_IMPORT = {
   "types": set(),
   "checks": {"types"},
   "compiled": {"checks"},
-  "parallel.axes": {"types"},
+  "parallel.axes": {"types", "checks"},
   "parallel.ring": {"types", "parallel.axes"},
   "parallel.rows": {"types"},
   "parallel.row_wise": set(),

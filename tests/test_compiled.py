@@ -223,8 +223,10 @@ def test_a_new_function_in_every_call_is_warned_of_once():
     for _ in range(count):
       fn(lambda x: x + 1, X)
 
-  with pytest.warns(RuntimeWarning, match=r"scaled_sum was compiled in each.*Make it"):
+  message = r"scaled_sum was compiled in each.*Make it"
+  with pytest.warns(RuntimeWarning, match=message) as caught:
     loop(8)
+  assert caught[0].filename == __file__
   loop(20)  # a warning would be an error
 
 
@@ -237,6 +239,11 @@ def test_so_is_a_new_function_inside_of_a_kernel():
 
   with pytest.warns(RuntimeWarning, match="__call__ was compiled in each"):
     loop()
+
+
+def without_jit(fn):
+  with jax.disable_jit():
+    fn()
 
 
 def loops():
@@ -252,6 +259,10 @@ def loops():
     "other static numbers": lambda fn, i: fn(lambda x: x, X, num_terms=1 + i % 3),
     "each used twice": lambda fn, i: [fn(f, X) for f in [lambda x: x] * 2],
     "inside of jit": lambda fn, i: jax.jit(lambda x: fn(lambda x: x, x))(X),
+    "inside of one jit": lambda fn, i: jax.jit(
+      lambda: [fn(lambda x: x, X) for _ in range(9)]
+    )(),
+    "without jit": lambda fn, i: without_jit(lambda: fn(plus, X)),
   }
 
 

@@ -41,10 +41,7 @@ from stein_jax.types import (
 )
 
 
-def _check_loss(
-  energy_fn: EnergyFn, positives: Batch, negatives: Batch, discount: Numeric
-) -> None:
-  checks.function("energy_fn", energy_fn)
+def _check_loss(positives: Batch, negatives: Batch, discount: Numeric) -> None:
   checks.share("discount", discount)
   x, context = split_batch(positives)
   x_negative, context_negative = split_batch(negatives)
@@ -156,7 +153,7 @@ def maximum_likelihood(
     axis_name: the axis over which the batch is sharded.
 
   Raises:
-    TypeError: what is no function or no optimizer.
+    TypeError: an argument that is not a function, or not an optax optimizer.
 
   Source: Liu & Wang (2017), equation 8.
   """
@@ -209,8 +206,8 @@ def learn_from_negatives(
     positives, √(mean ‖x⁻ − x̄‖² / mean ‖x⁺ − x̄‖²), about 1 for a good model.
 
   Raises:
-    TypeError: what is no function or no optimizer; in `update`, a negatives_fn that
-      does not return a pair.
+    TypeError: an argument that is not a function, or not an optax optimizer; in
+      `update`, a negatives_fn that does not return a pair.
 
   Source: Liu & Wang (2017), equations 8, 10 and 11.
   """
@@ -293,7 +290,7 @@ def sampled_maximum_likelihood(
       samples and keeps its own.
 
   Raises:
-    TypeError: what is no function or no optimizer.
+    TypeError: an argument that is not a function, or not an optax optimizer.
     ValueError: in `update`, samples of another number or size than the batch.
   """
   check_energy(energy_fn)
@@ -309,12 +306,13 @@ def sampled_maximum_likelihood(
       raise ValueError(
         f"sample_fn(key, params, {n}) must return {n} samples, got {got}."
       )
-    sizes = [[leaf.size // n for leaf in jax.tree.leaves(samples)]]
-    sizes += [[leaf.size // m for leaf in jax.tree.leaves(batch)]]
-    if sizes[0] != sizes[1]:
+    of_sample = [leaf.size // n for leaf in jax.tree.leaves(samples)]
+    of_point = [leaf.size // m for leaf in jax.tree.leaves(batch)]
+    if of_sample != of_point:
+      given, wanted = (", ".join(map(str, sizes)) for sizes in (of_sample, of_point))
       raise ValueError(
-        f"one sample of sample_fn must have {sizes[1]} numbers, as a point of the "
-        f"batch has, got {sizes[0]}."
+        f"one sample of sample_fn must have {wanted} numbers, as a point of the batch "
+        f"has, got {given}."
       )
     mine = axes.own(samples, m, axis_name)
     return jax.tree.map(lambda s, x: s.reshape(x.shape), mine, batch), {}
@@ -349,7 +347,7 @@ def contrastive_divergence(
     axis_name: the axis over which the batch is sharded.
 
   Raises:
-    TypeError: what is no function or no optimizer.
+    TypeError: an argument that is not a function, or not an optax optimizer.
     ValueError: num_steps below 1, a step size that is not above 0, or antithetic with
       persistent or metropolis, which would separate the pairs.
 

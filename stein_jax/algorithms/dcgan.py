@@ -128,7 +128,7 @@ def dcgan(
     "generator_gradient_norm".
 
   Raises:
-    TypeError: what is no function or no optimizer.
+    TypeError: an argument that is not a function, or not an optax optimizer.
     ValueError: an average outside (0, 1); at the first step, samples or logits of
       another shape than data.
 

@@ -62,8 +62,9 @@ def descend(
     An Algorithm whose metrics are the gradient's own and `gradient_norm`.
 
   Raises:
-    TypeError: what is no function or no optimizer; in `init`, parameters that are not
-      floating-point arrays; in `update`, a gradient_fn that does not return a pair.
+    TypeError: an argument that is not a function, or not an optax optimizer; in
+      `init`, parameters that are not arrays; in `update`, a gradient_fn that does not
+      return a pair.
     ValueError: in `update`, a gradient that is not shaped like the parameters.
   """
   checks.function("gradient_fn", gradient_fn, "key, params, batch")
@@ -71,7 +72,7 @@ def descend(
 
   def init(key: Key, params: Params, batch: Batch) -> DescentState:
     del key, batch
-    checks.params(params)
+    checks.leaves("params", params)
     return DescentState(params, optimizer.init(params))
 
   def update(

@@ -1,5 +1,7 @@
 """What SteinGAN and DCGAN ask of a generator and of its noise."""
 
+import jax
+
 from stein_jax import checks
 from stein_jax.parallel import axes
 from stein_jax.types import GenerateFn, Key, NoiseFn, Params, Particles, PyTree
@@ -35,12 +37,14 @@ def generate(
   """`generate_fn(params, stats, noise, context)`, with a check of what it returns.
 
   Raises:
-    TypeError: no pair.
+    TypeError: generate_fn does not return a pair.
     ValueError: statistics of another structure or shape than before.
   """
   returned = generate_fn(params, stats, noise, context)
   checks.pair("generate_fn", returned, "samples, stats")
   samples, new = returned
+  if not jax.tree.leaves((stats, new)):
+    return samples, stats  # a generator without statistics may return any empty tree
   checks.same_shapes(
     stats, new, ("generator_stats", "the statistics that generate_fn returns")
   )

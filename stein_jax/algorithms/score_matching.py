@@ -295,7 +295,7 @@ def score_matching(
     axis_name: the axis over which the batch is sharded.
 
   Raises:
-    TypeError: what is no function or no optimizer.
+    TypeError: an argument that is not a function, or not an optax optimizer.
     ValueError: both num_probes and divergence_fn.
 
   Source: Liu & Wang (2017), equation 18; Hyvärinen (2005).

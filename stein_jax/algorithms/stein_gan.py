@@ -252,8 +252,8 @@ def stein_gan(
       and keeps its own part. A generator with batch norm needs the same axis_name.
 
   Raises:
-    TypeError: a kernel of another type than those above; what is no function or no
-      optimizer.
+    TypeError: a kernel of another type than those above; an argument that is not a
+      function, or not an optax optimizer.
     ValueError: numbers outside their ranges, or report_repulsion of a direction that is
       no sum of attraction and repulsion; at the first step, noise or samples of another
       shape than data.

@@ -50,8 +50,8 @@ def svgd(
     axis_name: the axis over which the particles are sharded.
 
   Raises:
-    TypeError: a kernel of another type than those above; what is no function or no
-      optimizer.
+    TypeError: a kernel of another type than those above; an argument that is not a
+      function, or not an optax optimizer.
 
   Source: Liu & Wang (2017), equation 5.
   """

@@ -224,7 +224,7 @@ class GaussianBernoulliRBM(nn.Module):
 
     Raises:
       ValueError: num_hidden is above `MAX_HIDDEN`, n is negative, or first is no index.
-      TypeError: no key.
+      TypeError: a key that is not a PRNG key.
     """
     theta = self._theta(params)
     checks.key(key)
@@ -260,7 +260,7 @@ class GaussianBernoulliRBM(nn.Module):
 
     Raises:
       ValueError: num_steps is below 1, or the points do not fit B.
-      TypeError: no key, or the points are not floats.
+      TypeError: a key that is not a PRNG key, or the points are not floats.
     """
     checks.at_least_one("num_steps", num_steps)
     theta, x = self._theta(params), _real(x)

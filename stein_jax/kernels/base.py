@@ -23,19 +23,21 @@ def registered(self: Any) -> None:
   """Makes a kernel a pytree, if its class is not registered as one: a constant.
 
   Raises:
-    TypeError: an instance that is not hashable, and so cannot be a constant.
+    TypeError: an instance with numbers that is not hashed by their values, and so
+      cannot be a constant.
   """
   if not all_leaves([self]):
     return
-  name = type(self).__name__
-  try:
-    hash(self)
-  except TypeError:
+  kind = type(self)
+  # Python's own hash is that of the object: its numbers could change unseen.
+  by_value = kind.__hash__ not in (None, object.__hash__)
+  if not by_value and (kind.__hash__ is None or vars(self)):
     raise TypeError(
-      f"the kernel {name} is neither hashable nor a pytree: decorate its class with "
-      "@jax.tree_util.register_dataclass and @dataclasses.dataclass(frozen=True)."
-    ) from None
-  register_static(type(self))
+      f"the kernel {kind.__name__} must be a pytree, or hashed by its values: decorate "
+      "its class with @jax.tree_util.register_dataclass and "
+      "@dataclasses.dataclass(frozen=True)."
+    )
+  register_static(kind)
 
 
 def check_matrix(self: Any, queries: Particles, sources: Particles | None) -> None:

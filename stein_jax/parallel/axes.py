@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stein_jax import checks
 from stein_jax.types import Array, Params, PyTree
 
 
@@ -134,5 +135,10 @@ def _varying(x: Any) -> frozenset[str]:
 def value_and_gradient(
   loss_fn: Callable[[Params], Array], params: Params, axis_name: str | None
 ) -> tuple[Array, Any]:
-  """The loss and its gradient, averaged over the devices' shares of the batch."""
+  """The loss and its gradient, averaged over the devices' shares of the batch.
+
+  Raises:
+    TypeError: parameters that are not floating-point arrays.
+  """
+  checks.params(params)
   return mean(jax.value_and_grad(loss_fn)(local(params, axis_name)), axis_name)

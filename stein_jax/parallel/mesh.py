@@ -106,7 +106,7 @@ def distribute(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     process. `spread` moves it to the mesh; otherwise the first `update` does.
 
   Raises:
-    TypeError: what is no algorithm or no mesh.
+    TypeError: an argument that is not an algorithm, or not a mesh.
     ValueError: a mesh of several axes; in `update`, rows that cannot be sharded
       evenly, or an algorithm that was made without the axis.
   """
@@ -136,9 +136,12 @@ def _distributed(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
       signs = ("out_specs", "unbound axis", "no axis of devices", f"V:{axis}")
       if not any(sign in str(error) for sign in signs):
         raise
+      said = "The devices' results differ where they must be equal"
+      if "out_specs" not in str(error) and f"V:{axis}" not in str(error):
+        said = f"The algorithm uses another axis than the mesh's {axis!r}"
       raise ValueError(
-        "The devices' results differ where they must be equal: make the algorithm, and "
-        f"networks with batch norm, with axis_name={axis!r}."
+        f"{said}: make the algorithm, and networks with batch norm, with "
+        f"axis_name={axis!r}."
       ) from error
 
   return Algorithm(algorithm.init, update)

@@ -81,8 +81,8 @@ def hmc(
 
   Raises:
     ValueError: num_steps or num_leapfrog below 1, a step size or temperature that is
-      not above 0, or a log density that is no scalar.
-    TypeError: no key, or log_density_fn is no function.
+      not above 0, or a log density that is not a scalar.
+    TypeError: a key that is not a PRNG key, or log_density_fn is not a function.
 
   Source: Duane et al. (1987); Neal (2011).
   """

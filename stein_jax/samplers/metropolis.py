@@ -99,8 +99,8 @@ def mala(
 
   Raises:
     ValueError: num_steps below 1, a step size or temperature that is not above 0, or a
-      log density that is no scalar.
-    TypeError: no key, or log_density_fn is no function.
+      log density that is not a scalar.
+    TypeError: a key that is not a PRNG key, or log_density_fn is not a function.
 
   Source: Roberts & Tweedie (1996).
   """

@@ -23,7 +23,7 @@ def check(
   Raises:
     ValueError: num_steps below 1, a step size that is not above 0, or a context of
       another length than the particles.
-    TypeError: no key, or particles that are not floating-point.
+    TypeError: a key that is not a PRNG key, or particles that are not floating-point.
   """
   checks.key(key)
   n = checks.num_particles(particles)
@@ -89,7 +89,8 @@ def langevin(
   Raises:
     ValueError: num_steps below 1, a step size that is not above 0, or a score whose
       shape differs from its point's.
-    TypeError: no key, or score_fn is no function or does not return floats.
+    TypeError: a key that is not a PRNG key, or a score_fn that is not a function or
+      does not return floats.
 
   Source: Liu & Wang (2017), section 5.1 (the Markov chain of CD-1 and CD-10).
   """

@@ -31,6 +31,7 @@ _LEAVES = ("kernel", "regularization")
 _PRECISIONS = (
   *("highest", "high", "default", None),
   *("float32", "tensorfloat32", "bfloat16_3x", "bfloat16", "fastest"),  # JAX's aliases
+  *(preset.name for preset in jax.lax.DotAlgorithmPreset),
 )
 
 

@@ -31,20 +31,29 @@ class TrainingDiverged(FloatingPointError):
     value: its value.
     checkpoint: the folder of the last good checkpoint, or None.
     batch: the file with the batch of that step, or None.
+    reason: why a finite value is bad; empty otherwise.
   """
 
   batch: str | None = None
 
-  def __init__(self, step: int, metric: str, value: float, checkpoint: str | None):
+  def __init__(
+    self,
+    step: int,
+    metric: str,
+    value: float,
+    checkpoint: str | None,
+    reason: str = "",
+  ):
     self.step, self.metric = step, metric
-    self.value, self.checkpoint = value, checkpoint
-    super().__init__(step, metric, value, checkpoint)
+    self.value, self.checkpoint, self.reason = value, checkpoint, reason
+    super().__init__(step, metric, value, checkpoint, reason)
 
   def __str__(self) -> str:
     saved = f"is {self.checkpoint}" if self.checkpoint else "does not exist"
     batch = f" Its batch is in {self.batch}." if self.batch else ""
     return (
-      f"{self.metric} is {self.value} at step {self.step}. The last good checkpoint "
+      f"{self.metric} is {self.value} at step {self.step}"
+      f"{self.reason and ', ' + self.reason}. The last good checkpoint "
       f"{saved}.{batch} Try a lower learning rate or a smaller step_size."
     )
 
@@ -216,8 +225,8 @@ def _check_update(state: Any, returned: Any) -> None:
   """Checks what an update returns, while it is traced, before any step is run.
 
   Raises:
-    TypeError: no pair, or a state of another structure, shape or type than before;
-      metrics that are not a dict.
+    TypeError: an update that does not return a pair, or a state of another structure,
+      shape or type than before; metrics that are not a dict.
     ValueError: a metric is not a scalar, or has a reserved name.
   """
   checks.pair("algorithm.update", returned, "state, metrics")

@@ -85,7 +85,7 @@ def count_examples(data: Batch | Stream) -> int:
       hold no example.
     TypeError: an iterator, or arrays of another type than numbers.
   """
-  if isinstance(data, Iterator):
+  if isinstance(data, Iterator) and not isinstance(data, Stream):
     raise TypeError(
       "data must be arrays or a Stream, got an iterator, which a resumed run could not "
       "continue: write a training.Stream, whose batches are asked for by their step."

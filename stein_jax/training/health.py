@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import warnings
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ MAX_ROLLBACKS = 3
 """How often a run goes back to its last good checkpoint: down to 1/8 of the steps."""
 
 SUMS = ("loss", "energy_gap", "gradient_norm", "direction_norm")
-"""Metrics that tell of a runaway and are sums over the d numbers of a point."""
+"""Metrics that tell of a runaway and grow with the d numbers of a point."""
 
 RATIOS = ("negatives_spread",)
 """Metrics that tell of a runaway and are near 1 in a good run."""
@@ -42,11 +43,25 @@ class Runaway:
   Attributes:
     dimension: d, how many numbers a point has.
     then: "warn" once, "stop" with TrainingDiverged, or "ignore".
+    history: the rows of the run so far, of which the first ones count as the start.
   """
 
   dimension: int
   then: str
+  history: Sequence[Row] = ()
   _start: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    for row in self.history:
+      for name in (*SUMS, *RATIOS):
+        self._size_at_start(name, row)
+
+  def _size_at_start(self, name: str, row: Row) -> float:
+    """The metric's size in the first row that has it, or the least that counts."""
+    least = float(self.dimension if name in SUMS else 1)
+    if row.get(name) is None:
+      return least
+    return self._start.setdefault(name, max(abs(row[name]), least))
 
   def check(self, step: int, row: Row, checkpoint: str | None) -> None:
     """Looks at a row of the history.
@@ -60,12 +75,11 @@ class Runaway:
       value = row.get(name)
       if value is None:
         continue
-      least = self.dimension if name in SUMS else 1
-      start = self._start.setdefault(name, max(abs(value), float(least)))
-      if abs(value) <= RUNAWAY * start:
+      if abs(value) <= RUNAWAY * self._size_at_start(name, row):
         continue
       if self.then == "stop":
-        raise TrainingDiverged(step, name, value, checkpoint)
+        reason = f"more than {RUNAWAY:g} times its size at the start"
+        raise TrainingDiverged(step, name, value, checkpoint, reason)
       warnings.warn(
         f"{name} is {value:.3g} at step {step}, more than {RUNAWAY:g} times its size "
         "at the start: training runs away, although all numbers are finite. What "
@@ -76,6 +90,14 @@ class Runaway:
       )
       self.then = "ignore"
       return
+
+
+def dimension(state: PyTree, batch: Batch) -> int:
+  """d, how many numbers a point has: of the batch, or of particles without data."""
+  points = getattr(state, "particles", None) if batch is None else batch
+  if isinstance(points, Mapping) and "x" in points:
+    points = points["x"]
+  return max(1, sum(jnp.size(x[0]) for x in jax.tree.leaves(points) if jnp.ndim(x)))
 
 
 def damped(algorithm: Algorithm, scale: float) -> Algorithm:

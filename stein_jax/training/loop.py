@@ -157,7 +157,8 @@ def fit(
     sharded as `parallel.shardings` says; `parallel.local` gathers it.
 
   Raises:
-    TrainingDiverged: a metric, what is learned or an evaluation is not finite.
+    TrainingDiverged: a metric, what is learned or an evaluation is not finite, or with
+      on_runaway="stop" a metric runs away.
     AnotherRun: a ValueError; the workdir holds another run. It names what differs.
     WorkdirInUse: another process that is still alive writes to the workdir.
     ValueError, TypeError: impossible arguments, data that is not finite, or a workdir
@@ -211,8 +212,8 @@ def fit(
     feeds.check_finite(data, "data")
     feed = feeds.ArrayFeed(data, data_key, batch_size, mesh)
   first_batch = transform(feed.first)
-  if data is not None:
-    checks.rows("transform", first_batch, batch_size)
+  if data is not None and not jax.tree.leaves(first_batch):
+    raise ValueError(f"transform must return a batch of arrays, got {first_batch!r}.")
   state = algorithm.init(init_key, params, first_batch)
   checks.leaves("state", state)
   first = chunks.first_carry(state, 0, feed.num_ordered)
@@ -235,7 +236,7 @@ def fit(
   if workdir is not None:
     described = {
       "key": str(jax.random.key_data(key).tolist()),
-      "batch_size": str(batch_size),
+      **({} if data is None else {"batch_size": str(batch_size)}),
       **feed.described,
       **identity.describe("state", first.state),
     }
@@ -263,9 +264,9 @@ def fit(
       )
     visible = progress and parallel.is_first_process()
     bar = stack.enter_context(_progress_bar(label, step, num_steps, visible))
-    points = first_batch["x"] if isinstance(first_batch, Mapping) else first_batch
-    size = sum(x[0].size for x in jax.tree.leaves(points))
-    runaway = health.Runaway(size, on_runaway)
+    runaway = health.Runaway(
+      health.dimension(first.state, first_batch), on_runaway, record.history
+    )
     first_state = first.state if on_nonfinite == "rollback" else None
     del first
     shown: Row = {}
@@ -338,7 +339,8 @@ def fit(
       try:
         return advance(step, state, rules)
       except TrainingDiverged as error:
-        if workdir is not None and error.step > 0 and jax.process_count() == 1:
+        is_kept = data is not None and workdir is not None and error.step > 0
+        if is_kept and jax.process_count() == 1:
           batch = feed.batch(error.step - 1, batch_size, rules["data_key"])
           error.batch = record.keep_batch(error.step, batch)
         again = on_nonfinite == "rollback" and record.rollbacks < health.MAX_ROLLBACKS
@@ -424,11 +426,11 @@ def _check_arguments(key: Any, algorithm: Any, functions: Mapping[str, Any]) -> 
     for name, function in evaluate.items():
       if not isinstance(name, str):
         raise TypeError(f"the names in evaluate must be strings, got {name!r}.")
-      checks.function(f"evaluate[{name!r}]", function, "state")
+      checks.function(f"evaluate[{name!r}]", function, "state", is_compiled=False)
   elif evaluate is not None:
-    checks.function("evaluate", evaluate, "state")
+    checks.function("evaluate", evaluate, "state", is_compiled=False)
   if observe is not None:
-    checks.function("observe", observe, "step, state")
+    checks.function("observe", observe, "step, state", is_compiled=False)
 
 
 def _check_names(workdir: Any, run: Any, label: Any) -> None:

@@ -418,7 +418,7 @@ KERNELS = {
   "a kernel that is neither hashable nor a pytree": (
     lambda: svgd_direction(X, S, ByHand()),
     TypeError,
-    "kernel ByHand is neither hashable nor a pytree.*register_dataclass",
+    "kernel ByHand must be a pytree, or hashed by its values.*register_dataclass",
   ),
   "the base class": (
     lambda: svgd_direction(X, S, kernels.Kernel()),

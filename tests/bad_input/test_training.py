@@ -665,7 +665,7 @@ NO_PAIR = r"must return a pair \({}\), got {}"
         sampled_maximum_likelihood(energy, lambda k, p, n: jnp.ones((n, 3)), SGD)
       ),
       ValueError,
-      r"one sample of sample_fn must have \[2\] numbers.* got \[3\]",
+      "one sample of sample_fn must have 2 numbers.* got 3",
     ),
     (
       "samples: none",
@@ -1074,19 +1074,13 @@ def test_rows_of_the_data_need_not_divide_over_devices():
       "transform: nothing",
       {"transform": lambda batch: None},
       ValueError,
-      "transform must return 6 rows.*got None",
-    ),
-    (
-      "transform: few rows",
-      {"transform": lambda batch: batch[:3]},
-      ValueError,
-      r"transform must return 6 rows.*got shape \(3, 2\)",
+      "transform must return a batch of arrays, got None",
     ),
     (
       "transform: a scalar",
       {"transform": jnp.mean},
       ValueError,
-      r"transform must return 6 rows.*got shape \(\)",
+      "the points must have a leading axis",
     ),
     (
       "transform: nan",
