@@ -50,6 +50,7 @@ from stein_jax.stein.direction import (
   svgd_direction,
 )
 from stein_jax.stein.discrepancy import ksd_squared
+from stein_jax.stein.goodness_of_fit import SteinTest, ksd_test
 from stein_jax.types import Algorithm
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
   "Algorithm",
   "AlignmentController",
   "Direction",
+  "SteinTest",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
   "as_direction",
@@ -72,6 +74,7 @@ __all__ = [
   "generators",
   "kernels",
   "ksd_squared",
+  "ksd_test",
   "learn_from_negatives",
   "maximum_likelihood",
   "negative_log_likelihood",

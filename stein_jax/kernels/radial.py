@@ -204,6 +204,8 @@ class Radial(Kernel):
     sources: Particles | None = None,
     scores: Particles | None = None,
     *,
+    weights: Array | None = None,
+    source_weights: Array | None = None,
     streaming: Streaming = DEFAULTS,
   ) -> tuple[Array, Array]:
     """As in `Kernel`, with the derivatives of ρ written out.
@@ -236,8 +238,18 @@ class Radial(Kernel):
       return matmul(sx[i], sy[j].T) * k + (2 / h) * slope * along + trace
 
     k, slope, _ = self.profile(jnp.zeros((), h.dtype))
-    itself = jnp.square(sx).sum() * k - rows.count * (2 * d / h) * slope
-    total = sum_over_pairs(distances, values_of, (sy, along_y), streaming=streaming)
+    both = None
+    if weights is None:
+      itself = jnp.square(sx).sum() * k - rows.count * (2 * d / h) * slope
+    else:
+      others = weights if source_weights is None else source_weights
+      both = (rows.split(weights), columns.split(others))
+      of_each = jnp.square(sx).sum(axis=2) * k - (2 * d / h) * slope
+      squares = jnp.square(both[0].astype(of_each.dtype))  # 0 in the padding
+      itself = (squares * of_each[:, :, None]).sum(axis=(0, 1))
+    total = sum_over_pairs(
+      distances, values_of, (sy, along_y), weights=both, streaming=streaming
+    )
     return total, itself
 
 

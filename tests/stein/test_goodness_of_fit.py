@@ -1,0 +1,308 @@
+"""Stein tests of fit: double loops in NumPy, level, power, chains, devices."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from stein_jax import Direction, densities, kernels, ksd_squared, ksd_test
+from stein_jax.energies import GaussianBernoulliRBM
+from stein_jax.stein.goodness_of_fit import _signs
+from tests import oracles
+from tests.devices import SAME, SHARDED, WAYS, on_devices
+from tests.kernels.cases import KERNELS, points
+
+KEY = jax.random.key(3)
+
+
+def rbm_density(d=3, num_hidden=2):
+  rng = np.random.default_rng(0)
+  rbm = GaussianBernoulliRBM(num_hidden)
+  shapes = {"B": (d, num_hidden), "b": (d,), "c": (num_hidden,)}
+  params = {name: jnp.asarray(rng.normal(size=s), float) for name, s in shapes.items()}
+  return densities.of_rbm(rbm, {"params": params})
+
+
+def numpy_test(x, s, signs, k, grad_k):
+  """The statistic, all of the null, and the p-value, by a double loop."""
+  n, num = signs.shape
+  statistic, null = 0.0, np.zeros(num)
+  for i in range(n):
+    for j in range(n):
+      if i != j:
+        u = oracles.stein_kernel(x[i], s[i], x[j], s[j], k, grad_k) / (n - 1)
+        statistic += u
+        null += signs[i] * signs[j] * u
+  return statistic, (1 + sum(null >= statistic)) / (1 + num), null
+
+
+def assert_level(p_values, level=0.05):
+  """How often a test rejects is binomial with the level, at most once in 10 000."""
+  rejected, repeats = int((p_values <= level).sum()), len(p_values)
+  low, high = stats.binom.interval(1 - 1e-4, repeats, level)
+  assert low <= rejected <= high, f"{rejected} of {repeats}"
+
+
+# ------------------------------------------------------- against the double loop
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("block_size", "flip_probability"), [(None, 0.5), (3, 0.2)])
+@pytest.mark.parametrize("name", KERNELS)
+def test_ksd_test_equals_the_double_loop(name, block_size, flip_probability):
+  kernel, oracle = KERNELS[name]
+  x, s = points(7, 2)
+  got = ksd_test(
+    KEY,
+    x,
+    s,
+    Direction(kernel, block_size=block_size),
+    num_bootstrap=20,
+    flip_probability=flip_probability,
+  )
+  signs = np.asarray(_signs(KEY, 7, 20, flip_probability)).astype(float)
+  want = numpy_test(x, s, signs, *oracle)
+  chex.assert_trees_all_close(tuple(got), want, rtol=1e-9, atol=1e-12)
+  u = 7 * ksd_squared(x, s, kernel, statistic="U")
+  np.testing.assert_allclose(got.statistic, u, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["rbf", "imq", "not radial"])
+def test_weighted_sums_of_a_kernel(name):
+  # Weights that are no signs, of queries that are not the sources.
+  kernel, oracle = KERNELS[name]
+  (x, s), (y, r) = points(5, 2), points(6, 2, seed=1)
+  x, s = np.concatenate([x, y[:1]]), np.concatenate([s, r[:1]])
+  v, w = np.random.default_rng(2).normal(size=(2, 6, 3))
+  # The source of a query's own index counts as the query itself.
+  got = kernel.stein_kernel_sums(x, s, x, s, weights=v, source_weights=v)
+  u = np.array(
+    [
+      [oracles.stein_kernel(x[i], s[i], x[j], s[j], *oracle) for j in range(6)]
+      for i in range(6)
+    ]
+  )
+  itself = np.diag(np.diag(u))
+  want = [np.einsum("ib,ij,jb->b", v, m, v) for m in (u - itself, itself)]
+  chex.assert_trees_all_close(list(got), want, rtol=1e-10)
+  alone = kernel.stein_kernel_sums(x, s, weights=v)
+  chex.assert_trees_all_close(list(alone), want, rtol=1e-10)
+  # With other weights of the sources, the sum is not symmetric.
+  got, _ = kernel.stein_kernel_sums(x, s, x, s, weights=v, source_weights=w)
+  want = np.einsum("ib,ij,jb->b", v, u - itself, w)
+  np.testing.assert_allclose(got, want, rtol=1e-10)
+
+
+def test_in_float32_with_the_default_kernel():
+  x, s = points(30, 4)
+  kernel = oracles.imq(oracles.median_bandwidth(x), -0.5)
+  x, s = x.astype(np.float32), s.astype(np.float32)
+  got = ksd_test(KEY, x, s, num_bootstrap=10)
+  want = numpy_test(x, s, np.asarray(_signs(KEY, 30, 10, 0.5)).astype(float), *kernel)
+  assert all(leaf.dtype == jnp.float32 for leaf in got)
+  chex.assert_trees_all_close(tuple(got), want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_pytree_is_tested_as_its_concatenation():
+  x, s = points(8, 3)
+
+  def tree(flat):
+    return {"a": flat[:, :2].reshape(8, 2, 1), "b": flat[:, 2]}
+
+  want = ksd_test(KEY, x, s, kernels.rbf(1.3), num_bootstrap=9)
+  got = ksd_test(KEY, tree(x), tree(s), kernels.rbf(1.3), num_bootstrap=9)
+  chex.assert_trees_all_close(got, want, rtol=1e-10)
+
+
+def test_no_matrix_of_all_pairs_is_held():
+  x = jax.ShapeDtypeStruct((2000, 2), jnp.float32)
+  for kernel in (kernels.imq(1.0), KERNELS["not radial"][0]):
+    trace = str(
+      jax.make_jaxpr(lambda x, k=kernel: ksd_test(KEY, x, x, k, num_bootstrap=10))(x)
+    )
+    assert "2000,2000" not in trace
+
+
+def test_particles_that_are_not_finite_have_no_p_value():
+  x = np.ones((4, 2), np.float32) * np.nan
+  assert np.isnan(ksd_test(KEY, x, x, kernels.imq(1.0), num_bootstrap=9).p_value)
+
+
+# ------------------------------------------------------------------------- signs
+
+
+def test_signs_are_random_and_flip_as_often_as_asked():
+  for probability in (0.5, 0.1, 1.0):
+    signs = np.asarray(_signs(KEY, 2000, 50, probability)).astype(int)
+    assert signs.dtype == int
+    assert set(np.unique(signs)) == {-1, 1}
+    flips = (signs[1:] != signs[:-1]).mean()
+    error = 4 * np.sqrt(probability * (1 - probability) / signs[1:].size)
+    assert abs(flips - probability) <= error
+  first = np.asarray(_signs(KEY, 1, 4000, 0.01))
+  assert abs(first.mean(dtype=float)) < 4 / np.sqrt(4000)
+
+
+def test_vectors_of_independent_signs_are_uncorrelated():
+  signs = np.asarray(_signs(KEY, 3000, 30, 0.5)).astype(float)
+  off = np.corrcoef(signs.T) - np.eye(30)
+  assert np.abs(off).max() < 5 / np.sqrt(3000)
+
+
+# ---------------------------------------------------------------- level and power
+
+
+def p_values_of(
+  density, repeats, n, *, shift=0.0, test=ksd_test, samples_of=None, **options
+):
+  """The p-values of exact samples of the density or another, moved by `shift`."""
+  samples_of = density if samples_of is None else samples_of
+  options = {"num_bootstrap": 199} | options
+
+  @jax.jit
+  def one(key):
+    sample_key, test_key = jax.random.split(key)
+    x = samples_of.sample(sample_key, n) + shift
+    return test(test_key, x, jax.vmap(density.score)(x), **options).p_value
+
+  return np.asarray(jax.lax.map(one, jax.random.split(KEY, repeats)))
+
+
+@pytest.mark.parametrize("n", [50, 200])
+def test_the_level_is_kept(n):
+  assert_level(p_values_of(rbm_density(), 200, n))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [kernels.imq(), kernels.rbf()], ids=["imq", "rbf"])
+@pytest.mark.parametrize("n", [50, 100, 200])
+def test_the_level_is_kept_in_many_repeats(n, kernel):
+  p_values = p_values_of(rbm_density(), 1000, n, kernel=kernel)
+  assert_level(p_values)
+  assert_level(p_values, level=0.2)
+
+
+def test_power_against_a_shift():
+  assert (p_values_of(rbm_density(), 20, 200, shift=0.5) <= 0.05).mean() > 0.9
+
+
+def test_power_against_a_perturbed_rbm():
+  rbm = GaussianBernoulliRBM(2)
+  rng = np.random.default_rng(4)
+  params = {"B": rng.normal(size=(5, 2)), "b": rng.normal(size=5), "c": np.zeros(2)}
+  params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+  moved = params | {"B": params["B"] + 0.8 * rng.normal(size=(5, 2)).astype("float32")}
+  truth, other = (densities.of_rbm(rbm, {"params": p}) for p in (params, moved))
+  x = truth.sample(KEY, 300)
+  assert ksd_test(KEY, x, jax.vmap(truth.score)(x), num_bootstrap=199).p_value > 0.05
+  assert ksd_test(KEY, x, jax.vmap(other.score)(x), num_bootstrap=199).p_value < 0.01
+
+
+def test_the_weights_of_separated_modes_are_not_seen():
+  # What the docstring says that no test by scores can see.
+  density, other = (
+    densities.two_modes(2, weights=weights, separation=20.0)
+    for weights in ((0.25, 0.75), (0.75, 0.25))
+  )
+  options = {"kernel": kernels.imq(1.0), "samples_of": other}
+  assert_level(p_values_of(density, 100, 100, **options))
+
+
+def test_signs_of_a_chain_keep_the_level():
+  # x' = ρx + √(1−ρ²) z leaves N(0, 1) invariant; its autocorrelation time is 9.
+  rho, n = 0.8, 500
+
+  @jax.jit
+  def p_values(key):
+    noise_key, test_key = jax.random.split(key)
+    z = jax.random.normal(noise_key, (n, 1))
+
+    def step(x, z):
+      x = rho * x + jnp.sqrt(1 - rho**2) * z
+      return x, x
+
+    _, chain = jax.lax.scan(step, z[0], z)
+    test = partial(ksd_test, test_key, chain, -chain, num_bootstrap=199)
+    return jnp.stack([test(flip_probability=p).p_value for p in (0.5, 0.02)])
+
+  found = np.asarray(jax.lax.map(p_values, jax.random.split(KEY, 100)))
+  assert (found[:, 0] <= 0.05).mean() > 0.3
+  assert_level(found[:, 1])
+
+
+# ----------------------------------------------------------------------- devices
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("exchange", ["all_gather", "ring"])
+@pytest.mark.parametrize("name", ["imq", "on features"])
+@pytest.mark.parametrize(("how", "size"), list(zip(WAYS, (3, 2))))
+def test_many_devices_give_what_one_gives(how, name, exchange, size):
+  x, s = points(12, 2)
+  options = {"num_bootstrap": 11, "flip_probability": 0.3}
+  kernel = KERNELS[name][0]
+  want = ksd_test(KEY, x, s, kernel, **options)
+
+  def body(key, x, s):
+    direction = Direction(kernel, exchange=exchange, block_size=3)
+    return ksd_test(key, x, s, direction, axis_name="i", **options)
+
+  specs = (SAME, SHARDED, SHARDED)
+  got = on_devices(how, body, (KEY, x, s), specs, SAME, size=size)
+  chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_default_kernel_in_a_ring():
+  x, s = points(12, 2)
+  want = ksd_test(KEY, x, s, num_bootstrap=11)
+
+  def body(key, x, s):
+    direction = Direction(kernels.imq(), exchange="ring")
+    return ksd_test(key, x, s, direction, num_bootstrap=11, axis_name="i")
+
+  specs = (SAME, SHARDED, SHARDED)
+  got = on_devices("shard_map", body, (KEY, x, s), specs, SAME, size=4)
+  chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+# --------------------------------------------------------------------- bad usage
+
+X = np.zeros((4, 2), np.float32)
+
+BAD = {
+  "no signs": (ValueError, "num_bootstrap must be an integer", {"num_bootstrap": 0}),
+  "half a sign": (ValueError, "num_bootstrap must be", {"num_bootstrap": 1.5}),
+  "no flips": (ValueError, "flip_probability must be", {"flip_probability": 0}),
+  "too many flips": (ValueError, "at most 1", {"flip_probability": 1.5}),
+  "nan flips": (ValueError, "flip_probability must be", {"flip_probability": np.nan}),
+  "shapes": (ValueError, "must have the same shape", {"scores": X[:, :1]}),
+  "one": (ValueError, "at least 2 particles", {"particles": X[:1], "scores": X[:1]}),
+  "integers": (TypeError, "floating-point", {"particles": X.astype(int)}),
+  "kernel": (TypeError, "kernel must be", {"kernel": "rbf"}),
+  "kernel off": (ValueError, "needs a kernel", {"kernel": Direction(None)}),
+  "row-normalised": (
+    ValueError,
+    "no meaning for a direction with row_normalized",
+    {"kernel": Direction(kernels.rbf(), row_normalized=True)},
+  ),
+  "exchange": (
+    ValueError,
+    "needs axis_name",
+    {"kernel": Direction(kernels.rbf(), exchange="ring")},
+  ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_usage_of_ksd_test(name):
+  error, message, options = BAD[name]
+  good = {"particles": X, "scores": X, "kernel": kernels.rbf(1.0)}
+  with pytest.raises(error, match=message):
+    ksd_test(KEY, **(good | options))
