@@ -50,7 +50,12 @@ from stein_jax.stein.direction import (
   svgd_direction,
 )
 from stein_jax.stein.discrepancy import ksd_squared
-from stein_jax.stein.goodness_of_fit import SteinTest, ksd_test
+from stein_jax.stein.goodness_of_fit import (
+  SteinTest,
+  fssd_test,
+  ksd_aggregated_test,
+  ksd_test,
+)
 from stein_jax.types import Algorithm
 
 __version__ = "0.1.0"
@@ -71,8 +76,10 @@ __all__ = [
   "discriminators",
   "energies",
   "evaluation",
+  "fssd_test",
   "generators",
   "kernels",
+  "ksd_aggregated_test",
   "ksd_squared",
   "ksd_test",
   "learn_from_negatives",

@@ -1,14 +1,16 @@
 """Tests of whether particles are draws from p, of which only the score is known."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from stein_jax import checks, kernels
+from stein_jax import checks
 from stein_jax.compiled import compiled
-from stein_jax.kernels import Kernel
-from stein_jax.pairs.points import num_rows, widened
+from stein_jax.kernels import Kernel, imq
+from stein_jax.kernels.base import values_and_gradients
+from stein_jax.pairs.points import as_matrix, matmul, num_rows, widened
 from stein_jax.parallel import axes
 from stein_jax.stein.direction import Direction
 from stein_jax.stein.discrepancy import checked_kernel
@@ -61,7 +63,7 @@ def _check_ksd_test(
     raise ValueError(
       f"flip_probability must be above 0 and at most 1, got {flip_probability!r}."
     )
-  kernel = kernels.imq() if kernel is None else kernel
+  kernel = imq() if kernel is None else kernel
   return {"kernel": checked_kernel("ksd_test", kernel, axis_name)}
 
 
@@ -136,6 +138,199 @@ def ksd_test(
   signs = _signs(key, n, num_bootstrap, flip_probability, axis_name)
   sums = _signed_sums(particles, scores, kernel, signs, axis_name)
   return _result(sums[0], sums[1:])
+
+
+def _check_aggregated(
+  particles: Particles,
+  scores: Particles,
+  kernels: Sequence[Kernel | Direction] | None,
+  num_bootstrap: int,
+  axis_name: str | None,
+) -> dict[str, tuple[Direction, ...]]:
+  _check_particles("ksd_aggregated_test", particles, scores, axis_name)
+  checks.at_least_one("num_bootstrap", num_bootstrap)
+  if kernels is None:
+    kernels = [imq("median_no_log", multiple=multiple) for multiple in _MULTIPLES]
+  if not isinstance(kernels, Sequence) or not kernels:
+    raise ValueError(
+      "kernels must be a list of at least one kernel, or None for the default "
+      f"collection, got {kernels!r}."
+    )
+  return {
+    "kernels": tuple(
+      checked_kernel("ksd_aggregated_test", kernel, axis_name) for kernel in kernels
+    )
+  }
+
+
+_MULTIPLES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+"""Of the squared median distance: the lengths are ¼ to 4 times the median."""
+
+
+@compiled(_check_aggregated, static=("num_bootstrap", "axis_name"))
+def ksd_aggregated_test(
+  key: Key,
+  particles: Particles,
+  scores: Particles,
+  kernels: Sequence[Kernel | Direction] | None = None,
+  *,
+  num_bootstrap: int = 1000,
+  axis_name: str | None = None,
+) -> SteinTest:
+  """Tests by several kernels at once, so that no bandwidth has to be chosen.
+
+  One kernel sees differences of its own length only; which, is not known before. Each
+  kernel k has the statistic T_k and the null T_kb of `ksd_test`, with independent signs
+  that are common to all kernels, 2 · num_bootstrap vectors of them:
+
+  1. The first half gives every kernel's p-value, also as a function of any number t:
+     p_k(t) = (1 + #{b in the first half: T_kb ≥ t}) / (1 + num_bootstrap).
+  2. The smallest p-value over the kernels, m = min_k p_k(T_k), is small by chance more
+     often than one p-value. The second half says how often: m_b = min_k p_k(T_kb).
+  3. The p-value of the test is (1 + #{b in the second half: m_b ≤ m}) /
+     (1 + num_bootstrap).
+
+  As the same signs serve all kernels, the dependence between these is taken into
+  account, and the level is that of one test. All kernels have equal weights.
+
+  Each kernel needs its own pass over the pairs, of twice the signs: K kernels cost
+  about 2K times a `ksd_test`.
+
+  Args:
+    key: as in `ksd_test`.
+    particles: independent draws, `[n, ...]`, or a pytree of such.
+    scores: ∇ log p at the particles, shaped like them.
+    kernels: a list of kernels or Directions. None: five `kernels.imq()` whose squared
+      lengths h are 1/16, 1/4, 1, 4 and 16 times the squared median distance.
+    num_bootstrap: the number of sign vectors in each half.
+    axis_name: the axis over which the particles are sharded.
+
+  Returns:
+    A SteinTest. The statistic is −log m, and the null −log m_b, so that large values
+    reject as in the other tests.
+
+  Raises:
+    TypeError, ValueError: as `ksd_test`, or no kernels.
+
+  Source: Schrab, Guedj & Gretton (2022), with the smallest p-value in place of their
+  quantiles.
+  """
+  particles, scores = widened((particles, scores))
+  n = num_rows(particles)
+  signs = _signs(key, n, 2 * num_bootstrap, 0.5, axis_name)
+  assert kernels is not None  # the check has replaced it
+
+  def negative_log_p(kernel: Any) -> Array:
+    sums = _signed_sums(particles, scores, kernel, signs, axis_name)
+    first = jnp.sort(sums[1 : 1 + num_bootstrap])
+    others = jnp.concatenate([sums[:1], sums[1 + num_bootstrap :]])
+    below = jnp.searchsorted(first, others, side="left")
+    return jnp.where(
+      jnp.isnan(others),
+      others,
+      jnp.log((1 + num_bootstrap) / (1 + num_bootstrap - below).astype(others.dtype)),
+    )
+
+  found = jnp.stack([negative_log_p(kernel) for kernel in kernels]).max(axis=0)
+  return _result(found[0], found[1:])
+
+
+def _check_fssd(
+  particles: Particles,
+  scores: Particles,
+  kernel: Kernel | Direction | None,
+  locations: Particles | None,
+  num_locations: int,
+  num_simulations: int,
+) -> dict[str, Direction]:
+  _check_particles("fssd_test", particles, scores, None)
+  checks.at_least_one("num_locations", num_locations)
+  checks.at_least_one("num_simulations", num_simulations)
+  if locations is not None:
+    checks.num_particles(locations, "locations")
+    checks.same_event(particles, locations, ("particles", "locations"))
+  kernel = imq() if kernel is None else kernel
+  return {"kernel": checked_kernel("fssd_test", kernel, None)}
+
+
+@compiled(_check_fssd, static=("num_locations", "num_simulations"))
+def fssd_test(
+  key: Key,
+  particles: Particles,
+  scores: Particles,
+  kernel: Kernel | Direction | None = None,
+  *,
+  locations: Particles | None = None,
+  num_locations: int = 5,
+  num_simulations: int = 1000,
+) -> SteinTest:
+  """Tests in time linear in n: the Stein witness is computed at a few locations only.
+
+  With ξ(x, v) = k(x, v) s(x) + ∇ₓ k(x, v) and the features
+  τ(x) = (ξ(x, v₁), ..., ξ(x, v_J)) / √(dJ), E_q τ = 0 if q = p. The statistic is n
+  times the unbiased estimate of ‖E_q τ‖²,
+
+    statistic = 1/(n−1) Σ_{i≠j} τ(xᵢ)ᵀ τ(xⱼ),
+
+  and the null is that of Σₖ ωₖ (zₖ² − 1), z ~ N(0, I), with ω the eigenvalues of the
+  covariance of τ at the particles. These are asymptotic: the level is only approximate
+  if n is small. (A bandwidth policy that is the median of all pairs is not linear in n;
+  `kernels.imq(subsample=1000)` is.)
+
+  It needs memory for τ, n · dJ numbers, and the eigenvalues of a matrix of the edge
+  min(n, dJ). It sees no more than `ksd_test` does, and less with bad locations.
+
+  Args:
+    key: a PRNG key.
+    particles: independent draws, `[n, ...]`, or a pytree of such.
+    scores: ∇ log p at the particles, shaped like them.
+    kernel: from `kernels`; None: `kernels.imq()`.
+    locations: v, `[J, ...]`. None: drawn from the Gaussian with the particles' mean and
+      covariance. Locations that are chosen for high power need other particles than
+      those that are tested.
+    num_locations: J, if locations is None.
+    num_simulations: the number of draws of the null.
+
+  Returns:
+    A SteinTest.
+
+  Raises:
+    TypeError, ValueError: as `ksd_test`, or locations of another shape than particles.
+
+  Source: Jitkrittum, Xu, Szabó, Fukumizu & Gretton (2017).
+  """
+  particles, scores = widened((particles, scores))
+  location_key, null_key = jax.random.split(key)
+  n = num_rows(particles)
+  if locations is None:
+    locations = _gaussian_locations(location_key, particles, num_locations)
+  resolved = kernel.kernel.resolve(particles)  # type: ignore[union-attr]
+  s, _ = as_matrix(scores)
+
+  def at(v: Any) -> Array:
+    k, gradients = values_and_gradients(resolved, particles, v)
+    return k[:, None] * s + as_matrix(gradients)[0]
+
+  features = jax.vmap(at, out_axes=1)(widened(locations))
+  features = features.reshape(n, -1)
+  tau = features / jnp.sqrt(jnp.asarray(features.shape[1], features.dtype))
+  total = tau.sum(axis=0)
+  statistic = (jnp.square(total).sum() - jnp.square(tau).sum()) / (n - 1)
+
+  centred = tau - tau.mean(axis=0, keepdims=True)
+  small = centred if n < centred.shape[1] else centred.T  # of two equal spectra
+  eigenvalues = jnp.linalg.eigvalsh(matmul(small, small.T) / n)
+  z = jax.random.normal(null_key, (num_simulations, len(eigenvalues)), tau.dtype)
+  null = matmul(jnp.square(z) - 1, jnp.maximum(eigenvalues, 0))
+  return _result(statistic, null)
+
+
+def _gaussian_locations(key: Key, particles: Particles, num: int) -> Particles:
+  """Draws from N(mean, covariance) of the particles, without the d × d covariance."""
+  x, unravel = as_matrix(particles)
+  mean = x.mean(axis=0, keepdims=True)
+  z = jax.random.normal(key, (num, len(x)), x.dtype)
+  return unravel(mean + matmul(z, x - mean) / jnp.sqrt(float(len(x) - 1)))
 
 
 def _signed_sums(

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stein_jax import Direction, densities, kernels, ksd_squared, ksd_test
+from stein_jax import (
+  Direction,
+  densities,
+  fssd_test,
+  kernels,
+  ksd_aggregated_test,
+  ksd_squared,
+  ksd_test,
+)
 from stein_jax.energies import GaussianBernoulliRBM
-from stein_jax.stein.goodness_of_fit import _signs
+from stein_jax.stein.goodness_of_fit import _gaussian_locations, _signs
 from tests import oracles
 from tests.devices import SAME, SHARDED, WAYS, on_devices
 from tests.kernels.cases import KERNELS, points
@@ -134,6 +142,62 @@ def test_particles_that_are_not_finite_have_no_p_value():
   assert np.isnan(ksd_test(KEY, x, x, kernels.imq(1.0), num_bootstrap=9).p_value)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["imq", "not radial", "on features"])
+@pytest.mark.parametrize("n", [4, 9])  # fewer and more than the d J = 6 features
+def test_fssd_test_is_that_of_numpy(name, n):
+  kernel, (k, grad_k) = KERNELS[name]
+  x, s = points(n, 2)
+  v = points(3, 2, seed=1)[0]
+  got = fssd_test(KEY, x, s, kernel, locations=v, num_simulations=15)
+  xi = [[k(x[i], v[j]) * s[i] + grad_k(x[i], v[j]) for j in range(3)] for i in range(n)]
+  tau = np.reshape(xi, (n, 6)) / np.sqrt(6)
+  pairs = sum(tau[i] @ tau[j] for i in range(n) for j in range(n) if i != j)
+  eigenvalues = np.linalg.eigvalsh(np.cov(tau.T, bias=True))[-min(n, 6) :]
+  null_key = jax.random.split(KEY)[1]
+  z = np.asarray(jax.random.normal(null_key, (15, len(eigenvalues)), float))
+  null = np.array([sum(eigenvalues * (row**2 - 1)) for row in z])
+  statistic = pairs / (n - 1)
+  want = statistic, (1 + sum(null >= statistic)) / 16, null
+  chex.assert_trees_all_close(tuple(got), want, rtol=1e-8, atol=1e-12)
+
+
+def test_locations_have_the_mean_and_the_covariance_of_the_particles():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 3)) + 5
+  drawn = np.asarray(_gaussian_locations(KEY, jnp.asarray(x, float), 20_000))
+  np.testing.assert_allclose(drawn.mean(axis=0), x.mean(axis=0), atol=0.1)
+  np.testing.assert_allclose(np.cov(drawn.T), np.cov(x.T), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_ksd_aggregated_test_is_that_of_numpy():
+  x, s = points(8, 2)
+  cases = [KERNELS["imq"], KERNELS["rbf"], (kernels.imq(0.1), oracles.imq(0.1, -0.5))]
+  got = ksd_aggregated_test(
+    KEY, x, s, [kernel for kernel, _ in cases], num_bootstrap=12
+  )
+  signs = np.asarray(_signs(KEY, 8, 24, 0.5)).astype(float)
+  smallest = np.ones(13)  # of the particles, then of the second half of the signs
+  for _, oracle in cases:
+    statistic, _, null = numpy_test(x, s, signs, *oracle)
+    for b, t in enumerate([statistic, *null[12:]]):
+      smallest[b] = min(smallest[b], (1 + sum(null[:12] >= t)) / 13)
+  p_value = (1 + sum(smallest[1:] <= smallest[0])) / 13
+  want = -np.log(smallest[0]), p_value, -np.log(smallest[1:])
+  chex.assert_trees_all_close(tuple(got), want, rtol=1e-9, atol=1e-12)
+
+
+def test_the_default_kernels_are_multiples_of_the_median():
+  x, s = points(20, 3).astype(np.float32)
+  median = np.median(oracles.pair_distances(x))
+  multiples = (1 / 16, 1 / 4, 1, 4, 16)
+  chosen = [kernels.imq(float(median**2 * multiple)) for multiple in multiples]
+  got = ksd_aggregated_test(KEY, x, s, num_bootstrap=20)
+  want = ksd_aggregated_test(KEY, x, s, chosen, num_bootstrap=20)
+  chex.assert_trees_all_close(got, want, rtol=1e-5)
+
+
 # ------------------------------------------------------------------------- signs
 
 
@@ -163,7 +227,8 @@ def p_values_of(
 ):
   """The p-values of exact samples of the density or another, moved by `shift`."""
   samples_of = density if samples_of is None else samples_of
-  options = {"num_bootstrap": 199} | options
+  size = "num_simulations" if test is fssd_test else "num_bootstrap"
+  options = {size: 199} | options
 
   @jax.jit
   def one(key):
@@ -174,9 +239,12 @@ def p_values_of(
   return np.asarray(jax.lax.map(one, jax.random.split(KEY, repeats)))
 
 
-@pytest.mark.parametrize("n", [50, 200])
-def test_the_level_is_kept(n):
-  assert_level(p_values_of(rbm_density(), 200, n))
+TESTS = (ksd_test, fssd_test, ksd_aggregated_test)
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_the_level_is_kept(test):
+  assert_level(p_values_of(rbm_density(), 150, 100, test=test))
 
 
 @pytest.mark.slow
@@ -188,8 +256,29 @@ def test_the_level_is_kept_in_many_repeats(n, kernel):
   assert_level(p_values, level=0.2)
 
 
-def test_power_against_a_shift():
-  assert (p_values_of(rbm_density(), 20, 200, shift=0.5) <= 0.05).mean() > 0.9
+@pytest.mark.slow
+@pytest.mark.parametrize("test", [fssd_test, ksd_aggregated_test])
+@pytest.mark.parametrize("n", [50, 200])
+def test_the_level_of_the_other_tests_in_many_repeats(n, test):
+  p_values = p_values_of(rbm_density(), 1000, n, test=test)
+  assert_level(p_values)
+  assert_level(p_values, level=0.2)
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_power_against_a_shift(test):
+  p_values = p_values_of(rbm_density(), 20, 100, shift=0.5, test=test)
+  assert (p_values <= 0.05).mean() > 0.9
+
+
+def test_several_kernels_see_what_a_wrong_bandwidth_does_not():
+  # A kernel of a length of 1/1000 is a delta: it sees each particle alone.
+  truth, other = densities.gaussian([0.0, 0.0]), densities.gaussian([0.5, 0.0])
+  small = [kernels.imq(1e-6)]
+  options = {"samples_of": other, "test": ksd_aggregated_test}
+  alone = p_values_of(truth, 30, 100, kernels=small, **options)
+  both = p_values_of(truth, 30, 100, kernels=[*small, kernels.imq()], **options)
+  assert (alone <= 0.05).mean() < 0.5 < 0.9 < (both <= 0.05).mean()
 
 
 def test_power_against_a_perturbed_rbm():
@@ -259,6 +348,16 @@ def test_many_devices_give_what_one_gives(how, name, exchange, size):
 
 
 @pytest.mark.usefixtures("x64")
+def test_several_kernels_on_many_devices():
+  x, s = points(12, 2)
+  want = ksd_aggregated_test(KEY, x, s, num_bootstrap=11)
+  test = partial(ksd_aggregated_test, num_bootstrap=11, axis_name="i")
+  specs = (SAME, SHARDED, SHARDED)
+  got = on_devices("shard_map", test, (KEY, x, s), specs, SAME, size=4)
+  chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
 def test_the_default_kernel_in_a_ring():
   x, s = points(12, 2)
   want = ksd_test(KEY, x, s, num_bootstrap=11)
@@ -306,3 +405,25 @@ def test_bad_usage_of_ksd_test(name):
   good = {"particles": X, "scores": X, "kernel": kernels.rbf(1.0)}
   with pytest.raises(error, match=message):
     ksd_test(KEY, **(good | options))
+
+
+BAD_OF_OTHERS = {
+  "no locations": (fssd_test, "num_locations must be", {"num_locations": 0}),
+  "no draws": (fssd_test, "num_simulations must be", {"num_simulations": -1}),
+  "locations": (fssd_test, "particles and one of locations", {"locations": X[:, :1]}),
+  "none": (fssd_test, "at least one point, got none", {"locations": X[:0]}),
+  "kernel": (fssd_test, "fssd_test needs a kernel", {"kernel": Direction(None)}),
+  "one": (fssd_test, "fssd_test needs at least 2", {"particles": X[:1]}),
+  "no kernels": (ksd_aggregated_test, "at least one kernel", {"kernels": []}),
+  "no list": (ksd_aggregated_test, "must be a list", {"kernels": kernels.rbf()}),
+  "one of several": (ksd_aggregated_test, "needs a kernel", {"kernels": [None]}),
+  "no signs": (ksd_aggregated_test, "num_bootstrap must be", {"num_bootstrap": 0}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OF_OTHERS)
+def test_bad_usage_of_the_other_tests(name):
+  test, message, options = BAD_OF_OTHERS[name]
+  arguments = {"particles": X} | options
+  with pytest.raises(ValueError, match=message):
+    test(KEY, scores=arguments["particles"], **arguments)
