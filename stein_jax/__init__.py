@@ -56,6 +56,7 @@ from stein_jax.stein.goodness_of_fit import (
   ksd_aggregated_test,
   ksd_test,
 )
+from stein_jax.stein.thinning import stein_thinning
 from stein_jax.types import Algorithm
 
 __version__ = "0.1.0"
@@ -99,6 +100,7 @@ __all__ = [
   "stein_moves",
   "stein_score_matching",
   "stein_score_matching_gradient",
+  "stein_thinning",
   "svgd",
   "svgd_direction",
   "training",

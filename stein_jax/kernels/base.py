@@ -284,7 +284,10 @@ class Kernel:
   def stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
   ) -> Array:
-    """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`."""
+    """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`.
+
+    The bandwidth must be a number, as `resolve` makes it.
+    """
     x, unravel = ravel_pytree(x)
     score_x, _ = ravel_pytree(score_x)
     sources, _ = as_matrix(sources)
