@@ -194,7 +194,8 @@ def ksd_aggregated_test(
   account, and the level is that of one test. All kernels have equal weights.
 
   Each kernel needs its own pass over the pairs, of twice the signs: K kernels cost
-  about 2K times a `ksd_test`.
+  about 2K times a `ksd_test`. The p-value of the clearest evidence is about
+  K/(1 + num_bootstrap), so that num_bootstrap must be many times K/level.
 
   Args:
     key: as in `ksd_test`.
