@@ -144,22 +144,39 @@ def test_particles_that_are_not_finite_have_no_p_value():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["imq", "not radial", "on features"])
-@pytest.mark.parametrize("n", [4, 9])  # fewer and more than the d J = 6 features
+@pytest.mark.parametrize("n", [4, 9])  # fewer and more than the dJ = 6 features
 def test_fssd_test_is_that_of_numpy(name, n):
   kernel, (k, grad_k) = KERNELS[name]
   x, s = points(n, 2)
   v = points(3, 2, seed=1)[0]
   got = fssd_test(KEY, x, s, kernel, locations=v, num_simulations=15)
-  xi = [[k(x[i], v[j]) * s[i] + grad_k(x[i], v[j]) for j in range(3)] for i in range(n)]
+  xi = [[k(a, b) * s_a + grad_k(a, b) for b in v] for a, s_a in zip(x, s)]
   tau = np.reshape(xi, (n, 6)) / np.sqrt(6)
   pairs = sum(tau[i] @ tau[j] for i in range(n) for j in range(n) if i != j)
-  eigenvalues = np.linalg.eigvalsh(np.cov(tau.T, bias=True))[-min(n, 6) :]
-  null_key = jax.random.split(KEY)[1]
-  z = np.asarray(jax.random.normal(null_key, (15, len(eigenvalues)), float))
-  null = np.array([sum(eigenvalues * (row**2 - 1)) for row in z])
+  covariance = np.cov(tau.T, bias=True)
+  null_keys = jax.random.split(jax.random.split(KEY)[1], 15)
+  e = np.array([jax.random.normal(key, (n,), float) for key in null_keys])
+  g = e @ (tau - tau.mean(axis=0)) / np.sqrt(n)
+  null = (g**2).sum(axis=1) - np.trace(covariance)
   statistic = pairs / (n - 1)
   want = statistic, (1 + sum(null >= statistic)) / 16, null
   chex.assert_trees_all_close(tuple(got), want, rtol=1e-8, atol=1e-12)
+
+
+def test_the_null_of_fssd_is_a_weighted_sum_of_chi_squares():
+  x, s = points(30, 2).astype(np.float32)
+  v = x[:2] + 0.5
+  num = 20_000
+  got = fssd_test(KEY, x, s, kernels.rbf(1.7), locations=v, num_simulations=num).null
+  k, grad_k = oracles.rbf(1.7)
+  xi = [
+    [k(x[i], v[j]) * s[i] + grad_k(x[i], v[j]) for j in range(2)] for i in range(30)
+  ]
+  tau = np.reshape(xi, (30, 4)) / np.sqrt(4)
+  eigenvalues = np.linalg.eigvalsh(np.cov(tau.T, bias=True))
+  z = np.random.default_rng(0).normal(size=(num, 4))
+  want = (z**2 - 1) @ eigenvalues
+  assert stats.ks_2samp(np.asarray(got), want).pvalue > 0.01
 
 
 def test_locations_have_the_mean_and_the_covariance_of_the_particles():
