@@ -73,7 +73,8 @@ def stein_thinning(
   (20,)
 
   Args:
-    particles: such as the states of a chain, `[n, ...]`, or a pytree of such.
+    particles: such as the states of a chain, `[n, ...]`, or a pytree of such. They and
+      the scores must be finite, which is not checked.
     scores: ∇ log p at the particles, shaped like them.
     kernel: from `kernels`; None: `kernels.imq()`.
     num_points: m, how many indices are chosen.
