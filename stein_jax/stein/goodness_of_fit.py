@@ -12,7 +12,7 @@ from stein_jax.kernels import Kernel, imq
 from stein_jax.kernels.base import values_and_gradients
 from stein_jax.pairs.points import as_matrix, matmul, num_rows, widened
 from stein_jax.parallel import axes
-from stein_jax.stein.direction import Direction
+from stein_jax.stein.direction import Direction, as_kernel_direction
 from stein_jax.stein.discrepancy import checked_kernel
 from stein_jax.types import Array, Key, Numeric, Particles
 
@@ -88,7 +88,7 @@ def ksd_test(
 
   With the V-statistic the p-value would be the same: as W² = 1, it adds the same pairs
   of a particle with itself to the statistic and to every null_b. Without them the null
-  has the mean 0, and keeps its digits in float32 where d is large.
+  keeps its digits in float32 where d is large, and has the mean 0 for independent signs.
 
   W_1b is a random sign, and each next sign is the last one, flipped with probability
   `flip_probability`. At 0.5 the signs are independent, as independent particles need
@@ -98,7 +98,8 @@ def ksd_test(
   signs, 0.09 with a flip_probability of 0.05, and 0.06 with 0.02.
 
   All signs, n · num_bootstrap bytes, are drawn at once, and one pass over the pairs
-  serves all; no n × n matrix is held.
+  serves all. No n × n matrix is held, except the distances for a median bandwidth up to
+  n = 4096 (see `Direction`).
 
   What it cannot see: the score does not know the weights of modes that are far apart.
   Particles that miss a mode, or have too many in one, pass the test.
@@ -306,7 +307,7 @@ def fssd_test(
   n = num_rows(particles)
   if locations is None:
     locations = _gaussian_locations(location_key, particles, num_locations)
-  resolved = kernel.kernel.resolve(particles)  # type: ignore[union-attr]
+  resolved = as_kernel_direction(kernel).kernel.resolve(particles)
   s, _ = as_matrix(scores)
 
   def at(v: Any) -> Array:

@@ -106,6 +106,26 @@ def test_weighted_sums_of_a_kernel(name):
   np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
+@pytest.mark.usefixtures("x64")
+def test_the_v_statistic_has_the_same_p_value():
+  x, s = points(9, 2)
+  k, grad_k = oracles.rbf(1.7)
+  u = [
+    [oracles.stein_kernel(x[i], s[i], x[j], s[j], k, grad_k) for j in range(9)]
+    for i in range(9)
+  ]
+  signs = np.asarray(_signs(KEY, 9, 99, 0.5)).astype(float)
+  null = np.einsum("ib,ij,jb->b", signs, u, signs)
+  p_value = ksd_test(KEY, x, s, kernels.rbf(1.7), num_bootstrap=99).p_value
+  assert p_value == pytest.approx((1 + sum(null >= np.sum(u))) / 100)
+
+
+def test_signs_are_the_same_in_both_precisions():
+  want = _signs(KEY, 50, 20, 0.3)
+  with jax.enable_x64(True):
+    np.testing.assert_array_equal(_signs(KEY, 50, 20, 0.3), want)
+
+
 def test_in_float32_with_the_default_kernel():
   x, s = points(30, 4)
   kernel = oracles.imq(oracles.median_bandwidth(x), -0.5)
