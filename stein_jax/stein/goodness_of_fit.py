@@ -88,7 +88,7 @@ def ksd_test(
 
   With the V-statistic the p-value would be the same: as W² = 1, it adds the same pairs
   of a particle with itself to the statistic and to every null_b. Without them the null
-  keeps its digits in float32 where d is large, and has the mean 0 for independent signs.
+  keeps its digits in float32 where d is large.
 
   W_1b is a random sign, and each next sign is the last one, flipped with probability
   `flip_probability`. At 0.5 the signs are independent, as independent particles need
