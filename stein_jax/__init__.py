@@ -50,6 +50,13 @@ from stein_jax.stein.direction import (
   svgd_direction,
 )
 from stein_jax.stein.discrepancy import ksd_squared
+from stein_jax.stein.goodness_of_fit import (
+  SteinTest,
+  fssd_test,
+  ksd_aggregated_test,
+  ksd_test,
+)
+from stein_jax.stein.thinning import stein_thinning
 from stein_jax.types import Algorithm
 
 __version__ = "0.1.0"
@@ -58,6 +65,7 @@ __all__ = [
   "Algorithm",
   "AlignmentController",
   "Direction",
+  "SteinTest",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
   "as_direction",
@@ -69,9 +77,12 @@ __all__ = [
   "discriminators",
   "energies",
   "evaluation",
+  "fssd_test",
   "generators",
   "kernels",
+  "ksd_aggregated_test",
   "ksd_squared",
+  "ksd_test",
   "learn_from_negatives",
   "maximum_likelihood",
   "negative_log_likelihood",
@@ -89,6 +100,7 @@ __all__ = [
   "stein_moves",
   "stein_score_matching",
   "stein_score_matching_gradient",
+  "stein_thinning",
   "svgd",
   "svgd_direction",
   "training",

@@ -207,6 +207,36 @@ def epsilon_errors(
   save(path, figure)
 
 
+def power_curves(
+  path: Path,
+  sigmas: Sequence[float],
+  curves: Mapping[str, Sequence[float]],
+  *,
+  level: float,
+  title: str,
+) -> None:
+  """The power of tests against the size of a perturbation.
+
+  Args:
+    path: the PNG to write.
+    sigmas: the sizes [t].
+    curves: name of a test -> fraction of rejections [t].
+    level: that of the tests.
+    title: the picture's title.
+  """
+  figure, axis = plt.subplots(figsize=(6, 4))
+  order = np.argsort(sigmas)
+  for label, powers in curves.items():
+    x, y = np.asarray(sigmas)[order], np.asarray(powers)[order]
+    axis.plot(x, y, marker=".", label=label)
+  axis.axhline(level, color="grey", linestyle=":", label="level")
+  axis.set(xlabel="σ of the perturbation of B", ylabel="power", title=title)
+  axis.set_ylim(-0.03, 1.03)
+  axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+  axis.grid(alpha=0.3)
+  save(path, figure)
+
+
 def gradient_cosines(
   path: Path,
   steps: Sequence[int],

@@ -205,6 +205,8 @@ class Kernel:
     sources: Particles | None = None,
     scores: Particles | None = None,
     *,
+    weights: Array | None = None,
+    source_weights: Array | None = None,
     streaming: Streaming = DEFAULTS,
   ) -> tuple[Array, Array]:
     """Sums of the Stein kernel, whose mean over pairs is the squared discrepancy.
@@ -217,41 +219,57 @@ class Kernel:
       sources: y, `[n, ...]`, all devices' points where the queries are this device's;
         None: the queries.
       scores: s_y; None if `sources` is None.
+      weights: B weights of each query, `[m, B]`, such as signs as int8. The sums are
+        then Σ wᵢ wⱼ u_p(xᵢ, xⱼ), for each of the B weightings in one pass over the
+        pairs.
+      source_weights: those of the sources, `[n, B]`; None if `sources` is None.
       streaming: how the sums are computed.
 
     Returns:
       The sum over this device's pairs of two different points, and the sum over the
-      pairs of a point with itself. In a ring, the pairs of two devices may be counted
-      by one of them for both.
+      pairs of a point with itself: scalars, or `[B]` with weights. In a ring, the pairs
+      of two devices may be counted by one of them for both.
     """
     kernel = self.resolve(queries, streaming)
-    own = (queries, query_scores)
-    others = own if sources is None else (sources, scores)
+    own = (queries, query_scores, weights)
+    others = own if sources is None else (sources, scores, source_weights)
     n = num_rows(others)
     rows_at_once = streaming.block_size or self.rows_at_once
 
-    def row_sums(row: tuple[Array, PyTree, PyTree]) -> tuple[Array, Array]:
-      index, x, score_x = row
-      u = kernel._stein_kernel_row(x, score_x, *others)
-      return jnp.where(jnp.arange(n) == index, 0, u).sum(), u[index]
+    def weighted(u: Array, w: Array | None, others: Array | None) -> Array:
+      if w is None or others is None:
+        return u.sum()
+      return w.astype(u.dtype) * jnp.matmul(
+        u, others.astype(u.dtype), precision=streaming.precision
+      )
+
+    def row_sums(row: tuple[Array, tuple]) -> tuple[Array, Array]:
+      index, (x, score_x, w) = row
+      u = kernel.stein_kernel_row(x, score_x, *others[:2])
+      different = jnp.where(jnp.arange(n) == index, 0, u)
+      return weighted(different, w, others[2]), u[index]
 
     first_axis = None if streaming.ring else streaming.axis_name
     indices = axes.global_indices(num_rows(queries), first_axis)
-    pairs, itself = map_rows(row_sums, (indices, *own), n, rows_at_once)
-    total = pairs.sum()
+    pairs, itself = map_rows(row_sums, (indices, own), n, rows_at_once)
+    total = pairs.sum(axis=0)
+    if weights is not None:
+      itself = jnp.square(weights.astype(itself.dtype)) * itself[:, None]
     if not streaming.ring:
-      return total, itself.sum()
+      return total, itself.sum(axis=0)
     here = axes.index(streaming.axis_name)
 
-    def remote(total: Array, block: PyTree, origin: Array, mutual: bool) -> Any:
-      sums = map_rows(
-        lambda row: kernel._stein_kernel_row(*row, *block).sum(), own, n, rows_at_once
-      )
+    def remote(total: Array, block: tuple, origin: Array, mutual: bool) -> Any:
+      def row_sum(row: tuple) -> Array:
+        x, score_x, w = row
+        return weighted(kernel.stein_kernel_row(x, score_x, *block[:2]), w, block[2])
+
+      sums = map_rows(row_sum, own, n, rows_at_once)
       counted = mutual | (here < origin)  # otherwise the other device counts the pairs
-      return total + jnp.where(counted, 2 * sums.sum(), 0), ()
+      return total + jnp.where(counted, 2 * sums.sum(axis=0), 0), ()
 
     total, _ = half_ring(remote, total, own, (), streaming.axis_name)
-    return total, itself.sum()
+    return total, itself.sum(axis=0)
 
   def _sum_rows(
     self,
@@ -317,10 +335,13 @@ class Kernel:
     sums = half_ring(remote, own, (queries, values), zeros, streaming.axis_name)
     return jax.tree.map(jnp.add, *sums)
 
-  def _stein_kernel_row(
+  def stein_kernel_row(
     self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
   ) -> Array:
-    """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`."""
+    """The Stein kernel u_p(x, yⱼ) of one point with all sources, `[n]`.
+
+    The bandwidth must be a number, as `resolve` makes it.
+    """
     x, unravel = ravel_pytree(x)
     score_x, _ = ravel_pytree(score_x)
     sources, _ = as_matrix(sources)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import register_dataclass
 
 from stein_jax import checks
@@ -204,6 +205,8 @@ class Radial(Kernel):
     sources: Particles | None = None,
     scores: Particles | None = None,
     *,
+    weights: Array | None = None,
+    source_weights: Array | None = None,
     streaming: Streaming = DEFAULTS,
   ) -> tuple[Array, Array]:
     """As in `Kernel`, with the derivatives of ρ written out.
@@ -236,9 +239,33 @@ class Radial(Kernel):
       return matmul(sx[i], sy[j].T) * k + (2 / h) * slope * along + trace
 
     k, slope, _ = self.profile(jnp.zeros((), h.dtype))
-    itself = jnp.square(sx).sum() * k - rows.count * (2 * d / h) * slope
-    total = sum_over_pairs(distances, values_of, (sy, along_y), streaming=streaming)
+    both = None
+    if weights is None:
+      itself = jnp.square(sx).sum() * k - rows.count * (2 * d / h) * slope
+    else:
+      others = weights if source_weights is None else source_weights
+      both = (rows.split(weights), columns.split(others))
+      of_each = jnp.square(sx).sum(axis=2) * k - (2 * d / h) * slope
+      squares = jnp.square(both[0].astype(of_each.dtype))  # 0 in the padding
+      itself = (squares * of_each[:, :, None]).sum(axis=(0, 1))
+    total = sum_over_pairs(
+      distances, values_of, (sy, along_y), weights=both, streaming=streaming
+    )
     return total, itself
+
+  def stein_kernel_row(
+    self, x: PyTree, score_x: PyTree, sources: Particles, scores: Particles
+  ) -> Array:
+    """As in `Kernel`, with the derivatives of ρ written out: O(n d)."""
+    y, s_y = as_matrix(sources)[0], as_matrix(scores)[0]
+    x, s_x = (ravel_pytree(point)[0] for point in (x, score_x))
+    h = self._number(y.dtype)
+    away = y - x[None]
+    t = jnp.square(away).sum(axis=1) / h
+    k, slope, curvature = self.profile(t)
+    along = ((s_x[None] - s_y) * away).sum(axis=1)
+    trace = -(2 * x.size / h) * slope - (4 / h) * t * curvature
+    return matmul(s_y, s_x) * k + (2 / h) * slope * along + trace
 
 
 def rbf(

@@ -127,6 +127,7 @@ def sum_over_pairs(
   values_of: Callable[[Tiles, Any, Tile, Array], Array],
   column_values: Any = (),
   *,
+  weights: tuple[Array, Array] | None = None,
   streaming: Streaming = DEFAULTS,
 ) -> Array:
   """The sum of a symmetric function over the pairs of two different points.
@@ -139,16 +140,32 @@ def sum_over_pairs(
     values_of: the tiles, the values that belong to their columns, a tile and its
       squared distances -> the function's values, `[a, b]`.
     column_values: arrays that belong to the columns, split as these are.
+    weights: w of the rows' and of the columns' points, each split as these are,
+      `[blocks, b, B]`, of any dtype. The result is then Σ wᵢ wⱼ uᵢⱼ for each of the B
+      weightings, `[B]`.
     streaming: how the points are sharded.
   """
 
+  def weighted(values: Array, tile: Tile, column_weights: Array | None) -> Array:
+    if weights is None or column_weights is None:
+      return values.sum()
+    # Only a tile's weights are converted: all of them would take several times the
+    # memory of int8.
+    rows, columns = (
+      w[block].astype(values.dtype)
+      for w, block in ((weights[0], tile.row), (column_weights, tile.column))
+    )
+    return (matmul(values, columns, precision=streaming.precision) * rows).sum(axis=0)
+
   def total_of(distances: Distances, column_values: Any) -> Array:
+    column_values, column_weights = column_values
+
     def adding(factor: int) -> Callable:
       def step(total: Array, tile: Tile) -> tuple[Array, None]:
         row, column, inside = distances.tiles.indices(tile)
         values = values_of(distances.tiles, column_values, tile, distances.at(tile))
         values = jnp.where(inside & (row != column), values, 0)
-        return total + factor * values.sum(), None
+        return total + factor * weighted(values, tile, column_weights), None
 
       return step
 
@@ -161,8 +178,10 @@ def sum_over_pairs(
 
   points = distances.tiles.rows.points
   dtype = jnp.result_type(points, *jax.tree.leaves(column_values))
-  start = axes.varying_as((points, column_values), jnp.zeros((), dtype))
-  return over_tables(distances, step, start, column_values, streaming=streaming)
+  shape = () if weights is None else weights[0].shape[2:]
+  start = axes.varying_as((points, column_values, weights), jnp.zeros(shape, dtype))
+  values = (column_values, None if weights is None else weights[1])
+  return over_tables(distances, step, start, values, streaming=streaming)
 
 
 def over_tables(

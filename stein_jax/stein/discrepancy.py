@@ -18,14 +18,30 @@ def _check(
 ) -> dict[str, Direction]:
   checks.particles_and_scores(particles, scores)
   checks.one_of("statistic", statistic, ("V", "U"))
+  return {"kernel": checked_kernel("ksd_squared", kernel, axis_name)}
+
+
+def checked_kernel(
+  function: str, kernel: Kernel | Direction, axis_name: str | None
+) -> Direction:
+  """A kernel as a Direction, of which only the options of the sums apply.
+
+  Args:
+    function: the name of the public function, for error messages.
+    kernel: what that function was given.
+    axis_name: the axis over which the particles are sharded.
+
+  Raises:
+    TypeError, ValueError: as `ksd_squared` does for its kernel.
+  """
   direction = as_kernel_direction(kernel)
   if direction.kernel is None:
-    raise ValueError("ksd_squared needs a kernel, such as kernels.rbf(), got None.")
+    raise ValueError(f"{function} needs a kernel, such as kernels.rbf(), got None.")
   for name in ("regularization", "row_normalized"):
     if getattr(direction, name):
-      raise ValueError(f"ksd_squared has no meaning for a direction with {name}.")
+      raise ValueError(f"{function} has no meaning for a direction with {name}.")
   direction.check_axis(axis_name, all_pairs=True)
-  return {"kernel": direction}
+  return direction
 
 
 @compiled(_check, static=("statistic", "axis_name"))
