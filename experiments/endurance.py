@@ -18,6 +18,7 @@ In --workdir it writes summary.json.
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -70,14 +71,20 @@ class Runs:
   name: str
   root: Path
   steps: int
+  times: int  # how often a scenario is applied
   random: random.Random
-  seconds: float = 0.0  # that the untouched run takes after its first line
 
   def start(self, folder: Path, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Starts a run in a folder, by a command before the program's."""
     arguments = [self.name, str(folder), str(self.steps)]
+    # All runs of an algorithm are the same programs: they are compiled once.
+    cache = {
+      "JAX_COMPILATION_CACHE_DIR": str(self.root / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return subprocess.Popen(
       [*prefix, sys.executable, "-c", VICTIM, *arguments],
+      env=os.environ | cache,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -90,6 +97,28 @@ class Runs:
     process.stdout.readline()
     return process
 
+  def interrupted(self, folder: Path) -> subprocess.Popen[str] | None:
+    """A run at a random instant, or None if it has ended before.
+
+    The instant is counted in steps and not in seconds, which depend on what else the
+    machine does: on average the run is interrupted `times` times before its end.
+    """
+    process = self.started(folder)
+    assert process.stdout is not None
+    start, count = time.monotonic(), 1
+    lines = self.steps // victim.EVAL_EVERY
+    for _ in range(round(self.random.uniform(0, 2 * lines / (self.times + 1)))):
+      if not process.stdout.readline():
+        process.communicate()
+        return None
+      count += 1
+    # Somewhere within the next steps: also while a checkpoint is written.
+    time.sleep(self.random.uniform(0, (time.monotonic() - start) / count))
+    if process.poll() is not None:
+      process.communicate()
+      return None
+    return process
+
   def finish(self, folder: Path) -> None:
     """Lets a run come to its end."""
     process = self.start(folder)
@@ -100,58 +129,70 @@ class Runs:
   def untouched(self) -> Path:
     """The folder of the run that nobody touches."""
     folder = self.root / "untouched"
-    process = self.started(folder)
-    start = time.monotonic()
+    process = self.start(folder)
     _, said = process.communicate()
-    self.seconds = time.monotonic() - start
     if process.returncode != 0:
       raise Ended(f"the untouched run failed: {said.strip()[-300:]}")
     return folder
 
 
-def kill(runs: Runs, folder: Path) -> None:
-  process = runs.started(folder)
-  time.sleep(runs.random.uniform(0, runs.seconds))
+# Each scenario returns whether it met a run: not one that has ended.
+
+
+def kill(runs: Runs, folder: Path) -> bool:
+  process = runs.interrupted(folder)
+  if process is None:
+    return False
   process.kill()
   process.communicate()
+  return True
 
 
-def write(runs: Runs, folder: Path) -> None:
-  process = runs.started(folder)
-  wait_until = time.monotonic() + runs.random.uniform(0, 0.8 * runs.seconds)
+def write(runs: Runs, folder: Path) -> bool:
+  process = runs.interrupted(folder)
+  if process is None:
+    return False
   while process.poll() is None:
-    unfinished = (folder / "checkpoints").glob("*tmp*")
-    if time.monotonic() > wait_until and any(unfinished):
+    if any((folder / "checkpoints").glob("*tmp*")):  # a checkpoint is being written
       process.kill()
+      process.communicate()
+      return True
+    time.sleep(1e-4)
   process.communicate()
+  return False
 
 
-def terminate(runs: Runs, folder: Path) -> None:
-  process = runs.started(folder)
-  time.sleep(runs.random.uniform(0, 0.8 * runs.seconds))
+def terminate(runs: Runs, folder: Path) -> bool:
+  process = runs.interrupted(folder)
+  if process is None:
+    return False
   process.send_signal(signal.SIGTERM)
   start = time.monotonic()
   _, said = process.communicate()
   if process.returncode not in (143, 0):
     raise Ended(f"exit code {process.returncode} after SIGTERM: {said.strip()[-300:]}")
-  if time.monotonic() - start > 15:
-    raise Ended("SIGTERM took more than 15 seconds")
+  if time.monotonic() - start > 60:
+    raise Ended("SIGTERM took more than a minute")
+  return process.returncode == 143
 
 
-def damage(runs: Runs, folder: Path) -> None:
-  kill(runs, folder)
+def damage(runs: Runs, folder: Path) -> bool:
+  was_killed = kill(runs, folder)
   steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
-  if not steps:
-    return
+  if not was_killed or not steps:
+    return False
   newest = folder / "checkpoints" / str(max(steps))
   files = sorted(path for path in newest.rglob("*") if path.is_file())
-  how = runs.random.choice(["emptied", "cut", "overwritten", "missing", "gone"])
+  # Without any checkpoint there is nothing to continue from, which is an error.
+  hows = ["emptied", "cut", "overwritten", "missing", "gone"]
+  how = runs.random.choice(hows) if len(steps) > 1 else None
   one = runs.random.choice(files)
+  if how is None:
+    return False
   if how == "missing":
     one.unlink()
   elif how == "gone":
-    if len(steps) > 1:
-      shutil.rmtree(newest)
+    shutil.rmtree(newest)
   else:
     size = one.stat().st_size
     with one.open("r+b") as file:
@@ -159,28 +200,35 @@ def damage(runs: Runs, folder: Path) -> None:
         file.write(runs.random.randbytes(max(1, size)))
       else:
         file.truncate(0 if how == "emptied" else size // 2)
+  return True
 
 
-def crowd(runs: Runs, folder: Path) -> None:
+def crowd(runs: Runs, folder: Path) -> bool:
   first = runs.started(folder)
+  first.send_signal(signal.SIGSTOP)  # it is alive, whatever the second one takes
   second = runs.start(folder)
   _, said = second.communicate()
-  alive = first.poll() is None
+  is_alive = first.poll() is None
+  first.send_signal(signal.SIGCONT)
+  if is_alive:
+    first.kill()
   first.communicate()
-  if alive and (second.returncode == 0 or "is in use by process" not in said):
+  if is_alive and (second.returncode == 0 or "is in use by process" not in said):
     raise Ended(f"a second run was not refused: {said.strip()[-300:]}")
+  return is_alive
 
 
-def full(runs: Runs, folder: Path) -> None:
+def full(runs: Runs, folder: Path) -> bool:
   # A file may have so many blocks of 512 bytes.
   limit = ["sh", "-c", f'ulimit -f {runs.random.randrange(1, 10)}; exec "$@"', "sh"]
   process = runs.start(folder, limit)
   _, said = process.communicate()
   if process.returncode != 1:
     raise Ended(f"exit code {process.returncode} without room: {said.strip()[-300:]}")
+  return True
 
 
-DEEDS: Mapping[str, Callable[[Runs, Path], None]] = {
+APPLY: Mapping[str, Callable[[Runs, Path], bool]] = {
   "kill": kill,
   "write": write,
   "terminate": terminate,
@@ -225,7 +273,8 @@ def main(own: Settings) -> None:
   ) as bar:
     for name in to_run:
       root = workdir / "runs" / name
-      runs = Runs(name, root, own.steps, random.Random(f"{own.seed} {name}"))
+      seeded = random.Random(f"{own.seed} {name}")
+      runs = Runs(name, root, own.steps, own.kills, seeded)
       shutil.rmtree(root, ignore_errors=True)
       bar.set_description(f"{name}, untouched")
       untouched = runs.untouched()
@@ -233,7 +282,7 @@ def main(own: Settings) -> None:
       found[name] = {}
       for scenario in own.scenarios:
         bar.set_description(f"{name}, {scenario}")
-        found[name][scenario] = tried(runs, scenario, untouched, own.kills)
+        found[name][scenario] = tried(runs, scenario, untouched)
         bar.update()
       summaries.write(own, {"algorithms": found})  # the next run goes on from here
       shutil.rmtree(root)
@@ -253,14 +302,13 @@ def failures(results: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def tried(runs: Runs, scenario: str, untouched: Path, times: int) -> dict[str, Any]:
+def tried(runs: Runs, scenario: str, untouched: Path) -> dict[str, Any]:
   """Applies a scenario to a run some times, lets the run finish, and compares it."""
   folder = runs.root / scenario
   done = 0
   try:
-    for _ in range(times):
-      done += 1
-      DEEDS[scenario](runs, folder)
+    for _ in range(runs.times):
+      done += APPLY[scenario](runs, folder)
     runs.finish(folder)
     compare(folder, untouched)
   except Ended as error:

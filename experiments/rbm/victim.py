@@ -24,6 +24,9 @@ from stein_jax.training.files import open_atomically
 
 VISIBLE, HIDDEN = 16, 4
 RBM = GaussianBernoulliRBM(HIDDEN)
+EVAL_EVERY = 10
+"""Steps between the lines that are printed, and between checkpoints."""
+
 ALGORITHMS = (*methods.METHODS, "svgd", "stein_gan")
 
 
@@ -79,8 +82,8 @@ def main(name: str, folder: Path, num_steps: int) -> None:
     num_steps=num_steps,
     batch_size=50,
     log_every=5,
-    eval_every=10,
-    checkpoint_every=10,
+    eval_every=EVAL_EVERY,
+    checkpoint_every=EVAL_EVERY,
     observe=observe,
     workdir=folder,
     progress=False,
