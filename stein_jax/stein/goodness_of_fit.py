@@ -41,8 +41,7 @@ def _result(statistic: Array, null: Array) -> SteinTest:
 def _check_particles(
   function: str, particles: Particles, scores: Particles, axis_name: str | None
 ) -> None:
-  checks.num_particles(particles)
-  checks.same_shapes(particles, scores, ("particles", "scores"))
+  checks.particles_and_scores(particles, scores)
   n = num_rows(particles) * axes.size(axis_name)
   if n < 2:
     raise ValueError(f"{function} needs at least 2 particles, got {n}.")
@@ -58,11 +57,7 @@ def _check_ksd_test(
 ) -> dict[str, Direction]:
   _check_particles("ksd_test", particles, scores, axis_name)
   checks.at_least_one("num_bootstrap", num_bootstrap)
-  checks.positive("flip_probability", flip_probability)
-  if not isinstance(flip_probability, jax.core.Tracer) and flip_probability > 1:
-    raise ValueError(
-      f"flip_probability must be above 0 and at most 1, got {flip_probability!r}."
-    )
+  checks.share("flip_probability", flip_probability, "(0, 1]")
   kernel = imq() if kernel is None else kernel
   return {"kernel": checked_kernel("ksd_test", kernel, axis_name)}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from stein_jax.samplers import langevin, mala
+from stein_jax.samplers import hmc, langevin, mala
 from tests import quick
 
 KEY = jax.random.key(0)
@@ -78,9 +78,15 @@ def run_mala(x, c, axis_name=None):
   ).particles
 
 
+def run_hmc(x, c, axis_name=None):
+  return hmc(
+    KEY, x, log_density, num_steps=2, step_size=0.3, context=c, axis_name=axis_name
+  ).particles
+
+
 @pytest.mark.parametrize("num_devices", quick.only([2, 8], [1, 2, 4, 8]))
 @pytest.mark.parametrize("wrapper", ["pmap", "shard_map"])
-@pytest.mark.parametrize("run", [run_langevin, run_antithetic, run_mala])
+@pytest.mark.parametrize("run", [run_langevin, run_antithetic, run_mala, run_hmc])
 def test_many_devices_give_what_one_gives(run, wrapper, num_devices):
   particles, context = points()
   got = sharded(wrapper, num_devices, run, particles, context)
