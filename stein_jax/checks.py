@@ -188,9 +188,9 @@ def share(name: str, value: Any, interval: str = "[0, 1]") -> None:
   if isinstance(value, jax.core.Tracer):
     return
   if _is_real(value):
-    value = float(value)  # within a traced function, JAX would trace the comparisons
-    above = value >= 0 if interval[0] == "[" else value > 0
-    below = value <= 1 if interval[-1] == "]" else value < 1
+    number = float(value)  # within a traced function, JAX would trace the comparisons
+    above = number >= 0 if interval[0] == "[" else number > 0
+    below = number <= 1 if interval[-1] == "]" else number < 1
     if above and below:
       return
   raise ValueError(f"{name} must lie in {interval}, got {value!r}.")

@@ -110,7 +110,7 @@ def hmc(
       log_p, scores = tempered(log_density_fn, x, context, temperature)
       return x, kick(v, scores, delta / 2), log_p, scores
 
-    start = (x, v, log_p, scores)
+    start = axes.varying_as(x, (x, v, log_p, scores))
     y, w, log_p_new, scores_new = jax.lax.fori_loop(0, num_leapfrog, leapfrog, start)
     log_ratio = (log_p_new - kinetic(w)) - (log_p - kinetic(v))
     u = noise.uniform(accept_key, len(log_p), log_p.dtype, axis_name)

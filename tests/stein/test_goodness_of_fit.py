@@ -415,9 +415,13 @@ X = np.zeros((4, 2), np.float32)
 BAD = {
   "no signs": (ValueError, "num_bootstrap must be an integer", {"num_bootstrap": 0}),
   "half a sign": (ValueError, "num_bootstrap must be", {"num_bootstrap": 1.5}),
-  "no flips": (ValueError, "flip_probability must be", {"flip_probability": 0}),
-  "too many flips": (ValueError, "at most 1", {"flip_probability": 1.5}),
-  "nan flips": (ValueError, "flip_probability must be", {"flip_probability": np.nan}),
+  "no flips": (ValueError, "flip_probability must lie in", {"flip_probability": 0}),
+  "too many flips": (ValueError, "got 1.5", {"flip_probability": 1.5}),
+  "nan flips": (
+    ValueError,
+    "flip_probability must lie in",
+    {"flip_probability": np.nan},
+  ),
   "shapes": (ValueError, "must have the same shape", {"scores": X[:, :1]}),
   "one": (ValueError, "at least 2 particles", {"particles": X[:1], "scores": X[:1]}),
   "integers": (TypeError, "floating-point", {"particles": X.astype(int)}),
