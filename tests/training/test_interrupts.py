@@ -150,7 +150,9 @@ def test_sigterm_ends_a_long_chunk_within_seconds(long_run, tmp_path):
 
 
 ENDLESS = """
-import sys
+import signal, sys
+# A shell that starts the tests in the background has told them to ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.training.test_interrupts import adding, run
 options = {"num_steps": 10**8, "eval_every": 1000, "log_every": 1000}
 run(adding(), sys.argv[1], observe=lambda step, _: print(step, flush=True), **options)
