@@ -38,7 +38,8 @@ class Density:
   Attributes:
     log_density_fn: x -> log p(x) of one point, normalised.
     sample_fn: (key, n) -> n exact samples, `[n, ...]`.
-    name: for tables and error messages.
+    name: for tables and error messages. Densities of different names are compiled
+      separately.
     mode_masses: the probabilities of the K modes, `[K]`; None where there are none.
     modes_fn: x -> for each mode the probability that x comes from it, `[K]`. Its mean
       under the density is `mode_masses`.
@@ -60,7 +61,7 @@ class Density:
   @property
   def score(self) -> Callable[[PyTree], PyTree]:
     """x -> ∇ₓ log p(x) of one point."""
-    return Partial(jax.grad(_log_density, argnums=1), self.log_density_fn)
+    return Partial(_score, self.log_density_fn)
 
   @compiled()
   def log_density(self, points: Particles) -> Array:
@@ -92,6 +93,18 @@ def _log_density(log_density_fn: LogDensityFn, x: PyTree) -> Array:
   return log_density_fn(x)
 
 
+_score = jax.grad(_log_density, argnums=1)
+
+
+def check_point(x: Array, dimension: int, name: str) -> None:
+  """Raises ValueError unless x is one point of d numbers, which would broadcast."""
+  if jnp.shape(x) != (dimension,):
+    raise ValueError(
+      f"a point of this {name} is [{dimension}], got shape {jnp.shape(x)}; "
+      "log_density_fn and score take one point, log_density takes points [n, d]."
+    )
+
+
 @partial(jax.jit, static_argnames="num_samples")
 def _sample(density: Density, key: Key, *, num_samples: int) -> Particles:
   return density.sample_fn(key, num_samples)
@@ -108,8 +121,8 @@ def mixture(densities: Sequence[Density], weights: Sequence[float]) -> Density:
     weights: positive numbers, which are divided by their sum.
 
   Raises:
-    ValueError: no densities, another number of weights, or weights that are not
-      positive.
+    ValueError: no densities, another number of weights, weights that are not positive,
+      or densities of points of different shapes.
 
   Returns:
     A Density whose modes are the densities.
@@ -121,6 +134,15 @@ def mixture(densities: Sequence[Density], weights: Sequence[float]) -> Density:
       f"{len(densities)} densities and {len(weights)} weights."
     )
   w = normalised_weights(weights)
+  shapes = [
+    jax.tree.map(
+      lambda leaf: leaf.shape[1:],
+      jax.eval_shape(lambda key, d=d: d.sample_fn(key, 1), jax.random.key(0)),
+    )
+    for d in densities
+  ]
+  if any(shape != shapes[0] for shape in shapes):
+    raise ValueError(f"the densities must be of points of one shape, got {shapes}.")
   return Density(
     Partial(_mixture_log_density, densities, jnp.log(w)),
     Partial(_mixture_samples, densities, jnp.log(w)),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from stein_jax import checks
-from stein_jax.densities.density import Density
+from stein_jax.densities.density import Density, check_point
 from stein_jax.types import Array, Key, Params
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -51,7 +51,7 @@ def affine_coupling_flow(
   ]
   zeros = jnp.zeros(dimension)
   return Density(
-    Partial(_log_density, layers),
+    Partial(_log_density, layers, zeros),
     Partial(_samples, layers, zeros),
     f"coupling flow, d = {dimension}",
   )
@@ -99,7 +99,8 @@ def _samples(layers: list[Params], zeros: Array, key: Key, num_samples: int) -> 
   return x
 
 
-def _log_density(layers: list[Params], x: Array) -> Array:
+def _log_density(layers: list[Params], zeros: Array, x: Array) -> Array:
+  check_point(x, zeros.size, "flow")
   log_determinant = jnp.zeros((), x.dtype)
   for i, layer in reversed(list(enumerate(layers))):
     kept, moved = _halves(x, i)

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from stein_jax import checks
-from stein_jax.densities.density import Density, normalised_weights
+from stein_jax.densities.density import Density, check_point, normalised_weights
 from stein_jax.types import Array, Key, Params
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -21,8 +21,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 def gaussian(
   mean: Array | Sequence[float],
   *,
-  width: float | Array = 1.0,
-  covariance: Array | None = None,
+  width: float | ArrayLike = 1.0,
+  covariance: ArrayLike | None = None,
 ) -> Density:
   """N(mean, width² I), or N(mean, covariance).
 
@@ -36,25 +36,22 @@ def gaussian(
       that is not positive definite.
   """
   mean = _points(mean, 1, "mean")
-  if covariance is None:
-    width = jnp.asarray(width, mean.dtype)
-    if width.shape not in ((), mean.shape) or not (width > 0).all():
-      raise ValueError(
-        f"width must be above 0, one number or {mean.shape}, got {width!r}."
-      )
-    factor = jnp.diag(jnp.broadcast_to(width, mean.shape))
-  else:
-    factor = _cholesky(jnp.asarray(covariance, mean.dtype), (len(mean),) * 2)
-  name = f"Gaussian, d = {len(mean)}"
-  return _with_factors(jnp.ones(1, mean.dtype), mean[None], factor[None], name, False)
+  d = len(mean)
+  name = f"Gaussian, d = {d}"
+  one = jnp.ones(1)
+  if covariance is not None:
+    return _full(one, mean[None], _factors(covariance, (d, d), mean)[None], name, False)
+  _check_width(width, ((), (d,)))
+  width = jnp.broadcast_to(jnp.asarray(width, mean.dtype), (d,))
+  return _spherical(one, mean[None], width[None], name, False)
 
 
 def gaussian_mixture(
   means: ArrayLike | Sequence[Sequence[float]],
   *,
   weights: Sequence[float] | Array | None = None,
-  width: float | Array = 1.0,
-  covariances: Array | None = None,
+  width: float | ArrayLike = 1.0,
+  covariances: ArrayLike | None = None,
   name: str | None = None,
 ) -> Density:
   """Σₖ wₖ N(μₖ, σₖ² I), or Σₖ wₖ N(μₖ, Cₖ).
@@ -80,21 +77,12 @@ def gaussian_mixture(
     raise ValueError(f"there must be one weight for each of {k} means, got {len(w)}.")
   name = f"mixture of {k} Gaussians, d = {d}" if name is None else name
   if covariances is not None:
-    shape = (d, d) if jnp.ndim(covariances) == 2 else (k, d, d)
-    factors = _cholesky(jnp.asarray(covariances, means.dtype), shape)
-    factors = jnp.broadcast_to(factors, (k, d, d))
-    return _with_factors(w, means, factors, name, True)
-  width = jnp.asarray(width, means.dtype)
-  if width.shape not in ((), (k,)) or not (width > 0).all():
-    raise ValueError(f"width must be above 0, one number or [{k}], got {width!r}.")
-  arrays = (jnp.log(w).astype(means.dtype), means, jnp.broadcast_to(width, (k,)))
-  return Density(
-    Partial(_log_density, Partial(_spherical_joint, arrays)),
-    Partial(_spherical_samples, arrays),
-    name,
-    w,
-    Partial(_modes, Partial(_spherical_joint, arrays)),
-  )
+    shape = (d, d) if np.ndim(covariances) == 2 else (k, d, d)
+    factors = jnp.broadcast_to(_factors(covariances, shape, means), (k, d, d))
+    return _full(w, means, factors, name, True)
+  _check_width(width, ((), (k,)))
+  width = jnp.broadcast_to(jnp.asarray(width, means.dtype), (k,))
+  return _spherical(w, means, width[:, None], name, True)
 
 
 def two_modes(
@@ -151,9 +139,6 @@ def of_rbm(rbm: _RBM, params: Params, *, pixel_noise: float = 1.0) -> Density:
   An RBM that was fitted to images is a truth like images, of which everything is known.
   σ = 1 is the RBM itself; a smaller σ makes images with less noise.
 
-  The distances to all means are computed in the ℓ directions of B:
-  ‖x − b − Bh‖² = ‖x − b‖² − 2 hᵀBᵀ(x − b) + ‖Bh‖².
-
   Args:
     rbm: a `GaussianBernoulliRBM` of so few units that `rbm.mixture` works.
     params: of the RBM.
@@ -169,17 +154,31 @@ def of_rbm(rbm: _RBM, params: Params, *, pixel_noise: float = 1.0) -> Density:
   theta = params["params"]
   log_weights, means = rbm.mixture(params)
   states = _states(theta["B"].shape[1], means.dtype)
-  offsets = jnp.square(means - theta["b"][None]).sum(axis=1)
+  # In an orthonormal basis of the columns of B, where all means are: ‖x − b − Bh‖² is a
+  # sum of two squares, and no difference of large numbers.
+  basis, triangle = jnp.linalg.qr(theta["B"].astype(means.dtype))
+  centers = jnp.matmul(states, triangle.T, precision=HIGHEST)
   noise = jnp.asarray(pixel_noise, means.dtype)
-  arrays = (log_weights, theta["b"], theta["B"], states, offsets, noise)
+  arrays = (log_weights, theta["b"], basis, centers, noise)
   d, num_hidden = theta["B"].shape
   return Density(
     Partial(_log_density, Partial(_rbm_joint, arrays)),
     Partial(_rbm_samples, arrays),
-    f"RBM of {num_hidden} units, d = {d}, pixel noise {pixel_noise:g}",
+    f"RBM of {num_hidden} units, d = {d}",
     jnp.exp(log_weights),
     Partial(_modes, Partial(_rbm_joint, arrays)),
   )
+
+
+def _check_width(width: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
+  if np.shape(width) not in shapes:
+    wanted = " or ".join(str(list(shape)) for shape in shapes[1:])
+    raise ValueError(
+      f"width must be one number or {wanted}, got shape {np.shape(width)}."
+    )
+  if not isinstance(width, jax.core.Tracer):
+    for value in np.ravel(np.asarray(width, np.float64)):
+      checks.positive("width", value)
 
 
 def _points(value: Any, ndim: int, name: str) -> Array:
@@ -192,28 +191,53 @@ def _points(value: Any, ndim: int, name: str) -> Array:
   return points
 
 
-def _cholesky(covariances: Array, shape: tuple[int, ...]) -> Array:
-  if covariances.shape != shape:
+def _factors(covariances: Any, shape: tuple[int, ...], means: Array) -> Array:
+  """The Cholesky factors of covariances, computed in float64."""
+  if np.shape(covariances) != shape:
     raise ValueError(
-      f"the covariances must have the shape {shape}, got {covariances.shape}."
+      f"the covariances must have the shape {shape}, got {np.shape(covariances)}."
     )
-  factors = jnp.linalg.cholesky(covariances)
-  if not jnp.isfinite(factors).all():
-    raise ValueError("the covariances must be positive definite.")
-  return factors
+  if isinstance(covariances, jax.core.Tracer):
+    return jnp.linalg.cholesky(covariances.astype(means.dtype))
+  c = np.asarray(covariances, np.float64)
+  if not np.allclose(c, np.swapaxes(c, -1, -2), rtol=1e-5, atol=1e-6 * np.abs(c).max()):
+    raise ValueError("the covariances must be symmetric.")
+  try:
+    factors = np.linalg.cholesky(c)
+  except np.linalg.LinAlgError:
+    raise ValueError("the covariances must be positive definite.") from None
+  return jnp.asarray(factors, means.dtype)
 
 
-def _with_factors(
+def _spherical(
+  weights: Array, means: Array, width: Array, name: str, has_modes: bool
+) -> Density:
+  """Components of a width for each, `[K, 1]`, or for each coordinate, `[K, d]`."""
+  arrays = (jnp.log(weights).astype(means.dtype), means, width)
+  return _of_components(_spherical_joint, _spherical_samples, arrays, name, has_modes)
+
+
+def _full(
   weights: Array, means: Array, factors: Array, name: str, has_modes: bool
 ) -> Density:
   inverses = jax.vmap(_inverse)(factors)
   arrays = (jnp.log(weights).astype(means.dtype), means, factors, inverses)
+  return _of_components(_full_joint, _full_samples, arrays, name, has_modes)
+
+
+def _of_components(
+  joint: Callable[..., Array],
+  samples: Callable[..., Array],
+  arrays: tuple[Array, ...],
+  name: str,
+  has_modes: bool,
+) -> Density:
   return Density(
-    Partial(_log_density, Partial(_full_joint, arrays)),
-    Partial(_full_samples, arrays),
+    Partial(_log_density, Partial(joint, arrays)),
+    Partial(samples, arrays),
     name,
-    weights if has_modes else None,
-    Partial(_modes, Partial(_full_joint, arrays)) if has_modes else None,
+    jnp.exp(arrays[0]) if has_modes else None,
+    Partial(_modes, Partial(joint, arrays)) if has_modes else None,
   )
 
 
@@ -230,19 +254,21 @@ def _modes(joint: Callable[[Array], Array], x: Array) -> Array:
 
 def _spherical_joint(arrays: tuple[Array, ...], x: Array) -> Array:
   log_weights, means, width = arrays
-  squares = jnp.square((x[None] - means) / width[:, None]).sum(axis=1)
-  d = means.shape[1]
-  return log_weights - 0.5 * squares - d * (jnp.log(width) + _HALF_LOG_2PI)
+  check_point(x, means.shape[1], "Gaussian")
+  squares = jnp.square((x[None] - means) / width).sum(axis=1)
+  log_widths = jnp.broadcast_to(jnp.log(width), means.shape).sum(axis=1)
+  return log_weights - 0.5 * squares - log_widths - x.size * _HALF_LOG_2PI
 
 
 def _spherical_samples(arrays: tuple[Array, ...], key: Key, num_samples: int) -> Array:
   log_weights, means, width = arrays
   k, z = _component_and_noise(key, log_weights, means, num_samples)
-  return means[k] + width[k][:, None] * z
+  return means[k] + width[k] * z
 
 
 def _full_joint(arrays: tuple[Array, ...], x: Array) -> Array:
   log_weights, means, factors, inverses = arrays
+  check_point(x, means.shape[1], "Gaussian")
   # By the inverses: under vmap over points a triangular solve would copy the factors.
   z = jnp.einsum("kij,kj->ki", inverses, x[None] - means, precision=HIGHEST)
   log_determinants = jax.vmap(lambda f: jnp.log(jnp.diagonal(f)).sum())(factors)
@@ -270,20 +296,21 @@ def _inverse(factor: Array) -> Array:
 
 
 def _rbm_joint(arrays: tuple[Array, ...], x: Array) -> Array:
-  log_weights, b, B, states, offsets, noise = arrays
+  log_weights, b, basis, centers, noise = arrays
+  if x.size != b.size:
+    raise ValueError(f"a point of this RBM has {b.size} numbers, got shape {x.shape}.")
   shift = x.reshape(b.shape) - b
-  along = jnp.matmul(shift, B, precision=HIGHEST)
-  cross = jnp.matmul(states, along, precision=HIGHEST)
-  squares = jnp.square(shift).sum() - 2 * cross + offsets
-  return (
-    log_weights - 0.5 * squares / noise**2 - b.size * (jnp.log(noise) + _HALF_LOG_2PI)
-  )
+  along = jnp.matmul(shift, basis, precision=HIGHEST)
+  rest = shift - jnp.matmul(basis, along, precision=HIGHEST)
+  squares = jnp.square(along[None] - centers).sum(axis=1) + jnp.square(rest).sum()
+  log_noise = b.size * (jnp.log(noise) + _HALF_LOG_2PI)
+  return log_weights - 0.5 * squares / noise**2 - log_noise
 
 
 def _rbm_samples(arrays: tuple[Array, ...], key: Key, num_samples: int) -> Array:
-  log_weights, b, B, states, _, noise = arrays
+  log_weights, b, basis, centers, noise = arrays
   k, z = _component_and_noise(key, log_weights, b[None], num_samples)
-  return b[None] + jnp.matmul(states[k], B.T, precision=HIGHEST) + noise * z
+  return b[None] + jnp.matmul(centers[k], basis.T, precision=HIGHEST) + noise * z
 
 
 def _component_and_noise(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from stein_jax import checks
-from stein_jax.densities.density import Density, normalised_weights
+from stein_jax.densities.density import Density, check_point, normalised_weights
 from stein_jax.types import Array, Key
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -56,6 +56,7 @@ def rings(
 
 def _ring_joint(arrays: tuple[Array, Array, Array], x: Array) -> Array:
   log_weights, radii, width = arrays
+  check_point(x, 2, "density of rings")
   squared = jnp.square(x).sum()
   # The square root has no derivative at 0, where I₀'s is 0 as well.
   r = jnp.sqrt(jnp.where(squared > 0, squared, 1))
@@ -106,7 +107,8 @@ def banana(
   arrays = (jnp.asarray(curvature, dtype), jnp.asarray(width, dtype))
   name = f"banana, d = {dimension}"
   samples = Partial(_banana_samples, arrays, jnp.zeros(dimension, dtype))
-  return Density(Partial(_banana_log_density, arrays), samples, name)
+  log_density_fn = Partial(_banana_log_density, arrays, jnp.zeros(dimension, dtype))
+  return Density(log_density_fn, samples, name)
 
 
 def _bend(arrays: tuple[Array, Array], first: Array) -> Array:
@@ -114,7 +116,8 @@ def _bend(arrays: tuple[Array, Array], first: Array) -> Array:
   return curvature * (jnp.square(first) - width**2)
 
 
-def _banana_log_density(arrays: tuple[Array, Array], x: Array) -> Array:
+def _banana_log_density(arrays: tuple[Array, Array], zeros: Array, x: Array) -> Array:
+  check_point(x, zeros.size, "banana")
   x = jnp.asarray(x)
   z = x.at[0].divide(arrays[1]).at[1].add(-_bend(arrays, x[0]))
   return -0.5 * jnp.square(z).sum() - jnp.log(arrays[1]) - 0.5 * x.size * _LOG_2PI
@@ -139,11 +142,16 @@ def funnel(dimension: int = 10, *, width: float = 3.0) -> Density:
   checks.positive("width", width)
   dtype = jnp.result_type(float)
   s = jnp.asarray(width, dtype)
-  samples = Partial(_funnel_samples, s, jnp.zeros(dimension, dtype))
-  return Density(Partial(_funnel_log_density, s), samples, f"funnel, d = {dimension}")
+  zeros = jnp.zeros(dimension, dtype)
+  return Density(
+    Partial(_funnel_log_density, s, zeros),
+    Partial(_funnel_samples, s, zeros),
+    f"funnel, d = {dimension}",
+  )
 
 
-def _funnel_log_density(width: Array, x: Array) -> Array:
+def _funnel_log_density(width: Array, zeros: Array, x: Array) -> Array:
+  check_point(x, zeros.size, "funnel")
   v, rest = x[0], x[1:]
   squares = jnp.square(v / width) + jnp.exp(-v) * jnp.square(rest).sum()
   return -0.5 * (squares + rest.size * v + x.size * _LOG_2PI) - jnp.log(width)
@@ -186,6 +194,7 @@ def independent_components(dimension: int = 10, *, seed: int = 0) -> Density:
 
 def _ica_log_density(arrays: tuple[Array, Array], x: Array) -> Array:
   unmix, log_determinant = arrays
+  check_point(x, len(unmix), "density")
   sources = jnp.matmul(unmix, x, precision=jax.lax.Precision.HIGHEST)
   return -jnp.abs(sources).sum() - x.size * math.log(2) - log_determinant
 

@@ -71,14 +71,19 @@ def classifier_two_sample_test(
   (train_a, test_a), (train_b, test_b) = parts
   train, test = np.concatenate([train_a, train_b]), np.concatenate([test_a, test_b])
   labels = np.arange(2 * half) >= half
-  nearest = np.argpartition(squared_distances(test, train), k - 1, axis=1)[:, :k]
-  correct = (labels[nearest].mean(axis=1) > 0.5) == labels
-  # P(X ≥ c) of a binomial with probability ½ is I_½(c, m − c + 1).
-  count, m = int(correct.sum()), len(test)
-  p_value = 1.0
-  if count:
-    p_value = float(jax.scipy.special.betainc(float(count), m - count + 1.0, 0.5))
-  return TwoSampleTest(count / m, p_value)
+  predicted = []
+  for rows in np.array_split(test, -(-len(test) // 500)):  # a table of 500 rows at once
+    nearest = np.argpartition(squared_distances(rows, train), k - 1, axis=1)[:, :k]
+    predicted.append(labels[nearest].mean(axis=1) > 0.5)
+  count, m = int((np.concatenate(predicted) == labels).sum()), len(test)
+  return TwoSampleTest(count / m, _binomial_tail(count, m))
+
+
+def _binomial_tail(count: int, m: int) -> float:
+  """P(X ≥ count) of m trials with probability ½."""
+  k = np.arange(1, m + 1)
+  log_choices = np.concatenate([[0.0], np.cumsum(np.log((m - k + 1) / k))])
+  return min(1.0, float(np.exp(log_choices[count:] - m * np.log(2)).sum()))
 
 
 def area_under_roc(inside: Array, outside: Array) -> Estimate:

@@ -47,11 +47,14 @@ class LogPartition(NamedTuple):
 
 def _of_weights(log_weights: Array, *, sign: int = 1) -> LogPartition:
   n = len(log_weights)
-  log_total = jax.nn.logsumexp(log_weights)
-  log_ess = 2 * log_total - jax.nn.logsumexp(2 * log_weights)
-  size = jnp.exp(log_ess)
-  error = jnp.sqrt(jnp.maximum(1 / size - 1 / n, 0))
-  return LogPartition(sign * (log_total - math.log(n)), error, size, log_weights)
+  largest = jax.lax.stop_gradient(log_weights.max())
+  weights = jnp.exp(log_weights - largest)
+  size = jnp.minimum(jnp.square(weights.sum()) / jnp.square(weights).sum(), n)
+  variance = 1 / size - 1 / n
+  is_positive = variance > 0  # the square root has no derivative at 0
+  error = jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, variance, 1)), 0)
+  value = sign * (largest + jnp.log(weights.mean()))
+  return LogPartition(value, error, size, log_weights)
 
 
 def log_partition_on_grid(

@@ -2,11 +2,12 @@
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from stein_jax import checks
 from stein_jax.densities import Density, gaussian, mixture
@@ -27,10 +28,13 @@ class Comparison(NamedTuple):
     slope: of the regression of E on −log p* under p*: 1 for p = p*, below 1 if p is too
       flat, as at a high temperature.
     mode_masses: the masses of the truth's modes under p, `[K]`, or None.
-    mode_mass_error: the total variation of these from the truth's, ½ Σ |m − m*|, or
-      None.
+    mode_mass_standard_errors: of these, `[K]`, or None.
+    mode_mass_error: the total variation of the masses from the truth's, ½ Σ |m − m*|,
+      or None. For p = p* it is not 0, but of the size of the standard errors.
     sliced_wasserstein: the mean over directions of the Wasserstein distance W₁ between
-      projections of p and p*.
+      projections of p and p*; its error is that over directions.
+    sliced_wasserstein_floor: the same distance between two samples of p* itself, one
+      of as many points as the weights of p are worth: what p = p* would give.
   """
 
   kl: Estimate
@@ -39,8 +43,10 @@ class Comparison(NamedTuple):
   variance: Estimate
   slope: float
   mode_masses: np.ndarray | None
+  mode_mass_standard_errors: np.ndarray | None
   mode_mass_error: float | None
   sliced_wasserstein: Estimate
+  sliced_wasserstein_floor: float
 
 
 def compare_with_truth(
@@ -98,7 +104,8 @@ def compare_with_truth(
     np.asarray(values, np.float64)
     for values in _at_truth(density, energy_fn, params, x, batch_size=batch_size)
   )
-  log_density_fn = jax.tree_util.Partial(partial(_minus_energy, energy_fn), params)
+  _check_energies(energy)
+  log_density_fn = Partial(_minus_energy, _as_pytree(energy_fn), params)
   log_z = importance_log_partition(
     proposal_key,
     log_density_fn,
@@ -109,6 +116,7 @@ def compare_with_truth(
   # The points of log_z's weights, drawn once more from the same key.
   y = proposal.sample(proposal_key, num_samples)
   log_weights = np.asarray(log_z.log_weights, np.float64)
+  _check_energies(log_weights)
   weights = np.exp(log_weights - log_weights.max())
   weights /= weights.sum()
 
@@ -122,15 +130,42 @@ def compare_with_truth(
     float(deviations.sum() / (n - 1)), float(deviations.std() / math.sqrt(n))
   )
   slope = np.cov(energy, -log_truth)[0, 1] / log_truth.var(ddof=1)
-  masses, mass_error = None, None
+  masses, mass_errors, mass_error = None, None, None
   if density.mode_masses is not None:
-    masses = weights @ np.asarray(density.modes(y), np.float64)
+    modes = np.asarray(_modes(density, y, batch_size=batch_size), np.float64)
+    masses = weights @ modes
+    mass_errors = np.sqrt(np.square(weights) @ np.square(modes - masses[None]))
     truth_masses = np.asarray(density.mode_masses, np.float64)
     mass_error = float(np.abs(masses - truth_masses).sum() / 2)
   sliced = sliced_wasserstein_distance(direction_key, x, y, other_weights=weights)
+  again = density.sample(broad_key, num_samples)
+  worth = max(2, round(float(log_z.effective_sample_size)))
+  floor = sliced_wasserstein_distance(direction_key, x, again[:worth]).value
   return Comparison(
-    kl, log_z, fisher, variance, float(slope), masses, mass_error, sliced
+    kl,
+    log_z,
+    fisher,
+    variance,
+    float(slope),
+    masses,
+    mass_errors,
+    mass_error,
+    sliced,
+    floor,
   )
+
+
+def _check_energies(values: np.ndarray) -> None:
+  if not np.isfinite(values).all():
+    raise ValueError(
+      f"energy_fn(params, x) is not finite at {np.sum(~np.isfinite(values))} of "
+      f"{len(values)} points."
+    )
+
+
+def _as_pytree(fn: EnergyFn) -> Any:
+  """The function as an argument of compiled code, equal for equal functions."""
+  return Partial(fn) if jax.tree_util.all_leaves([fn]) else fn
 
 
 def broad_gaussian(points: Array, *, factor: float = 1.2) -> Density:
@@ -146,16 +181,21 @@ def broad_gaussian(points: Array, *, factor: float = 1.2) -> Density:
     raise ValueError(f"points must be [n, d] with n of at least 2, got {x.shape}.")
   covariance = np.atleast_2d(np.cov(x.T)) * factor**2
   # Fewer points than dimensions leave directions without any variance.
-  ridge = max(1e-6 * np.trace(covariance) / x.shape[1], np.finfo(np.float32).tiny)
+  largest = np.linalg.norm(covariance, 2)
+  ridge = max(1e-6 * float(largest), float(np.finfo(np.float32).tiny))
   covariance += ridge * np.eye(x.shape[1])
-  dtype = jnp.asarray(points).dtype
-  return gaussian(
-    jnp.asarray(x.mean(axis=0), dtype), covariance=jnp.asarray(covariance, dtype)
-  )
+  mean = jnp.asarray(x.mean(axis=0), jnp.asarray(points).dtype)
+  return gaussian(mean, covariance=covariance)
 
 
 def _minus_energy(energy_fn: EnergyFn, params: Params, x: PyTree) -> Array:
   return -energy_fn(params, x)
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def _modes(density: Density, points: Array, *, batch_size: int) -> Array:
+  assert density.modes_fn is not None
+  return jax.lax.map(density.modes_fn, points, batch_size=batch_size)
 
 
 @partial(jax.jit, static_argnames=("energy_fn", "batch_size"))

@@ -15,10 +15,12 @@ def effective_sample_size(chains: Array) -> Array:
   Chains that disagree have a large ρₜ, and a small ESS.
 
   Args:
-    chains: `[m, n, ...]`: m chains of n draws.
+    chains: `[m, n, ...]`: m chains of n draws. A loop over a sampler that collects its
+      particles makes `[n, m, ...]`: swap the first two axes.
 
   Returns:
-    For each number of a draw its ESS, `[...]`.
+    For each number of a draw its ESS, `[...]`; NaN where all draws are equal, or one is
+    not finite.
 
   Raises:
     ValueError: fewer than four draws.
@@ -27,6 +29,9 @@ def effective_sample_size(chains: Array) -> Array:
   """
   x = _check(chains)
   m, n = x.shape[:2]
+  x = x - x.mean(axis=(0, 1), keepdims=True)
+  scale = jnp.abs(x).max(axis=(0, 1), keepdims=True)  # so that squares do not overflow
+  x = x / jnp.where(scale > 0, scale, 1)
   centered = x - x.mean(axis=1, keepdims=True)
   # Autocovariances by the Fourier transform, padded so that it does not wrap around.
   transformed = jnp.fft.rfft(centered, n=2 * n, axis=1)
@@ -45,7 +50,7 @@ def effective_sample_size(chains: Array) -> Array:
   time = 2 * jnp.sum(jnp.where(is_positive == 1, monotone, 0), axis=0) - 1
   # At most m n log₁₀(m n), as Stan does for chains that are better than independent.
   time = jnp.maximum(time, 1 / np.log10(m * n))
-  return m * n / time
+  return jnp.where(total > 0, m * n / time, jnp.nan)
 
 
 def split_r_hat(chains: Array) -> Array:

@@ -56,6 +56,10 @@ def hmc(
   It is accepted with probability min(1, exp(H − H')), H = −log p(x) + ½‖v‖². A proposal
   whose density is NaN is rejected. One leapfrog step is MALA with ε = δ²/2.
 
+  A trajectory of length Lδ near a multiple of 2π s comes back to where it began, in a
+  direction of standard deviation s. Choose Lδ well below that: about the smallest s to
+  a few times it.
+
   >>> import jax, jax.numpy as jnp
   >>> log_density_fn = lambda x: -0.5 * jnp.sum((x - 3) ** 2)
   >>> start = jnp.zeros((100, 2))

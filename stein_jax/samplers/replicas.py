@@ -25,7 +25,8 @@ class TemperingResult(NamedTuple):
     replicas: the chains at all temperatures, `[T, n, ...]`, to be continued from.
     acceptance_rate: of the moves at each temperature, `[T]`.
     swap_rate: how many of the proposed exchanges between neighbours are accepted,
-      `[T − 1]`. Below about 0.1 the temperatures are too far apart.
+      `[T − 1]`; NaN for a pair without a proposal. Below about 0.1 the temperatures
+      are too far apart.
   """
 
   particles: Particles
@@ -46,13 +47,16 @@ def _check(
 ) -> dict[str, Array]:
   checks.num_particles(particles)
   checks.at_least_one("num_rounds", num_rounds)
-  if jnp.ndim(step_size) == 0:
+  if np.ndim(step_size) == 0:
     checks.positive("step_size", step_size)
   elif np.shape(step_size) != np.shape(temperatures):
     raise ValueError(
       "step_size must be one number, or one for each temperature, got shape "
       f"{np.shape(step_size)} for {np.shape(temperatures)} temperatures."
     )
+  elif not isinstance(step_size, jax.core.Tracer):
+    for size in np.asarray(step_size, np.float64):
+      checks.positive("step_size", size)
   if not isinstance(temperatures, jax.core.Tracer):
     t = np.asarray(temperatures, np.float64)
     if t.ndim != 1 or len(t) < 2 or t[0] != 1 or not (np.diff(t) > 0).all():
@@ -65,6 +69,12 @@ def _check(
   if replicas is not None:
     like = jax.tree.map(lambda leaf: leaf[0], replicas)
     checks.same_shapes(particles, like, ("particles", "one temperature of replicas"))
+    count = len(jax.tree.leaves(replicas)[0])
+    if count != np.shape(temperatures)[0]:
+      raise ValueError(
+        f"replicas must have one row for each of {np.shape(temperatures)[0]} "
+        f"temperatures, got {count}."
+      )
   return {"temperatures": jnp.asarray(temperatures, jnp.result_type(float))}
 
 
@@ -86,7 +96,7 @@ def tempering(
 
   Every particle has one chain for each temperature, which samples p^(1/T). In a round
   all chains move by the sampler, with step sizes ε T; then neighbours a, b (the even
-  and the odd pairs in turn) exchange their points with probability
+  and the odd pairs in turn, a random one first) exchange their points with probability
 
     min(1, exp((1/T_a − 1/T_b) (log p(x_b) − log p(x_a)))).
 
@@ -182,9 +192,12 @@ def tempering(
     accepted = axes.mean(swapped.mean(axis=1), axis_name) * proposed
     return jax.tree.map(exchange, x), (moved.acceptance_rate, accepted, proposed)
 
-  odd = jnp.arange(num_rounds) % 2
+  # Short calls, one after the other, begin with either parity.
+  parity_key, key = jax.random.split(key)
+  first = jax.random.bernoulli(parity_key).astype(int)
+  odd = (jnp.arange(num_rounds) + first) % 2
   keys = jax.random.split(key, num_rounds)
   replicas, (rates, accepted, proposed) = jax.lax.scan(one_round, replicas, (keys, odd))
-  swap_rate = accepted.sum(axis=0) / jnp.maximum(proposed.sum(axis=0), 1)
+  swap_rate = accepted.sum(axis=0) / proposed.sum(axis=0)  # 0/0 is NaN
   at_one = jax.tree.map(lambda leaf: leaf[0], replicas)
   return TemperingResult(at_one, replicas, rates.mean(axis=0), swap_rate[:-1])

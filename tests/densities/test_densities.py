@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stein_jax import densities
 from stein_jax.energies import GaussianBernoulliRBM
+from stein_jax.samplers import langevin
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -297,7 +298,44 @@ def test_the_score_at_the_center_of_a_ring_is_finite():
   np.testing.assert_allclose(densities.rings().score(jnp.zeros(2)), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("pixel_noise", [0.1, 0.01, 1e-3])
+def test_an_rbm_with_little_noise_keeps_its_digits(pixel_noise):
+  rng = np.random.default_rng(0)
+  drawn = {"B": (784, 6), "b": (784,), "c": (6,)}
+  drawn = {k: np.float32(0.5 * rng.normal(size=v)) for k, v in drawn.items()}
+  rbm = GaussianBernoulliRBM(6)
+  density = densities.of_rbm(rbm, {"params": drawn}, pixel_noise=pixel_noise)
+  x = density.sample(KEY, 20)
+  with jax.enable_x64(True):
+    double = {"params": {k: np.float64(v) for k, v in drawn.items()}}
+    want = densities.of_rbm(rbm, double, pixel_noise=pixel_noise).log_density(
+      np.float64(x)
+    )
+  np.testing.assert_allclose(
+    density.log_density(x), want, atol=0.05 + 2e-5 / pixel_noise
+  )
+
+
+def test_within_a_traced_function():
+  def fn(shift):
+    return densities.two_modes(2).log_density_fn(jnp.zeros(2) + shift)
+
+  np.testing.assert_allclose(jax.jit(fn)(0.5), fn(0.5), rtol=1e-5)
+
+
+def test_the_score_is_compiled_once(compilations):
+  density = densities.two_modes(2)
+  x = density.sample(KEY, 4)
+  langevin(KEY, x, density.score, num_steps=1, step_size=0.1)
+  before = len(compilations)
+  langevin(KEY, x, density.score, num_steps=1, step_size=0.1)
+  langevin(KEY, x, densities.two_modes(2).score, num_steps=1, step_size=0.1)
+  assert len(compilations) == before
+
+
 # ------------------------------------------------------------------------- bad input
+
+X = np.zeros((5, 3), np.float32)
 
 MEANS = [[0.0, 0.0], [1.0, 1.0]]
 
@@ -306,15 +344,32 @@ MEANS = [[0.0, 0.0], [1.0, 1.0]]
   ("call", "message"),
   [
     (lambda: densities.gaussian([[0.0]]), r"mean must be \[d\]"),
-    (lambda: densities.gaussian([0.0], width=0), "width must be above 0"),
-    (lambda: densities.gaussian([0.0], width=np.ones(2)), r"one number or \(1,\)"),
+    (lambda: densities.gaussian([0.0], width=0), "width must be a finite number above"),
+    (lambda: densities.gaussian([0.0], width=np.ones(2)), r"one number or \[1\]"),
+    (lambda: densities.gaussian([0.0, 1.0], covariance=np.tri(2)), "symmetric"),
+    (lambda: densities.two_modes(3).log_density(X[0]), r"\[3\], got shape \(\)"),
+    (lambda: densities.two_modes(3).log_density(X[:, :1]), r"\[3\], got shape \(1,\)"),
+    (lambda: densities.two_modes(3).log_density_fn(X), "take one point"),
+    (lambda: densities.funnel(10).log_density(X), r"this funnel is \[10\]"),
+    (lambda: densities.banana(4).log_density(X), r"this banana is \[4\]"),
+    (lambda: densities.rings().log_density(X), r"density of rings is \[2\]"),
+    (lambda: densities.independent_components(4).log_density(X), r"is \[4\]"),
+    (lambda: densities.affine_coupling_flow(KEY, 4).log_density(X), r"flow is \[4\]"),
+    (lambda: small_rbm(1.0, 4).log_density(X), "this RBM has 4 numbers"),
+    (
+      lambda: densities.mixture([densities.funnel(2), densities.funnel(3)], [1, 1]),
+      "points of one shape",
+    ),
     (lambda: densities.gaussian([0.0, 1.0], covariance=-np.eye(2)), "definite"),
     (lambda: densities.gaussian([0.0, 1.0], covariance=np.eye(3)), r"shape \(2, 2\)"),
     (lambda: densities.gaussian_mixture([0.0, 1.0]), r"means must be \[K, d\]"),
     (lambda: densities.gaussian_mixture(MEANS, weights=[1.0]), "one weight for each"),
     (lambda: densities.gaussian_mixture(MEANS, weights=[1.0, -1]), "positive numbers"),
     (lambda: densities.gaussian_mixture(MEANS, weights=[1, np.nan]), "positive"),
-    (lambda: densities.gaussian_mixture(MEANS, width=np.ones(3)), r"one number or \[2"),
+    (
+      lambda: densities.gaussian_mixture(MEANS, width=np.ones(3)),
+      r"one number or \[2\]",
+    ),
     (lambda: densities.two_modes(0), "dimension must be an integer of at least 1"),
     (lambda: densities.two_modes(2, separation=0), "separation must be"),
     (lambda: densities.two_modes(2, weights=(0.0, 1.0)), "positive numbers"),

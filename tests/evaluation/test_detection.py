@@ -112,7 +112,7 @@ def test_sliced_distance_is_the_mean_of_scipy_s(weighted):
     scipy.stats.wasserstein_distance(a @ u, b @ u, *weights) for u in directions.T
   ]
   np.testing.assert_allclose(found.value, np.mean(want), rtol=1e-10)
-  np.testing.assert_allclose(found.standard_error, np.std(want) / np.sqrt(7))
+  np.testing.assert_allclose(found.standard_error, np.std(want, ddof=1) / np.sqrt(7))
 
 
 def test_sliced_distance_of_a_set_to_itself_is_zero():

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 
 from stein_jax import densities, evaluation, samplers
 from stein_jax.energies import GaussianBernoulliRBM
+from stein_jax.evaluation.partition import _of_weights
 
 RBM = GaussianBernoulliRBM(10)
 MALA = functools.partial(samplers.mala, num_steps=2, step_size=0.3)
@@ -116,6 +117,17 @@ def test_stated_errors_hold_in_95_percent_of_repeats(d, repeats):
   # 95 % of 200, less three standard deviations of a binomial.
   assert inside.mean() >= 0.90
   assert inside.mean() < 1 or d > 100  # errors that are far too large would never miss
+
+
+@pytest.mark.parametrize("offset", [-1e5, 0.0, 1e6])
+def test_weights_with_a_large_offset(offset):
+  weights = jnp.full(100, jnp.float32(offset))
+  value, slope = jax.value_and_grad(lambda w: _of_weights(w).standard_error)(weights)
+  assert value == 0
+  assert np.isfinite(slope).all()
+  found = _of_weights(weights)
+  assert found.effective_sample_size == 100
+  np.testing.assert_allclose(found.value, offset, rtol=1e-6)
 
 
 def test_a_missed_mode_is_missed_and_a_broad_gaussian_sees_it():

@@ -114,11 +114,62 @@ def test_an_rbm_against_another():
   assert abs(found.kl.value - difference.mean()) < 4 * total
 
 
+@pytest.mark.usefixtures("x64")
+def test_float64():
+  truth = densities.two_modes(2, separation=4.0)
+  found = evaluation.compare_with_truth(
+    truth, lambda params, x: -truth.log_density_fn(x), None, KEY, num_samples=500
+  )
+  assert abs(found.kl.value) < 5 * found.kl.standard_error + 1e-12
+  assert 0.3 < found.sliced_wasserstein.value / found.sliced_wasserstein_floor < 3
+
+
+def test_masses_are_within_their_errors():
+  truth = densities.two_modes(2, separation=6.0)
+  off = []
+  for seed in range(20):
+    found = evaluation.compare_with_truth(
+      truth,
+      energy_of_truth,
+      truth.log_density_fn,
+      jax.random.key(seed),
+      num_samples=500,
+    )
+    off.append(
+      (found.mode_masses - truth.mode_masses) / found.mode_mass_standard_errors
+    )
+  assert 0.5 < np.std(np.array(off)[:, 0]) < 1.6
+
+
+def energy_of_truth(log_density_fn, x):
+  return -log_density_fn(x)
+
+
+def test_a_second_comparison_compiles_nothing(compilations):
+  truth = densities.gaussian([0.0, 1.0])
+  for seed in range(3):
+    if seed == 1:
+      before = len(compilations)
+    evaluation.compare_with_truth(
+      truth,
+      energy_of_truth,
+      truth.log_density_fn,
+      jax.random.key(seed),
+      num_samples=50,
+    )
+  # The floor's sample has another size in each.
+  assert len(compilations) - before <= 2
+
+
 def test_broad_gaussian_has_the_moments_of_the_points():
   x = np.random.default_rng(0).normal(size=(50, 3)) * [1, 2, 3]
   density = evaluation.broad_gaussian(jnp.float32(x), factor=2.0)
   want = scipy.stats.multivariate_normal(x.mean(0), 4 * np.cov(x.T)).logpdf(x)
   np.testing.assert_allclose(density.log_density(jnp.float32(x)), want, rtol=1e-3)
+  rbm = GaussianBernoulliRBM(3)
+  params = rbm.init(jax.random.key(1), jnp.zeros(50))
+  narrow = densities.of_rbm(rbm, params, pixel_noise=0.001).sample(KEY, 20)
+  assert np.isfinite(evaluation.broad_gaussian(narrow).log_density(narrow)).all()
   few = evaluation.broad_gaussian(jnp.float32(x[:2]))  # fewer points than dimensions
   assert np.isfinite(few.log_density(jnp.float32(x[:2]))).all()
 
@@ -130,6 +181,10 @@ def test_broad_gaussian_has_the_moments_of_the_points():
     ({"num_samples": 2.5}, "num_samples must be an integer"),
     ({"batch_size": 0}, "batch_size must be"),
     ({"energy_fn": lambda params, x: x}, "must return a scalar"),
+    (
+      {"energy_fn": lambda params, x: jnp.log(x).sum(), "num_samples": 50},
+      r"energy_fn\(params, x\) is not finite at \d+ of 50 points",
+    ),
   ],
 )
 def test_bad_input(options, message):

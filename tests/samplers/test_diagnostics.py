@@ -53,6 +53,23 @@ def test_r_hat_is_that_of_blackjax_on_halves():
   np.testing.assert_allclose(split_r_hat(x), 1, atol=0.05)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_ess_at_any_scale(scale):
+  x = autoregressive(0.5, 4, 1000)
+  want = effective_sample_size(jnp.float32(x))
+  got = effective_sample_size(jnp.float32(scale * x))
+  np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+def test_ess_of_chains_that_stand_still_or_are_nan_is_nan():
+  x = np.stack([autoregressive(0.0, 4, 50), np.ones((4, 50))], axis=-1)
+  got = effective_sample_size(jnp.float32(x))
+  assert np.isfinite(got[0])
+  assert np.isnan(got[1])
+  x[0, 0] = np.nan
+  assert np.isnan(effective_sample_size(jnp.float32(x))).all()
+
+
 def test_r_hat_sees_a_trend_and_a_shift():
   x = autoregressive(0.0, 4, 400)
   assert split_r_hat(jnp.float32(x + np.linspace(0, 5, 400))) > 1.2

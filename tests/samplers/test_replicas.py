@@ -82,6 +82,18 @@ def test_a_run_continues_from_its_replicas():
   assert jnp.std(more.replicas[-1]) > jnp.std(first.particles)
 
 
+def test_rounds_in_calls_of_their_own_exchange_all_pairs():
+  options = {"temperatures": TEMPERATURES, "step_size": 0.4, "num_rounds": 1}
+  truth = densities.two_modes(2)
+  x, replicas, proposed = truth.sample(KEY, 20), None, np.zeros(4)
+  for key in jax.random.split(KEY, 12):
+    found = tempering(key, x, truth.log_density_fn, replicas=replicas, **options)
+    replicas, x = found.replicas, found.particles
+    proposed += np.isfinite(found.swap_rate)
+  assert (proposed > 0).all()
+  assert (proposed < 12).all()
+
+
 def test_hmc_as_the_sampler_with_a_step_for_each_temperature():
   sampler = functools.partial(hmc, num_steps=1, num_leapfrog=5)
   steps = 0.4 * np.sqrt([1, 3])
@@ -137,7 +149,10 @@ def test_many_devices_draw_what_one_draws():
     ({"num_rounds": 0}, "num_rounds must be"),
     ({"step_size": 0}, "step_size must be a finite"),
     ({"step_size": np.ones(3)}, "one for each temperature"),
+    ({"step_size": [0.1, -0.1]}, "step_size must be a finite number above 0"),
+    ({"step_size": [0.1, np.nan]}, "step_size must be a finite number above 0"),
     ({"replicas": jnp.zeros((2, 5, 1))}, "one temperature of replicas"),
+    ({"replicas": jnp.zeros((3, 4, 1))}, "one row for each of 2 temperatures, got 3"),
   ],
 )
 def test_bad_input(options, message):
