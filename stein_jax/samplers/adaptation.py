@@ -50,13 +50,14 @@ def adapt_step_size(
   chain of these rounds is not invariant: start the one that counts afterwards.
 
   >>> import functools, jax, jax.numpy as jnp
-  >>> sampler = functools.partial(mala, num_steps=5)
-  >>> found = adapt_step_size(
+  >>> from stein_jax import samplers
+  >>> sampler = functools.partial(samplers.mala, num_steps=5)
+  >>> found = samplers.adapt_step_size(
   ...   jax.random.key(0), jnp.zeros((100, 2)), lambda x: -50 * jnp.sum(x**2), sampler,
   ...   step_size=1.0, target=0.57,
   ... )
-  >>> 0.003 < found.step_size < 0.03
-  Array(True, dtype=bool)
+  >>> 0.003 < float(found.step_size) < 0.03
+  True
 
   Args:
     key: a PRNG key.

@@ -63,9 +63,8 @@ def hmc(
   >>> import jax, jax.numpy as jnp
   >>> log_density_fn = lambda x: -0.5 * jnp.sum((x - 3) ** 2)
   >>> start = jnp.zeros((100, 2))
-  >>> moved = hmc(
-  ...   jax.random.key(0), start, log_density_fn, num_steps=10, step_size=0.3
-  ... )
+  >>> options = {"num_steps": 20, "step_size": 0.3, "num_leapfrog": 5}
+  >>> moved = hmc(jax.random.key(0), start, log_density_fn, **options)
   >>> round(moved.particles.mean().item())
   3
 
