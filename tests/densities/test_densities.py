@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stein_jax import densities
 from stein_jax.energies import GaussianBernoulliRBM
 from stein_jax.samplers import langevin
+from tests.quick import only
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -217,7 +218,7 @@ def test_banana_funnel_and_ica_in_more_dimensions(dimension):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dimension", [2, 5])
+@pytest.mark.parametrize("dimension", only([2], [2, 5]))
 def test_a_flow_has_the_log_determinant_of_its_map(dimension):
   density = densities.affine_coupling_flow(KEY, dimension, num_layers=3)
   layers, _ = density.sample_fn.args

@@ -89,6 +89,7 @@ def test_an_invented_mode_is_seen():
   assert alone.log_partition.effective_sample_size < 2000
 
 
+@pytest.mark.slow
 def test_an_rbm_against_another():
   rbm = GaussianBernoulliRBM(4)
   rng = np.random.default_rng(0)
@@ -124,6 +125,7 @@ def test_float64():
   assert 0.3 < found.sliced_wasserstein.value / found.sliced_wasserstein_floor < 3
 
 
+@pytest.mark.slow
 def test_masses_are_within_their_errors():
   truth = densities.two_modes(2, separation=6.0)
   off = []

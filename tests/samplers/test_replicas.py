@@ -94,6 +94,7 @@ def test_rounds_in_calls_of_their_own_exchange_all_pairs():
   assert (proposed < 12).all()
 
 
+@pytest.mark.slow
 def test_hmc_as_the_sampler_with_a_step_for_each_temperature():
   sampler = functools.partial(hmc, num_steps=1, num_leapfrog=5)
   steps = 0.4 * np.sqrt([1, 3])
@@ -161,6 +162,7 @@ def test_bad_input(options, message):
     tempering(KEY, jnp.zeros((4, 1)), quadratic, **options)
 
 
+@pytest.mark.slow
 def test_ks_at_temperature_one():
   found = tempering(
     KEY,

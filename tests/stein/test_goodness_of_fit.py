@@ -308,6 +308,7 @@ def test_power_against_a_shift(test):
   assert (p_values <= 0.05).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_several_kernels_see_what_a_wrong_bandwidth_does_not():
   # A kernel of a length of 1/1000 is a delta: it sees each particle alone.
   truth, other = densities.gaussian([0.0, 0.0]), densities.gaussian([0.5, 0.0])
@@ -340,6 +341,7 @@ def test_the_weights_of_separated_modes_are_not_seen():
   assert_level(p_values_of(density, 100, 100, **options))
 
 
+@pytest.mark.slow
 def test_signs_of_a_chain_keep_the_level():
   # x' = ρx + √(1−ρ²) z leaves N(0, 1) invariant; its autocorrelation time is 9.
   rho, n = 0.8, 500

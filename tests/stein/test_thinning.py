@@ -99,6 +99,7 @@ def test_thinned_points_of_a_chain_are_better_than_random_ones():
   assert jnp.linalg.norm(chain[chosen], axis=1).max() < 4  # no burn-in
 
 
+@pytest.mark.slow
 def test_the_regularised_choice_has_no_points_between_modes():
   # Pathology of Bénard et al.: points near the saddle, where the score is small.
   density = densities.two_modes(2, weights=(0.5, 0.5), separation=6.0)

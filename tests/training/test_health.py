@@ -261,6 +261,7 @@ def test_a_runaway_can_stop_the_run(tmp_path):
     train_mlp(regularised, on_runaway="stop", workdir=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_runaway_can_be_ignored():
   train_mlp(regularised, on_runaway="ignore")
 
