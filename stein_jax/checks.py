@@ -33,6 +33,13 @@ def positive(name: str, value: Any) -> None:
     )
 
 
+def all_positive(name: str, values: Any) -> None:
+  """Raises ValueError unless every number of an array is as in `positive`."""
+  if not isinstance(values, jax.core.Tracer):
+    for value in np.ravel(np.asarray(values, np.float64)):
+      positive(name, value)
+
+
 def not_negative(name: str, value: Any) -> None:
   """Raises ValueError unless `value` is a finite number of at least 0."""
   if not (_is_real(value) and 0 <= float(value) < np.inf):
@@ -261,8 +268,7 @@ def params(value: Params, name: str = "params") -> None:
     return
   for path, leaf in jax.tree_util.tree_leaves_with_path(value):
     where = name + jax.tree_util.keystr(path)
-    if not _is_array(leaf):
-      raise TypeError(f"{where} must be an array, got {leaf!r}. {_ARRAYS_ONLY}")
+    _check_leaf(where, leaf)
     if not jnp.issubdtype(_dtype(leaf), jnp.inexact):
       raise TypeError(
         f"{where} is {_dtype(leaf)}, and only floating-point numbers have gradients: "
@@ -279,9 +285,12 @@ _ARRAYS_ONLY = (
 def leaves(name: str, tree: PyTree) -> None:
   """Raises TypeError unless all leaves are arrays or numbers."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if not _is_array(leaf):
-      where = name + jax.tree_util.keystr(path)
-      raise TypeError(f"{where} must be an array, got {leaf!r}. {_ARRAYS_ONLY}")
+    _check_leaf(name + jax.tree_util.keystr(path), leaf)
+
+
+def _check_leaf(where: str, leaf: Any) -> None:
+  if not _is_array(leaf):
+    raise TypeError(f"{where} must be an array, got {leaf!r}. {_ARRAYS_ONLY}")
 
 
 def _is_array(x: Any) -> bool:
@@ -350,7 +359,7 @@ def array(name: str, value: Any) -> None:
 def floating(name: str, tree: Any) -> None:
   """Raises TypeError unless every array of a pytree is of a floating-point type."""
   for leaf in jax.tree.leaves(tree):
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    dtype = _dtype(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
       remedy = (
         "cast or scale them first (in fit by transform, whose default, "

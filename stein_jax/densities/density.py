@@ -110,6 +110,32 @@ def _sample(density: Density, key: Key, *, num_samples: int) -> Particles:
   return density.sample_fn(key, num_samples)
 
 
+def of_components(
+  joint: Callable[[PyTree], Array],
+  sample_fn: Callable[[Key, int], Particles],
+  name: str,
+  masses: Array | None,
+) -> Density:
+  """The density Σₖ wₖ pₖ(x) of components.
+
+  Args:
+    joint: x -> log wₖ + log pₖ(x), `[K]`, as a pytree.
+    sample_fn: (key, n) -> n samples.
+    name: of the density.
+    masses: wₖ, `[K]`, if the components count as modes.
+  """
+  modes_fn = None if masses is None else Partial(_softmax, joint)
+  return Density(Partial(_logsumexp, joint), sample_fn, name, masses, modes_fn)
+
+
+def _logsumexp(joint: Callable[[PyTree], Array], x: PyTree) -> Array:
+  return jax.nn.logsumexp(joint(x))
+
+
+def _softmax(joint: Callable[[PyTree], Array], x: PyTree) -> Array:
+  return jax.nn.softmax(joint(x))
+
+
 def mixture(densities: Sequence[Density], weights: Sequence[float]) -> Density:
   """Σₖ wₖ pₖ: for example a proposal made of a truth and a broad Gaussian.
 
@@ -143,13 +169,28 @@ def mixture(densities: Sequence[Density], weights: Sequence[float]) -> Density:
   ]
   if any(shape != shapes[0] for shape in shapes):
     raise ValueError(f"the densities must be of points of one shape, got {shapes}.")
-  return Density(
-    Partial(_mixture_log_density, densities, jnp.log(w)),
+  return of_components(
+    Partial(_joint, densities, jnp.log(w)),
     Partial(_mixture_samples, densities, jnp.log(w)),
     " + ".join(density.name for density in densities),
     w,
-    Partial(_mixture_modes, densities, jnp.log(w)),
   )
+
+
+def weights_for(
+  weights: Sequence[float] | Array | None, count: int, components: str
+) -> Array:
+  """`normalised_weights` of this many components; None: equal ones.
+
+  Raises:
+    ValueError: also another number of weights.
+  """
+  w = normalised_weights([1.0] * count if weights is None else weights)
+  if len(w) != count:
+    raise ValueError(
+      f"there must be one weight for each of {count} {components}, got {len(w)}."
+    )
+  return w
 
 
 def normalised_weights(weights: Sequence[float] | Array) -> Array:
@@ -170,18 +211,6 @@ def _joint(densities: tuple[Density, ...], log_weights: Array, x: PyTree) -> Arr
   """log wₖ + log pₖ(x), `[K]`."""
   logs = jnp.stack([density.log_density_fn(x) for density in densities])
   return log_weights.astype(logs.dtype) + logs
-
-
-def _mixture_log_density(
-  densities: tuple[Density, ...], log_weights: Array, x: PyTree
-) -> Array:
-  return jax.nn.logsumexp(_joint(densities, log_weights, x))
-
-
-def _mixture_modes(
-  densities: tuple[Density, ...], log_weights: Array, x: PyTree
-) -> Array:
-  return jax.nn.softmax(_joint(densities, log_weights, x))
 
 
 def _mixture_samples(

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +12,12 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from stein_jax import checks
-from stein_jax.densities.density import Density, check_point, normalised_weights
+from stein_jax.densities.density import (
+  Density,
+  check_point,
+  of_components,
+  weights_for,
+)
 from stein_jax.types import Array, Key, Params
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -72,9 +77,7 @@ def gaussian_mixture(
   """
   means = _points(means, 2, "means")
   k, d = means.shape
-  w = normalised_weights([1.0] * k if weights is None else weights)
-  if len(w) != k:
-    raise ValueError(f"there must be one weight for each of {k} means, got {len(w)}.")
+  w = weights_for(weights, k, "means")
   name = f"mixture of {k} Gaussians, d = {d}" if name is None else name
   if covariances is not None:
     shape = (d, d) if np.ndim(covariances) == 2 else (k, d, d)
@@ -161,12 +164,11 @@ def of_rbm(rbm: _RBM, params: Params, *, pixel_noise: float = 1.0) -> Density:
   noise = jnp.asarray(pixel_noise, means.dtype)
   arrays = (log_weights, theta["b"], basis, centers, noise)
   d, num_hidden = theta["B"].shape
-  return Density(
-    Partial(_log_density, Partial(_rbm_joint, arrays)),
+  return of_components(
+    Partial(_rbm_joint, arrays),
     Partial(_rbm_samples, arrays),
     f"RBM of {num_hidden} units, d = {d}",
     jnp.exp(log_weights),
-    Partial(_modes, Partial(_rbm_joint, arrays)),
   )
 
 
@@ -176,9 +178,7 @@ def _check_width(width: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
     raise ValueError(
       f"width must be one number or {wanted}, got shape {np.shape(width)}."
     )
-  if not isinstance(width, jax.core.Tracer):
-    for value in np.ravel(np.asarray(width, np.float64)):
-      checks.positive("width", value)
+  checks.all_positive("width", width)
 
 
 def _points(value: Any, ndim: int, name: str) -> Array:
@@ -214,7 +214,10 @@ def _spherical(
 ) -> Density:
   """Components of a width for each, `[K, 1]`, or for each coordinate, `[K, d]`."""
   arrays = (jnp.log(weights).astype(means.dtype), means, width)
-  return _of_components(_spherical_joint, _spherical_samples, arrays, name, has_modes)
+  masses = jnp.exp(arrays[0]) if has_modes else None
+  return of_components(
+    Partial(_spherical_joint, arrays), Partial(_spherical_samples, arrays), name, masses
+  )
 
 
 def _full(
@@ -222,34 +225,13 @@ def _full(
 ) -> Density:
   inverses = jax.vmap(_inverse)(factors)
   arrays = (jnp.log(weights).astype(means.dtype), means, factors, inverses)
-  return _of_components(_full_joint, _full_samples, arrays, name, has_modes)
-
-
-def _of_components(
-  joint: Callable[..., Array],
-  samples: Callable[..., Array],
-  arrays: tuple[Array, ...],
-  name: str,
-  has_modes: bool,
-) -> Density:
-  return Density(
-    Partial(_log_density, Partial(joint, arrays)),
-    Partial(samples, arrays),
-    name,
-    jnp.exp(arrays[0]) if has_modes else None,
-    Partial(_modes, Partial(joint, arrays)) if has_modes else None,
+  masses = jnp.exp(arrays[0]) if has_modes else None
+  return of_components(
+    Partial(_full_joint, arrays), Partial(_full_samples, arrays), name, masses
   )
 
 
 # Each family has a function of its arrays and a point: log wₖ + log pₖ(x), [K].
-
-
-def _log_density(joint: Callable[[Array], Array], x: Array) -> Array:
-  return jax.nn.logsumexp(joint(x))
-
-
-def _modes(joint: Callable[[Array], Array], x: Array) -> Array:
-  return jax.nn.softmax(joint(x))
 
 
 def _spherical_joint(arrays: tuple[Array, ...], x: Array) -> Array:

@@ -9,7 +9,12 @@ import numpy as np
 from jax.tree_util import Partial
 
 from stein_jax import checks
-from stein_jax.densities.density import Density, check_point, normalised_weights
+from stein_jax.densities.density import (
+  Density,
+  check_point,
+  of_components,
+  weights_for,
+)
 from stein_jax.types import Array, Key
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -36,21 +41,15 @@ def rings(
   Returns:
     A Density of points `[2]`, whose modes are the rings.
   """
-  for radius in radii:
-    checks.positive("radii", radius)
+  checks.all_positive("radii", radii)
   checks.positive("width", width)
-  w = normalised_weights([1.0] * len(radii) if weights is None else weights)
-  if len(w) != len(radii):
-    raise ValueError(
-      f"there must be one weight for each of {len(radii)} radii, got {len(w)}."
-    )
+  w = weights_for(weights, len(radii), "radii")
   arrays = (jnp.log(w), jnp.asarray(radii, w.dtype), jnp.asarray(width, w.dtype))
-  return Density(
-    Partial(_ring_log_density, arrays),
+  return of_components(
+    Partial(_ring_joint, arrays),
     Partial(_ring_samples, arrays),
     f"{len(radii)} rings",
     w,
-    Partial(_ring_modes, arrays),
   )
 
 
@@ -66,14 +65,6 @@ def _ring_joint(arrays: tuple[Array, Array, Array], x: Array) -> Array:
   log_bessel = jnp.log(jax.scipy.special.i0e(scaled))
   squares = jnp.square((r - radii) / width)
   return log_weights - 0.5 * squares + log_bessel - _LOG_2PI - 2 * jnp.log(width)
-
-
-def _ring_log_density(arrays: tuple[Array, Array, Array], x: Array) -> Array:
-  return jax.nn.logsumexp(_ring_joint(arrays, x))
-
-
-def _ring_modes(arrays: tuple[Array, Array, Array], x: Array) -> Array:
-  return jax.nn.softmax(_ring_joint(arrays, x))
 
 
 def _ring_samples(

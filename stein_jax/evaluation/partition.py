@@ -10,6 +10,7 @@ an estimate of log Z = log ∫ f(x) dx in nats. For an energy f = exp(−E):
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -168,6 +169,18 @@ def importance_log_partition(
     ValueError: num_samples or batch_size below 1.
   """
   x = _own(proposal.sample_fn(key, num_samples), num_samples, axis_name)
+  return of_samples(x, log_density_fn, proposal, batch_size, axis_name)
+
+
+@partial(jax.jit, static_argnames=("batch_size", "axis_name"))
+def of_samples(
+  x: Particles,
+  log_density_fn: LogDensityFn,
+  proposal: Density,
+  batch_size: int | None,
+  axis_name: str | None = None,
+) -> LogPartition:
+  """The estimate of `importance_log_partition` from these samples of the proposal."""
 
   def log_weight(x: PyTree) -> Array:
     return log_density_fn(x) - proposal.log_density_fn(x)

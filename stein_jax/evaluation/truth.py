@@ -1,6 +1,7 @@
 """A learned energy against a known density: divergences, log Z, modes, with errors."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax.tree_util import Partial
 
 from stein_jax import checks
 from stein_jax.densities import Density, gaussian, mixture
-from stein_jax.evaluation.partition import LogPartition, importance_log_partition
+from stein_jax.evaluation.partition import LogPartition, of_samples
 from stein_jax.evaluation.samples import Estimate, sliced_wasserstein_distance
 from stein_jax.types import Array, EnergyFn, Key, Params, PyTree
 
@@ -96,9 +97,9 @@ def compare_with_truth(
   truth_key, broad_key, proposal_key, direction_key = jax.random.split(key, 4)
   x = density.sample(truth_key, num_samples)
   checks.scalar_energy(energy_fn, params, jax.tree.map(lambda leaf: leaf[0], x))
+  again = density.sample(broad_key, num_samples)
   if proposal is None:
-    broad = broad_gaussian(density.sample(broad_key, num_samples))
-    proposal = mixture([density, broad], [2, 1])
+    proposal = mixture([density, broad_gaussian(again)], [2, 1])
 
   log_truth, energy, squares = (
     np.asarray(values, np.float64)
@@ -106,15 +107,8 @@ def compare_with_truth(
   )
   _check_energies(energy)
   log_density_fn = Partial(_minus_energy, _as_pytree(energy_fn), params)
-  log_z = importance_log_partition(
-    proposal_key,
-    log_density_fn,
-    proposal,
-    num_samples=num_samples,
-    batch_size=batch_size,
-  )
-  # The points of log_z's weights, drawn once more from the same key.
   y = proposal.sample(proposal_key, num_samples)
+  log_z = of_samples(y, log_density_fn, proposal, batch_size)
   log_weights = np.asarray(log_z.log_weights, np.float64)
   _check_energies(log_weights)
   weights = np.exp(log_weights - log_weights.max())
@@ -131,14 +125,13 @@ def compare_with_truth(
   )
   slope = np.cov(energy, -log_truth)[0, 1] / log_truth.var(ddof=1)
   masses, mass_errors, mass_error = None, None, None
-  if density.mode_masses is not None:
-    modes = np.asarray(_modes(density, y, batch_size=batch_size), np.float64)
+  if density.modes_fn is not None:
+    modes = np.asarray(_modes(density.modes_fn, y, batch_size=batch_size), np.float64)
     masses = weights @ modes
     mass_errors = np.sqrt(np.square(weights) @ np.square(modes - masses[None]))
     truth_masses = np.asarray(density.mode_masses, np.float64)
     mass_error = float(np.abs(masses - truth_masses).sum() / 2)
   sliced = sliced_wasserstein_distance(direction_key, x, y, other_weights=weights)
-  again = density.sample(broad_key, num_samples)
   worth = max(2, round(float(log_z.effective_sample_size)))
   floor = sliced_wasserstein_distance(direction_key, x, again[:worth]).value
   return Comparison(
@@ -193,9 +186,10 @@ def _minus_energy(energy_fn: EnergyFn, params: Params, x: PyTree) -> Array:
 
 
 @partial(jax.jit, static_argnames="batch_size")
-def _modes(density: Density, points: Array, *, batch_size: int) -> Array:
-  assert density.modes_fn is not None
-  return jax.lax.map(density.modes_fn, points, batch_size=batch_size)
+def _modes(
+  modes_fn: Callable[[PyTree], Array], points: Array, *, batch_size: int
+) -> Array:
+  return jax.lax.map(modes_fn, points, batch_size=batch_size)
 
 
 @partial(jax.jit, static_argnames=("energy_fn", "batch_size"))

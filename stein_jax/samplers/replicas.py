@@ -54,9 +54,8 @@ def _check(
       "step_size must be one number, or one for each temperature, got shape "
       f"{np.shape(step_size)} for {np.shape(temperatures)} temperatures."
     )
-  elif not isinstance(step_size, jax.core.Tracer):
-    for size in np.asarray(step_size, np.float64):
-      checks.positive("step_size", size)
+  else:
+    checks.all_positive("step_size", step_size)
   if not isinstance(temperatures, jax.core.Tracer):
     t = np.asarray(temperatures, np.float64)
     if t.ndim != 1 or len(t) < 2 or t[0] != 1 or not (np.diff(t) > 0).all():
