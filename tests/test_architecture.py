@@ -36,7 +36,8 @@ MAY_IMPORT = {
   "kernels": PUBLIC | {"parallel.ring", "pairs"},
   "stein": PUBLIC | {"pairs", "kernels"},
   "samplers": PUBLIC,
-  "algorithms": PUBLIC | {"stein", "samplers", "parallel.rows", "parallel.row_wise"},
+  "algorithms": PUBLIC
+  | {"pairs", "stein", "samplers", "parallel.rows", "parallel.row_wise"},
   "networks": {"types", "checks", "compiled"},
   "energies": {"types", "checks", "networks"},
   "densities": {"types", "checks", "compiled"},

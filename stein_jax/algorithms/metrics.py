@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from stein_jax.algorithms.energy import split_batch
+from stein_jax.pairs.points import widened
 from stein_jax.parallel import axes
 from stein_jax.types import Array, Batch, Particles
 
 
 def direction_norm(direction: Particles, axis_name: str | None) -> Array:
   """√((1/n) Σᵢ ‖φ(xᵢ)‖²), over the points of all devices."""
-  direction = _widened(direction)
+  direction = widened(direction)
   n = len(jax.tree.leaves(direction)[0])
   squared_norm = optax.tree.norm(direction, squared=True) / n
   return jnp.sqrt(axes.mean(squared_norm, axis_name))
@@ -27,7 +28,7 @@ def negatives_spread(
   The distance of the negatives from the data, relative to the data's own scale: about 1
   if both have one distribution. Without the denominator if all positives are equal.
   """
-  x, y = (_widened(split_batch(batch)[0]) for batch in (positives, negatives))
+  x, y = (widened(split_batch(batch)[0]) for batch in (positives, negatives))
   center = axes.mean(jax.tree.map(lambda leaf: leaf.mean(axis=0), x), axis_name)
 
   def squared_distance(points: Particles) -> Array:
@@ -38,10 +39,3 @@ def negatives_spread(
 
   scale, distance = squared_distance(x), squared_distance(y)
   return jnp.sqrt(distance / jnp.where(scale > 0, scale, 1))
-
-
-def _widened(points: Particles) -> Particles:
-  """16 bits as 32: their squares would overflow."""
-  return jax.tree.map(
-    lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), points
-  )

@@ -12,7 +12,7 @@ from stein_jax.samplers import noise
 from stein_jax.samplers.metropolis import (
   MetropolisResult,
   check_tempered,
-  metropolis_choice,
+  metropolis_chain,
   tempered,
 )
 from stein_jax.types import Array, Key, LogDensityFn, Particles, PyTree
@@ -101,26 +101,25 @@ def hmc(
 
   delta = jnp.asarray(step_size)
 
-  def step(carry: tuple, step_key: Key) -> tuple[tuple, Array]:
-    x, log_p, scores = carry
-    momentum_key, accept_key = jax.random.split(step_key)
-    v = noise.normal_like(momentum_key, x, axis_name)
+  def evaluate(x: Particles) -> tuple[Array, Particles]:
+    return tempered(log_density_fn, x, context, temperature)
+
+  def propose(key: Key, current: tuple) -> tuple[tuple, Array]:
+    x, log_p, scores = current
+    v = noise.normal_like(key, x, axis_name)
 
     def leapfrog(_: Array, state: tuple) -> tuple:
       x, v, _, scores = state
       v = kick(v, scores, delta / 2)
       x = kick(x, v, delta)
-      log_p, scores = tempered(log_density_fn, x, context, temperature)
+      log_p, scores = evaluate(x)
       return x, kick(v, scores, delta / 2), log_p, scores
 
     start = axes.varying_as(x, (x, v, log_p, scores))
     y, w, log_p_new, scores_new = jax.lax.fori_loop(0, num_leapfrog, leapfrog, start)
     log_ratio = (log_p_new - kinetic(w)) - (log_p - kinetic(v))
-    u = noise.uniform(accept_key, len(log_p), log_p.dtype, axis_name)
-    accepted = jnp.log(u) < log_ratio  # False where the ratio is NaN
-    carry = metropolis_choice(accepted, (y, log_p_new, scores_new), carry)
-    return carry, accepted.mean()
+    return (y, log_p_new, scores_new), log_ratio
 
-  start = (particles, *tempered(log_density_fn, particles, context, temperature))
-  (moved, _, _), accepted = jax.lax.scan(step, start, jax.random.split(key, num_steps))
-  return MetropolisResult(moved, axes.mean(accepted.mean(), axis_name))
+  return metropolis_chain(
+    key, particles, evaluate, propose, num_steps=num_steps, axis_name=axis_name
+  )

@@ -1,6 +1,7 @@
 """Chains with a Metropolis-Hastings test, which leave p invariant exactly."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,13 +42,6 @@ def check_tempered(
   checks.positive("temperature", temperature)
 
 
-def metropolis_choice(accepted: Array, proposal: PyTree, current: PyTree) -> PyTree:
-  """For each particle the proposal where it is accepted, `[n, ...]`."""
-  return jax.tree.map(
-    lambda new, old: jax.vmap(jnp.where)(accepted, new, old), proposal, current
-  )
-
-
 def tempered(
   log_density_fn: LogDensityFn,
   x: Particles,
@@ -63,6 +57,43 @@ def tempered(
 
   found = at_particles(jax.value_and_grad(log_density), x, context)
   return jax.tree.map(lambda leaf: (leaf / temperature).astype(leaf.dtype), found)
+
+
+def metropolis_chain(
+  key: Key,
+  particles: Particles,
+  evaluate: Callable[[Particles], tuple[Array, Particles]],
+  propose: Callable[[Key, tuple], tuple[tuple, Array]],
+  *,
+  num_steps: int,
+  axis_name: str | None,
+) -> MetropolisResult:
+  """A chain of proposals, each accepted with probability min(1, r) or rejected.
+
+  Args:
+    key: as in `langevin`.
+    particles: where the chain starts.
+    evaluate: particles -> log p of each, `[n]`, and its gradient.
+    propose: (key, (x, log p, scores)) -> such a triple at the proposals, and log r,
+      `[n]`. A NaN counts as r = 0.
+    num_steps: how many proposals.
+    axis_name: as in `langevin`.
+  """
+
+  def step(carry: tuple, step_key: Key) -> tuple[tuple, Array]:
+    proposal_key, accept_key = jax.random.split(step_key)
+    proposal, log_ratio = propose(proposal_key, carry)
+    u = noise.uniform(accept_key, len(log_ratio), log_ratio.dtype, axis_name)
+    accepted = jnp.log(u) < log_ratio  # False where the ratio is NaN
+
+    def choose(new: Array, old: Array) -> Array:
+      return jax.vmap(jnp.where)(accepted, new, old)
+
+    return jax.tree.map(choose, proposal, carry), accepted.mean()
+
+  start = (particles, *evaluate(particles))
+  (moved, _, _), accepted = jax.lax.scan(step, start, jax.random.split(key, num_steps))
+  return MetropolisResult(moved, axes.mean(accepted.mean(), axis_name))
 
 
 @compiled(check_tempered, static=("num_steps", "axis_name"))
@@ -117,20 +148,16 @@ def mala(
     )
     return -functools.reduce(jnp.add, jax.tree.leaves(squared)) / (4 * step_size)
 
-  def step(carry: tuple, step_key: Key) -> tuple[tuple, Array]:
-    x, log_p, scores = carry
-    noise_key, accept_key = jax.random.split(step_key)
-    z = noise.normal_like(noise_key, x, axis_name)
+  def propose(key: Key, current: tuple) -> tuple[tuple, Array]:
+    x, log_p, scores = current
+    z = noise.normal_like(key, x, axis_name)
     proposal = langevin_step(x, scores, z, step_size)
     log_p_new, scores_new = evaluate(proposal)
     log_ratio = (
       log_p_new - log_p + log_q(x, proposal, scores_new) - log_q(proposal, x, scores)
     )
-    u = noise.uniform(accept_key, len(log_p), log_p.dtype, axis_name)
-    accepted = jnp.log(u) < log_ratio  # False where the ratio is NaN
-    carry = metropolis_choice(accepted, (proposal, log_p_new, scores_new), carry)
-    return carry, accepted.mean()
+    return (proposal, log_p_new, scores_new), log_ratio
 
-  start = (particles, *evaluate(particles))
-  (moved, _, _), accepted = jax.lax.scan(step, start, jax.random.split(key, num_steps))
-  return MetropolisResult(moved, axes.mean(accepted.mean(), axis_name))
+  return metropolis_chain(
+    key, particles, evaluate, propose, num_steps=num_steps, axis_name=axis_name
+  )
