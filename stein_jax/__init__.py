@@ -22,11 +22,17 @@ from stein_jax.algorithms.contrastive import (
   sampled_maximum_likelihood,
 )
 from stein_jax.algorithms.dcgan import dcgan
+from stein_jax.algorithms.denoising import (
+  denoising_score_matching,
+  denoising_score_matching_loss,
+)
 from stein_jax.algorithms.descent import descend
 from stein_jax.algorithms.energy import score, scores
 from stein_jax.algorithms.score_matching import (
   score_matching,
   score_matching_loss,
+  sliced_score_matching,
+  sliced_score_matching_loss,
   stein_score_matching,
   stein_score_matching_gradient,
 )
@@ -72,6 +78,8 @@ __all__ = [
   "contrastive_divergence",
   "contrastive_loss",
   "dcgan",
+  "denoising_score_matching",
+  "denoising_score_matching_loss",
   "densities",
   "descend",
   "discriminators",
@@ -94,6 +102,8 @@ __all__ = [
   "score_matching",
   "score_matching_loss",
   "scores",
+  "sliced_score_matching",
+  "sliced_score_matching_loss",
   "stein_cd",
   "stein_cd_gradient",
   "stein_gan",

@@ -268,6 +268,12 @@ ALGORITHMS = {
   "score_matching hutchinson": lambda axis: stein_jax.score_matching(
     bent, SGD, num_probes=2, axis_name=axis
   ),
+  "sliced_score_matching": lambda axis: stein_jax.sliced_score_matching(
+    bent, SGD, variance_reduced=False, axis_name=axis
+  ),
+  "denoising_score_matching": lambda axis: stein_jax.denoising_score_matching(
+    bent, SGD, sigma=(0.3, 0.7, 1.1), axis_name=axis
+  ),
   "score_matching closed form": lambda axis: stein_jax.score_matching(
     gaussian,
     SGD,
