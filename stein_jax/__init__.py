@@ -28,6 +28,10 @@ from stein_jax.algorithms.denoising import (
 )
 from stein_jax.algorithms.descent import descend
 from stein_jax.algorithms.energy import score, scores
+from stein_jax.algorithms.noise_contrastive import (
+  noise_contrastive,
+  noise_contrastive_loss,
+)
 from stein_jax.algorithms.score_matching import (
   score_matching,
   score_matching_loss,
@@ -94,6 +98,8 @@ __all__ = [
   "learn_from_negatives",
   "maximum_likelihood",
   "negative_log_likelihood",
+  "noise_contrastive",
+  "noise_contrastive_loss",
   "parallel",
   "repulsion_share",
   "samplers",

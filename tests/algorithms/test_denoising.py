@@ -116,10 +116,8 @@ def test_it_learns_the_blurred_gaussian():
   params = {"log_precision": jnp.zeros(()), "mean": jnp.zeros(1)}
   rule = denoising_score_matching(gaussian, optax.adam(0.03), sigma=0.5)
   run = fit(KEY, rule, params, x, num_steps=500, batch_size=500, progress=False)
-  variance, mean = (
-    np.exp(-run.state.params["log_precision"]),
-    float(run.state.params["mean"][0]),
-  )
+  found = run.state.params
+  variance, mean = np.exp(-found["log_precision"]), float(found["mean"][0])
   wanted = x.var() + 0.25
 
   def kl(variance, mean):  # of the model from the blurred data, in nats

@@ -21,11 +21,14 @@ from stein_jax import (
   dcgan,
   denoising_score_matching,
   denoising_score_matching_loss,
+  densities,
   descend,
   kernels,
   learn_from_negatives,
   maximum_likelihood,
   negative_log_likelihood,
+  noise_contrastive,
+  noise_contrastive_loss,
   parallel,
   sampled_maximum_likelihood,
   score,
@@ -50,6 +53,7 @@ LABELS = np.arange(12)
 W = np.ones(2, np.float32)
 SGD = optax.sgd(0.1)
 RBF = kernels.rbf()
+NOISE = densities.gaussian(np.zeros(2))
 
 
 def energy(params, x):
@@ -97,6 +101,7 @@ RULES = {
   "score_matching": lambda o=SGD, **k: score_matching(energy, o, **k),
   "sliced": lambda o=SGD, **k: sliced_score_matching(energy, o, **k),
   "denoising": lambda o=SGD, **k: denoising_score_matching(energy, o, sigma=0.1, **k),
+  "noise contrastive": lambda o=SGD, **k: noise_contrastive(energy, NOISE, o, **k),
   "stein_score_matching": lambda o=SGD, **k: stein_score_matching(energy, RBF, o, **k),
   "svgd": lambda o=SGD, **k: svgd(jnp.negative, RBF, o, **k),
   "gan, energy": lambda o=SGD, **k: stein_gan(energy, generate, draw, RBF, o, SGD, **k),
@@ -218,6 +223,7 @@ def with_energy(e):
     lambda: score_matching(e, SGD),
     lambda: sliced_score_matching(e, SGD),
     lambda: denoising_score_matching(e, SGD, sigma=0.1),
+    lambda: noise_contrastive(e, NOISE, SGD),
     lambda: stein_score_matching(e, RBF, SGD),
     lambda: stein_gan(e, generate, draw, RBF, SGD, SGD),
     lambda: learn_from_negatives(e, negatives, SGD),
@@ -233,6 +239,7 @@ def gradients(e=energy, params=W, data=X):
     lambda: score_matching_loss(params, e, data),
     lambda: sliced_score_matching_loss(KEY, params, e, data),
     lambda: denoising_score_matching_loss(KEY, params, e, data, sigma=0.1),
+    lambda: noise_contrastive_loss(params, e, data, data, NOISE, log_partition=0.0),
     lambda: stein_moves(params, e, data, RBF, step_size=0.1),
     lambda: negative_log_likelihood(params, e, data, log_partition),
     lambda: scores(params, e, data),

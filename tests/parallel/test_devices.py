@@ -274,6 +274,13 @@ ALGORITHMS = {
   "denoising_score_matching": lambda axis: stein_jax.denoising_score_matching(
     bent, SGD, sigma=(0.3, 0.7, 1.1), axis_name=axis
   ),
+  "noise_contrastive": lambda axis: stein_jax.noise_contrastive(
+    bent,
+    stein_jax.densities.gaussian(np.zeros(3), width=1.5),
+    SGD,
+    num_noise=2,
+    axis_name=axis,
+  ),
   "score_matching closed form": lambda axis: stein_jax.score_matching(
     gaussian,
     SGD,
