@@ -13,6 +13,10 @@ from stein_jax import (
   samplers,
   training,
 )
+from stein_jax.algorithms.conditional_noise import (
+  conditional_noise_contrastive,
+  conditional_noise_contrastive_loss,
+)
 from stein_jax.algorithms.contrastive import (
   contrastive_divergence,
   contrastive_loss,
@@ -28,6 +32,10 @@ from stein_jax.algorithms.denoising import (
 )
 from stein_jax.algorithms.descent import descend
 from stein_jax.algorithms.energy import score, scores
+from stein_jax.algorithms.energy_discrepancies import (
+  energy_discrepancy,
+  energy_discrepancy_loss,
+)
 from stein_jax.algorithms.noise_contrastive import (
   noise_contrastive,
   noise_contrastive_loss,
@@ -79,6 +87,8 @@ __all__ = [
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
   "as_direction",
+  "conditional_noise_contrastive",
+  "conditional_noise_contrastive_loss",
   "contrastive_divergence",
   "contrastive_loss",
   "dcgan",
@@ -88,6 +98,8 @@ __all__ = [
   "descend",
   "discriminators",
   "energies",
+  "energy_discrepancy",
+  "energy_discrepancy_loss",
   "evaluation",
   "fssd_test",
   "generators",

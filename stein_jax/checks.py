@@ -41,7 +41,12 @@ def all_positive(name: str, values: Any) -> None:
 
 
 def not_negative(name: str, value: Any) -> None:
-  """Raises ValueError unless `value` is a finite number of at least 0."""
+  """Raises ValueError unless `value` is a finite number of at least 0.
+
+  A traced value is not known yet and passes.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return
   if not (_is_real(value) and 0 <= float(value) < np.inf):
     raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
 

@@ -97,7 +97,7 @@ def noise_contrastive_loss(
   >>> round(float(loss / jnp.log(2)), 3)
   2.0
 
-  Source: Gutmann & Hyvärinen (2012), equations 5 to 8.
+  Source: Gutmann & Hyvärinen (2012).
   """
   ratio = checks.num_particles(noise_points) / checks.num_particles(data)
 

@@ -390,7 +390,7 @@ def sliced_score_matching_loss(
   >>> sliced_score_matching_loss(jax.random.key(2), params, energy.apply, x).shape
   ()
 
-  Source: Song et al. (2019), equations 7 and 8.
+  Source: Song et al. (2019), section 3.
   """
   x, context = split_batch(data)
 

@@ -281,6 +281,12 @@ ALGORITHMS = {
     num_noise=2,
     axis_name=axis,
   ),
+  "conditional_noise": lambda axis: stein_jax.conditional_noise_contrastive(
+    bent, SGD, noise_scale=0.6, num_noise=2, axis_name=axis
+  ),
+  "energy_discrepancy": lambda axis: stein_jax.energy_discrepancy(
+    bent, SGD, time=0.6, num_samples=3, axis_name=axis
+  ),
   "score_matching closed form": lambda axis: stein_jax.score_matching(
     gaussian,
     SGD,
@@ -300,7 +306,7 @@ ALGORITHMS = {
 def test_algorithms(name):
   one, many = ALGORITHMS[name](None), ALGORITHMS[name]("i")
   key, (batch, first) = jax.random.key(5), points(16, 3)
-  if name in ("stein_cd", "cd"):
+  if name in ("stein_cd", "cd", "conditional_noise", "energy_discrepancy"):
     context = np.random.default_rng(4).normal(size=16)
     batch, first = {"x": batch, "context": context}, {"x": first, "context": context}
   state = one.init(key, start(), first)
