@@ -36,6 +36,10 @@ from stein_jax.algorithms.energy_discrepancies import (
   energy_discrepancy,
   energy_discrepancy_loss,
 )
+from stein_jax.algorithms.learned_stein import (
+  learned_stein_discrepancy,
+  learned_stein_discrepancy_loss,
+)
 from stein_jax.algorithms.noise_contrastive import (
   noise_contrastive,
   noise_contrastive_loss,
@@ -60,7 +64,7 @@ from stein_jax.algorithms.stein_gan import (
   stein_gan,
 )
 from stein_jax.algorithms.svgd import svgd
-from stein_jax.networks import discriminators, generators
+from stein_jax.networks import critics, discriminators, generators
 from stein_jax.stein.direction import (
   Direction,
   as_direction,
@@ -91,6 +95,7 @@ __all__ = [
   "conditional_noise_contrastive_loss",
   "contrastive_divergence",
   "contrastive_loss",
+  "critics",
   "dcgan",
   "denoising_score_matching",
   "denoising_score_matching_loss",
@@ -108,6 +113,8 @@ __all__ = [
   "ksd_squared",
   "ksd_test",
   "learn_from_negatives",
+  "learned_stein_discrepancy",
+  "learned_stein_discrepancy_loss",
   "maximum_likelihood",
   "negative_log_likelihood",
   "noise_contrastive",

@@ -29,6 +29,8 @@ from stein_jax import (
   energy_discrepancy_loss,
   kernels,
   learn_from_negatives,
+  learned_stein_discrepancy,
+  learned_stein_discrepancy_loss,
   maximum_likelihood,
   negative_log_likelihood,
   noise_contrastive,
@@ -76,6 +78,10 @@ def discriminate(params, stats, x, context):
   return x @ params, stats
 
 
+def criticise(params, x):
+  return x * params
+
+
 def log_partition(params):
   return jnp.sum(params**2)
 
@@ -110,6 +116,12 @@ RULES = {
     energy, o, noise_scale=0.1, **k
   ),
   "discrepancy": lambda o=SGD, **k: energy_discrepancy(energy, o, time=0.1, **k),
+  "learned, energy": lambda o=SGD, **k: learned_stein_discrepancy(
+    energy, criticise, o, SGD, **k
+  ),
+  "learned, critic": lambda o=SGD, **k: learned_stein_discrepancy(
+    energy, criticise, SGD, o, **k
+  ),
   "stein_score_matching": lambda o=SGD, **k: stein_score_matching(energy, RBF, o, **k),
   "svgd": lambda o=SGD, **k: svgd(jnp.negative, RBF, o, **k),
   "gan, energy": lambda o=SGD, **k: stein_gan(energy, generate, draw, RBF, o, SGD, **k),
@@ -124,10 +136,13 @@ RULES = {
   ),
 }
 GAN = {"energy": W, "generator": W}
+CRITIC = {"energy": W, "critic": W}
 START = {
   **dict.fromkeys(RULES, W),
   "svgd": X,
   "gan, energy": GAN,
+  "learned, energy": CRITIC,
+  "learned, critic": CRITIC,
   "gan, generator": GAN,
   "dcgan, D": {"discriminator": W, "generator": W},
   "dcgan, G": {"discriminator": W, "generator": W},
@@ -234,6 +249,7 @@ def with_energy(e):
     lambda: noise_contrastive(e, NOISE, SGD),
     lambda: conditional_noise_contrastive(e, SGD, noise_scale=0.1),
     lambda: energy_discrepancy(e, SGD, time=0.1),
+    lambda: learned_stein_discrepancy(e, criticise, SGD, SGD),
     lambda: stein_score_matching(e, RBF, SGD),
     lambda: stein_gan(e, generate, draw, RBF, SGD, SGD),
     lambda: learn_from_negatives(e, negatives, SGD),
@@ -252,6 +268,9 @@ def gradients(e=energy, params=W, data=X):
     lambda: noise_contrastive_loss(params, e, data, data, NOISE, log_partition=0.0),
     lambda: conditional_noise_contrastive_loss(KEY, params, e, data, noise_scale=0.1),
     lambda: energy_discrepancy_loss(KEY, params, e, data, time=0.1),
+    lambda: learned_stein_discrepancy_loss(
+      KEY, {"energy": params, "critic": W}, e, criticise, data
+    ),
     lambda: stein_moves(params, e, data, RBF, step_size=0.1),
     lambda: negative_log_likelihood(params, e, data, log_partition),
     lambda: scores(params, e, data),

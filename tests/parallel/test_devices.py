@@ -384,6 +384,31 @@ def test_svgd_moves_sharded_particles():
     chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("x64")
+def test_learned_stein_discrepancy():
+  def critic(params, x):
+    return jnp.tanh(params @ x)
+
+  key, (batch, _) = jax.random.key(5), points(16, 3)
+
+  def algorithm(axis_name=None):
+    return stein_jax.learned_stein_discrepancy(
+      bent, critic, SGD, optax.adam(0.1), critic_steps=2, axis_name=axis_name
+    )
+
+  one, many = algorithm(), algorithm("i")
+  weights = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3)))
+  state = one.init(key, {"energy": start(), "critic": weights}, batch)
+  want = jax.jit(one.update)(key, state, batch)
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), want[0].params, state.params)
+  assert min(jax.tree.leaves(moved)) > 1e-4
+  for how in WAYS:
+    got = on_devices(
+      how, many.update, (key, state, batch), (SAME, SAME, SHARDED), (SAME, SAME)
+    )
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
