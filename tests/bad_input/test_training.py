@@ -639,7 +639,7 @@ NO_PAIR = r"must return a pair \({}\), got {}"
       "log Z is a number",
       lambda: maximum_likelihood(energy, 1.0, SGD),
       TypeError,
-      r"log_partition_fn must be a function log_partition_fn\(params\), got 1\.0",
+      r"log_partition_fn\(params\) or log_partition_fn\(key, params\), got 1\.0",
     ),
     (
       "likelihood: log Z is a vector",
