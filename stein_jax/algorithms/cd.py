@@ -310,8 +310,8 @@ def contrastive_divergence(
     "replay":  random slots of a buffer of B past chains (Du & Mordatch, 2019). A slot
                that is unused, or restarts, gives the batch's point, or a sample of
                `restart_density` if there is one. After the steps the chain goes back
-               to its slot. With a broad density, chains find spurious modes and learn
-               how much mass each has.
+               to its slot. A broad density finds modes that the data lacks, and long
+               chains learn how much mass each mode has.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> from stein_jax import contrastive_divergence, densities

@@ -61,12 +61,15 @@ def _check(
   score_clip: float | Array | None,
   antithetic: Antithetic,
   context: PyTree,
-) -> None:
+) -> dict[str, None]:
   check(key, particles, num_steps, step_size, context)
   checks.function("score_fn", score_fn)
   checks.positive("temperature", temperature)
   check_clip(score_clip)
   check_antithetic(antithetic)
+  is_traced = isinstance(temperature, jax.core.Tracer)
+  is_one = not is_traced and float(temperature) == 1
+  return {"temperature": None} if is_one else {}  # no division in the usual program
 
 
 @compiled(_check, static=("num_steps", "antithetic", "axis_name"))
@@ -134,7 +137,8 @@ def langevin(
     x = carry[0]
     scores = at_particles(score_fn, x, context)
     checks.particles_and_scores(x, scores)
-    scores = at_temperature(scores, temperature)
+    if temperature is not None:
+      scores = at_temperature(scores, temperature)
     if score_clip is not None:
       scores = clipped(scores, score_clip)
     z = noise.normal_like(step_key, start, axis_name)
