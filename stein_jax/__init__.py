@@ -13,8 +13,12 @@ from stein_jax import (
   samplers,
   training,
 )
-from stein_jax.algorithms.contrastive import (
+from stein_jax.algorithms.cd import (
   contrastive_divergence,
+  contrastive_divergence_gradient,
+)
+from stein_jax.algorithms.contrastive import (
+  PersistentState,
   contrastive_loss,
   learn_from_negatives,
   maximum_likelihood,
@@ -24,6 +28,7 @@ from stein_jax.algorithms.contrastive import (
 from stein_jax.algorithms.dcgan import dcgan
 from stein_jax.algorithms.descent import descend
 from stein_jax.algorithms.energy import score, scores
+from stein_jax.algorithms.replay import ReplayBuffer
 from stein_jax.algorithms.score_matching import (
   score_matching,
   score_matching_loss,
@@ -65,11 +70,14 @@ __all__ = [
   "Algorithm",
   "AlignmentController",
   "Direction",
+  "PersistentState",
+  "ReplayBuffer",
   "SteinTest",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
   "as_direction",
   "contrastive_divergence",
+  "contrastive_divergence_gradient",
   "contrastive_loss",
   "dcgan",
   "densities",
