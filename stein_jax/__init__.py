@@ -13,12 +13,16 @@ from stein_jax import (
   samplers,
   training,
 )
+from stein_jax.algorithms.cd import (
+  contrastive_divergence,
+  contrastive_divergence_gradient,
+)
 from stein_jax.algorithms.conditional_noise import (
   conditional_noise_contrastive,
   conditional_noise_contrastive_loss,
 )
 from stein_jax.algorithms.contrastive import (
-  contrastive_divergence,
+  PersistentState,
   contrastive_loss,
   learn_from_negatives,
   maximum_likelihood,
@@ -44,6 +48,7 @@ from stein_jax.algorithms.noise_contrastive import (
   noise_contrastive,
   noise_contrastive_loss,
 )
+from stein_jax.algorithms.replay import ReplayBuffer
 from stein_jax.algorithms.score_matching import (
   score_matching,
   score_matching_loss,
@@ -87,6 +92,8 @@ __all__ = [
   "Algorithm",
   "AlignmentController",
   "Direction",
+  "PersistentState",
+  "ReplayBuffer",
   "SteinTest",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
@@ -94,6 +101,7 @@ __all__ = [
   "conditional_noise_contrastive",
   "conditional_noise_contrastive_loss",
   "contrastive_divergence",
+  "contrastive_divergence_gradient",
   "contrastive_loss",
   "critics",
   "dcgan",

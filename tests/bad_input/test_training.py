@@ -156,6 +156,11 @@ def run(algorithm=None, params=W, data=X, key=KEY, **options):
   return fit(key, algorithm, params, data, **options)
 
 
+def with_chains(fn=lambda k, p, b, c: (c, c, {}), chains_fn=None, **options):
+  chains_fn = (lambda key, params, batch: X) if chains_fn is None else chains_fn
+  return learn_from_negatives(energy, fn, SGD, chains_fn=chains_fn, **options)
+
+
 def gan(generate_fn=generate, noise_fn=draw, params=GAN, **options):
   rule = stein_gan(energy, generate_fn, noise_fn, RBF, SGD, SGD, **options)
   return run(rule, params)
@@ -687,7 +692,7 @@ NO_PAIR = r"must return a pair \({}\), got {}"
       "log Z is a number",
       lambda: maximum_likelihood(energy, 1.0, SGD),
       TypeError,
-      r"log_partition_fn must be a function log_partition_fn\(params\), got 1\.0",
+      r"log_partition_fn\(params\) or log_partition_fn\(key, params\), got 1\.0",
     ),
     (
       "likelihood: log Z is a vector",
@@ -750,6 +755,66 @@ NO_PAIR = r"must return a pair \({}\), got {}"
       lambda: run(learn_from_negatives(energy, lambda k, p, s: (s[:, :1], {}), SGD)),
       ValueError,
       r"positives and one of negatives.*\(2,\) and \(1,\)",
+    ),
+    (
+      "chains: a pair",
+      lambda: run(with_chains(lambda k, p, b, c: (c, {}))),
+      TypeError,
+      r"must return three parts \(negatives, chains, metrics\), got tuple of 2",
+    ),
+    (
+      "chains: of another number",
+      lambda: run(with_chains(lambda k, p, b, c: (c, c[:1], {}))),
+      ValueError,
+      r"chains and negatives_fn's chains must have .*\(12, 2\) and \(1, 2\)",
+    ),
+    (
+      "chains: no arrays",
+      lambda: run(with_chains(chains_fn=lambda k, p, b: None)),
+      ValueError,
+      r"chains_fn must return arrays \[n, ...\] of one number of rows, got None",
+    ),
+    (
+      "chains: of several numbers of rows",
+      lambda: run(with_chains(chains_fn=lambda k, p, b: (b, b[:1]))),
+      ValueError,
+      "chains_fn must return arrays .* of one number of rows, got",
+    ),
+    (
+      "chains: other arguments",
+      lambda: with_chains(negatives),
+      TypeError,
+      r"negatives_fn\(key, params, batch, chains\), got .* with \(key, params, start\)",
+    ),
+    (
+      "chains: persistent",
+      lambda: with_chains(persistent=True),
+      ValueError,
+      "chains_fn excludes persistent",
+    ),
+    (
+      "chains: no function",
+      lambda: with_chains(chains_fn=X),
+      TypeError,
+      r"chains_fn must be a function chains_fn\(key, params, batch\)",
+    ),
+    (
+      "negatives: penalty",
+      lambda: learn_from_negatives(energy, negatives, SGD, energy_penalty=-1.0),
+      ValueError,
+      "energy_penalty must be a finite number of at least 0",
+    ),
+    (
+      "likelihood: no key",
+      lambda: negative_log_likelihood(W, energy, X, lambda key, p: p[0]),
+      TypeError,
+      r"log_partition_fn\(key, params\) needs a key, got None: pass key=",
+    ),
+    (
+      "likelihood: an estimate is a vector",
+      lambda: run(maximum_likelihood(energy, lambda key, p: p, SGD)),
+      ValueError,
+      r"log_partition_fn\(key, params\) must return a floating-point scalar",
     ),
     (
       "negatives: no function",

@@ -203,6 +203,13 @@ def affine_features(params):
   return kernels.on_features(kernels.rbf(), features, affine=True)
 
 
+def estimated_log_partition(key, params):
+  x = 2 * jax.random.normal(key, (50, 3))
+  log_q = jax.scipy.stats.norm.logpdf(x, 0, 2).sum(axis=1)
+  log_weights = -jax.vmap(lambda x: gaussian(params, x))(x) - log_q
+  return jax.nn.logsumexp(log_weights) - jnp.log(50)
+
+
 SGD = optax.sgd(1.0)  # the parameters move by the whole gradient
 
 ALGORITHMS = {
@@ -242,6 +249,44 @@ ALGORITHMS = {
   ),
   "cd antithetic": lambda axis: stein_jax.contrastive_divergence(
     bent, SGD, num_steps=2, step_size=0.2, antithetic=True, axis_name=axis
+  ),
+  "cd noise": lambda axis: stein_jax.contrastive_divergence(
+    bent,
+    SGD,
+    num_steps=2,
+    step_size=0.2,
+    start="noise",
+    restart_density=stein_jax.densities.gaussian(jnp.ones(3)),
+    temperature=2.0,
+    score_clip=0.5,
+    energy_penalty=0.3,
+    axis_name=axis,
+  ),
+  "cd replay": lambda axis: stein_jax.contrastive_divergence(
+    bent,
+    SGD,
+    num_steps=2,
+    step_size=0.2,
+    start="replay",
+    antithetic="last",
+    buffer_size=48,
+    restart_probability=0.3,
+    restart_density=stein_jax.densities.gaussian(jnp.ones(3)),
+    axis_name=axis,
+  ),
+  "cd replay metropolis": lambda axis: stein_jax.contrastive_divergence(
+    bent,
+    SGD,
+    num_steps=2,
+    step_size=0.2,
+    start="replay",
+    metropolis=True,
+    buffer_size=32,
+    restart_probability=0.3,
+    axis_name=axis,
+  ),
+  "maximum_likelihood estimated": lambda axis: stein_jax.maximum_likelihood(
+    gaussian, estimated_log_partition, SGD, axis_name=axis
   ),
   "stein_score_matching": lambda axis: stein_jax.stein_score_matching(
     bent, own_features, SGD, axis_name=axis
@@ -300,17 +345,23 @@ ALGORITHMS = {
 @pytest.mark.parametrize(
   "name",
   quick.only(
-    ALGORITHMS.keys() - {"stein_cd affine", "stein_cd persistent"}, ALGORITHMS
+    ALGORITHMS.keys()
+    - {"stein_cd affine", "stein_cd persistent", "cd replay metropolis"},
+    ALGORITHMS,
   ),
 )
 def test_algorithms(name):
   one, many = ALGORITHMS[name](None), ALGORITHMS[name]("i")
   key, (batch, first) = jax.random.key(5), points(16, 3)
-  if name in ("stein_cd", "cd", "conditional_noise", "energy_discrepancy"):
+  conditional = ("stein_cd", "cd", "cd replay", "conditional_noise")
+  if name in (*conditional, "energy_discrepancy"):
     context = np.random.default_rng(4).normal(size=16)
     batch, first = {"x": batch, "context": context}, {"x": first, "context": context}
   state = one.init(key, start(), first)
-  want = jax.jit(one.update)(key, state, batch)
+  update = jax.jit(one.update)
+  if "replay" in name:  # so that some slots are filled
+    state, _ = update(jax.random.key(6), state, first)
+  want = update(key, state, batch)
   before, after = state.params, want[0].params
   assert abs(after["mean"] - before["mean"]).min() > 1e-4
   assert abs(after["log_precision"] - before["log_precision"]) > 1e-4
