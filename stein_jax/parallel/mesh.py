@@ -121,7 +121,7 @@ def _distributed(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
 
   def update(key: Key, state: Any, batch: Batch) -> tuple[Any, Metrics]:
     for name, tree in (("batch_size", batch), ("particles", _particles(state))):
-      for leaf in jax.tree.leaves(tree)[:1]:
+      for leaf in jax.tree.leaves(tree):
         check_divides(name, len(leaf), mesh)
     specs = _specs(algorithm, state, batch, axis)
     body = jax.shard_map(
@@ -166,7 +166,7 @@ def shardings(
     A tree of shardings like the state.
   """
   axis = _axis(mesh)
-  for leaf in jax.tree.leaves(_particles(state))[:1]:
+  for leaf in jax.tree.leaves(_particles(state)):
     check_divides("particles", len(leaf), mesh)
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
