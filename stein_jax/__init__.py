@@ -13,6 +13,7 @@ from stein_jax import (
   samplers,
   training,
 )
+from stein_jax.algorithms.averaging import AveragedState, averaged
 from stein_jax.algorithms.cd import (
   contrastive_divergence,
   contrastive_divergence_gradient,
@@ -92,6 +93,7 @@ __version__ = "0.1.0"
 __all__ = [
   "Algorithm",
   "AlignmentController",
+  "AveragedState",
   "DescentState",
   "Direction",
   "MixState",
@@ -102,6 +104,7 @@ __all__ = [
   "amortized_svgd_loss",
   "apply_gradient",
   "as_direction",
+  "averaged",
   "conditional_noise_contrastive",
   "conditional_noise_contrastive_loss",
   "contrastive_divergence",

@@ -16,6 +16,7 @@ from stein_jax import (
   Algorithm,
   AlignmentController,
   Direction,
+  averaged,
   conditional_noise_contrastive,
   conditional_noise_contrastive_loss,
   contrastive_divergence,
@@ -124,6 +125,9 @@ RULES = {
     energy, criticise, SGD, o, **k
   ),
   "stein_score_matching": lambda o=SGD, **k: stein_score_matching(energy, RBF, o, **k),
+  "averaged": lambda o=SGD, **k: averaged(
+    stein_cd(energy, RBF, o, step_size=0.1, **k), 0.9
+  ),
   "mix": lambda o=SGD, **k: mix(
     {"stein": (partial(stein_cd, energy, RBF, step_size=0.1, **k), 1.0)}, o
   ),

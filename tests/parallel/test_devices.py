@@ -356,6 +356,9 @@ ALGORITHMS = {
   "energy_discrepancy": lambda axis: stein_jax.energy_discrepancy(
     bent, SGD, time=0.6, num_samples=3, axis_name=axis
   ),
+  "averaged cd replay": lambda axis: stein_jax.averaged(
+    of_mix(axis)["replay"][0](optimizer=SGD), 0.9
+  ),
   "mix with cd replay": lambda axis: stein_jax.mix(of_mix(axis), SGD),
   "mix with cd replay, drawn": lambda axis: stein_jax.mix(of_mix(axis), SGD, draw=True),
   "score_matching closed form": lambda axis: stein_jax.score_matching(
