@@ -356,6 +356,63 @@ def likelihood_by_seconds(
   save(path, figure)
 
 
+def divergences_by_seconds(
+  path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Any]]], *, title: str
+) -> None:
+  """KL(p*‖p) against seconds of training: a panel for each truth, a line for each rule.
+
+  Args:
+    path: the PNG to write.
+    panels: truth -> label -> {"seconds": [t], "mean": [t], "low": [t], "high": [t],
+      "oracle": bool}; oracles are drawn in black.
+    title: the picture's title.
+  """
+  columns = min(len(panels), 4)
+  rows = -(-len(panels) // columns)
+  figure, axes = plt.subplots(
+    rows, columns, figsize=(3.6 * columns, 3.0 * rows), squeeze=False
+  )
+  labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
+  colors = plt.get_cmap("tab20")([*range(0, 20, 2), *range(1, 20, 2)])
+  dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
+  styles = {label: (colors[i % 20], next(dashes)) for i, label in enumerate(labels)}
+  lines: dict[str, Any] = {}
+  least = 1e-3  # below it an estimate is noise, and may be negative
+  for axis in axes.flat[len(panels) :]:
+    axis.set_axis_off()
+  for axis, (truth, panel) in zip(axes.flat, panels.items()):
+    for label, curve in panel.items():
+      # The start, at 0 seconds, cannot be shown on the axis.
+      seconds = np.asarray(curve["seconds"])[1:]
+      mean, low, high = (
+        np.maximum(np.asarray(curve[key])[1:], least) for key in ("mean", "low", "high")
+      )
+      color, dash = styles[label]
+      style = {"color": color, "linestyle": dash, "linewidth": 1.3}
+      if curve["oracle"]:
+        style |= {"color": "black"}
+      (lines[label],) = axis.loglog(seconds, mean, label=label, **style)
+      axis.fill_between(
+        seconds, low, high, color=style["color"], alpha=0.1, linewidth=0
+      )
+    axis.set_title(truth, fontsize="medium")
+    axis.grid(alpha=0.3)
+  for axis in axes[:, 0]:
+    axis.set_ylabel("nats")
+  for axis in axes[-1]:
+    axis.set_xlabel("seconds of training")
+  figure.legend(
+    lines.values(),
+    lines.keys(),
+    fontsize="small",
+    loc="center left",
+    bbox_to_anchor=(1.0, 0.5),
+  )
+  figure.suptitle(title)
+  figure.tight_layout()
+  save(path, figure)
+
+
 def mostly_early(kept: Sequence[_T], num_shown: int) -> list[_T]:
   """Up to `num_shown` records of a run, the first and the last among them.
 
