@@ -149,9 +149,9 @@ RULES: dict[str, Rule] = {
       p.energy_fn, p.optimizer, time=factor * p.variance
     ),
     "t / v",
-    default=0.3,
-    low=0.03,
-    high=3.0,
+    default=0.1,
+    low=0.003,
+    high=1.0,
   ),
   "learned_stein": Rule(
     "Learned Stein discrepancy",
