@@ -24,7 +24,6 @@ which can be used as a flagfile.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,7 +44,15 @@ from experiments.deep.trials import (
   candidates,
 )
 from experiments.deep.truths import TRUTHS
-from experiments.shared import plots, settings, summaries, tables, workdirs
+from experiments.shared import (
+  deep_rules,
+  plots,
+  runlog,
+  settings,
+  summaries,
+  tables,
+  workdirs,
+)
 from experiments.shared.settings import setting
 from stein_jax import energies
 
@@ -68,15 +75,22 @@ class Settings(summaries.FromSummary, workdirs.Run):
     may_grow=True,
   )
   rule: tuple[str, ...] = setting(
-    tuple(name for name in RULES if name != "oracle_chains"),
+    (*deep_rules.RULES, "oracle_kl"),
     f"Learning rules, some of: {', '.join(RULES)}.",
     choices=tuple(RULES),
     may_grow=True,
   )
-  width: int = setting(
-    128,
-    "Units in each of the student's two layers; twice as many in 100 dimensions and "
-    "above.",
+  student: str = setting(
+    "mlp",
+    "The energy that learns: mlp (two layers and a Gaussian base), residual (a "
+    "convolutional network, for digits), or rbm (of --width units, which can represent "
+    "the mixtures exactly; its oracle is oracle_exact_mle).",
+    choices=("mlp", "residual", "rbm"),
+  )
+  width: int | None = setting(
+    None,
+    "Units in a layer of the student. By default 128, and 256 in 100 dimensions and "
+    "above; 32 channels of residual, and 5 hidden units of rbm.",
     at_least=1,
   )
   steps: int = setting(2000, "Training steps of a run.", at_least=1)
@@ -111,6 +125,14 @@ def main(own: Settings) -> None:
     settings.wrong_usage(
       f"--batch_size={own.batch_size} is more than --train={own.train}."
     )
+  if own.student == "residual" and not set(own.truth) <= set(IMAGES):
+    settings.wrong_usage(
+      f"--student=residual learns images: choose --truth={','.join(IMAGES)}."
+    )
+  if "oracle_exact_mle" in own.rule and own.student != "rbm":
+    settings.wrong_usage(
+      "oracle_exact_mle needs an energy whose log Z is known: --student=rbm."
+    )
   workdirs.check(own)
   workdir = workdirs.prepare(own)
   record = workdir / "runs.jsonl"
@@ -119,14 +141,15 @@ def main(own: Settings) -> None:
     done = _recorded(record, truth)
     bar.update(len([run for run in done if _is_wanted(own, run)]))
     study: Study | None = None
+    if not any(run["kind"] == "gaussian" for run in done):
+      study = _study(own, truth)
+      _append(record, done, {"kind": "gaussian", "kl": study.gaussian_kl()}, truth)
     for rule in own.rule:
       bar.set_description(f"{truth}, {rule}")
       for run in _missing(own, truth, rule, done):
         study = study or _study(own, truth)
         found = _done(own, study, rule, run)
-        done.append({"truth": truth, "rule": rule, **run, **found})
-        with record.open("a") as file:
-          file.write(json.dumps(done[-1]) + "\n")
+        _append(record, done, {"rule": rule, **run, **found}, truth)
         bar.update()
     _summarize(own, record)
     jax.clear_caches()  # compiled programs of the last truth serve no other
@@ -145,10 +168,18 @@ def main(own: Settings) -> None:
 def _study(own: Settings, truth: str) -> Study:
   density = TRUTHS[truth]()
   dimension = density.sample(jax.random.key(0), 1).shape[1]
-  width = own.width if dimension < 100 else 2 * own.width
-  student = energies.MLP((width, width), activation=jax.nn.silu, base="diagonal")
   sizes = Sizes(own.batch_size, own.eval_every, own.train, own.val, own.test)
-  return Study(density, student, sizes)
+  return Study(density, _student(own, dimension), sizes)
+
+
+def _student(own: Settings, dimension: int) -> Any:
+  if own.student == "rbm":
+    return energies.GaussianBernoulliRBM(own.width or 5)
+  if own.student == "residual":
+    width = own.width or 32
+    return energies.Residual((width, 2 * width, 2 * width), image_shape=(28, 28, 1))
+  width = own.width or (128 if dimension < 100 else 256)
+  return energies.MLP((width, width), activation=jax.nn.silu, base="diagonal")
 
 
 # ------------------------------------------------------------------------- the runs
@@ -162,8 +193,16 @@ def _num_runs(own: Settings) -> int:
   )
 
 
+def _append(
+  record: Path, done: list[dict[str, Any]], run: Mapping[str, Any], truth: str
+) -> None:
+  """Records a run, in the file and in the list."""
+  done.append({"truth": truth, **run})
+  runlog.append(record, done[-1])
+
+
 def _is_wanted(own: Settings, run: Mapping[str, Any]) -> bool:
-  if run["rule"] not in own.rule:
+  if run.get("rule") not in own.rule:
     return False
   if run["kind"] == "trial":
     return run["place"] < own.budget
@@ -171,14 +210,7 @@ def _is_wanted(own: Settings, run: Mapping[str, Any]) -> bool:
 
 
 def _recorded(record: Path, truth: str) -> list[dict[str, Any]]:
-  """The runs on a truth that are in the record; an incomplete last line is dropped."""
-  if not record.exists():
-    return []
-  lines = record.read_text().splitlines(keepends=True)
-  if lines and not lines[-1].endswith("\n"):
-    lines.pop()
-    record.write_text("".join(lines))
-  return [run for line in lines if (run := json.loads(line))["truth"] == truth]
+  return [run for run in runlog.read(record) if run["truth"] == truth]
 
 
 def _missing(
@@ -188,12 +220,12 @@ def _missing(
 
   Final runs have the numbers of the best trial, which is known when they are asked for.
   """
-  of_rule = [run for run in done if run["rule"] == rule]
+  of_rule = [run for run in done if run.get("rule") == rule]
   places = {run["place"] for run in of_rule if run["kind"] == "trial"}
   for place, (rate, factor) in enumerate(candidates(rule, own.budget)):
     if place not in places:
       yield {"kind": "trial", "place": place, "rate": rate, "factor": factor}
-  trials = [r for r in done if r["rule"] == rule and r["kind"] == "trial"]
+  trials = [r for r in done if r.get("rule") == rule and r["kind"] == "trial"]
   chosen = best(trials, "kl") or trials[0]
   numbers = {"rate": chosen["rate"], "factor": chosen["factor"]}
   seeds = {run["seed"] for run in of_rule if run["kind"] == "final"}
@@ -201,7 +233,7 @@ def _missing(
     if seed not in seeds:
       yield {"kind": "final", "seed": seed, **numbers}
   if own.seconds and not any(run["kind"] == "seconds" for run in of_rule):
-    times = [r["ms"] for r in done if r["rule"] == rule and r.get("ms")]
+    times = [r["ms"] for r in done if r.get("rule") == rule and r.get("ms")]
     steps = own.steps
     if times:
       evaluations = 1e3 * own.seconds / min(times) / own.eval_every
@@ -226,8 +258,13 @@ def _done(own: Settings, study: Study, rule: str, run: Mapping[str, Any]) -> dic
 def _summarize(own: Settings, record: Path) -> dict[str, Any]:
   """Writes summary.json: of every truth and rule what `report` needs."""
   cells: dict[str, dict[str, Any]] = {}
+  gaussian: dict[str, float] = {}
   for truth in own.truth:
-    done = [run for run in _recorded(record, truth) if _is_wanted(own, run)]
+    recorded = _recorded(record, truth)
+    of_gaussian = [run["kl"] for run in recorded if run["kind"] == "gaussian"]
+    if of_gaussian:
+      gaussian[truth] = of_gaussian[0]
+    done = [run for run in recorded if _is_wanted(own, run)]
     cells[truth] = {}
     for rule in own.rule:
       cell = _cell([run for run in done if run["rule"] == rule])
@@ -245,6 +282,7 @@ def _summarize(own: Settings, record: Path) -> dict[str, Any]:
         "learning_rate": LEARNING_RATES,
         **{r: (RULES[r].low, RULES[r].high) for r in own.rule if RULES[r].number},
       },
+      "gaussian": gaussian,
       "cells": cells,
     },
   )

@@ -38,6 +38,8 @@ def _overview(summary: Mapping[str, Any]) -> Table:
     ]
     for rule in _rules(summary)
   ]
+  gaussian = [_number(summary["gaussian"][truth]) for truth in truths]
+  rows.insert(0, ["*Gaussian with the mean and covariance of the data*", *gaussian])
   title = f"KL(p* ‖ p) in nats after {summary['flags']['steps']} steps, mean ± sd"
   return title, ["rule", *truths], rows
 

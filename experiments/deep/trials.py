@@ -21,6 +21,7 @@ from stein_jax import (
   Algorithm,
   contrastive_divergence,
   descend,
+  maximum_likelihood,
   negative_log_likelihood,
   sliced_score_matching_loss,
   training,
@@ -35,6 +36,9 @@ LEARNING_RATES = (3e-4, 1e-2)
 DEFAULT_RATE = 2e-3
 
 ORACLES = {
+  "oracle_exact_mle": deep_rules.Rule(
+    "exact MLE of an RBM", lambda p, _: _exact_likelihood(p)
+  ),
   "oracle_kl": deep_rules.Rule(
     "KL with the truth's log density", lambda p, _: _minimised_kl(p)
   ),
@@ -54,7 +58,7 @@ ORACLES = {
     high=1.0,
   ),
 }
-"""What a rule would reach that knew the truth, or that had time for long chains."""
+"""What a rule would reach that knew the truth or log Z, or had time for long chains."""
 
 RULES = deep_rules.RULES | ORACLES
 
@@ -85,9 +89,15 @@ def candidates(rule: str, budget: int) -> list[tuple[float, float]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KnownProblem(deep_rules.Problem):
-  """As `Problem`, with the truth, for the oracles."""
+  """As `Problem`, with what only the oracles know."""
 
   truth: Density
+  student: Any
+
+
+def _exact_likelihood(p: deep_rules.Problem) -> Algorithm:
+  assert isinstance(p, KnownProblem)
+  return maximum_likelihood(p.energy_fn, p.student.log_partition, p.optimizer)
 
 
 def _minimised_kl(p: deep_rules.Problem) -> Algorithm:
@@ -190,7 +200,9 @@ class Study:
   def algorithm(self, name: str) -> Algorithm:
     """The same object every time, so that it is compiled once."""
     if name not in self._algorithms:
-      problem = KnownProblem(**vars(self._problem), truth=self.truth)
+      problem = KnownProblem(
+        **vars(self._problem), truth=self.truth, student=self.student
+      )
       self._algorithms[name] = _algorithm(name, problem)
     return self._algorithms[name]
 
@@ -199,6 +211,13 @@ class Study:
     train_key, start_key, fit_key = jax.random.split(jax.random.key(seed), 3)
     train = self.truth.sample(train_key, self.sizes.num_train)
     return fit_key, train, self.student.init_from_data(start_key, train)
+
+  def gaussian_kl(self) -> float:
+    """KL(p* ‖ p) of a Gaussian with the mean and covariance of training points."""
+    _, train, _ = self.start(0)
+    gaussian = broad_gaussian(train, factor=1.0)
+    x = self.truth.sample(jax.random.key(678), self.sizes.num_test)
+    return float(jnp.mean(self.truth.log_density(x) - gaussian.log_density(x)))
 
   def compile_seconds(self, name: str) -> float:
     """Seconds to trace and compile one step of the rule."""

@@ -182,6 +182,20 @@ RULES: dict[str, Rule] = {
     ),
     **_BANDWIDTH,
   ),
+  "stein_cd_regularized": Rule(
+    "SteinCD, regularised, 3 moves",
+    lambda p, factor: stein_jax.stein_cd(
+      p.energy_fn,
+      Direction(kernels.rbf(factor * p.median_squared), regularization=0.1),
+      p.optimizer,
+      step_size=0.5 * p.variance,
+      num_steps=3,
+    ),
+    "h / med²",
+    default=1.0,
+    low=0.1,
+    high=3.0,
+  ),
   "stein_score_matching": Rule(
     "Stein score matching, as in the paper",
     lambda p, factor: stein_jax.stein_score_matching(
