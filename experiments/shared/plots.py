@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # writes files, needs no screen
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from stein_jax.training.files import open_atomically
 
@@ -396,6 +397,7 @@ def divergences_by_seconds(
         seconds, low, high, color=style["color"], alpha=0.1, linewidth=0
       )
     axis.set_title(truth, fontsize="medium")
+    axis.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
     axis.grid(alpha=0.3)
   for axis in axes[:, 0]:
     axis.set_ylabel("nats")
