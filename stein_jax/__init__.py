@@ -13,6 +13,7 @@ from stein_jax import (
   samplers,
   training,
 )
+from stein_jax.algorithms.averaging import AveragedState, averaged
 from stein_jax.algorithms.cd import (
   contrastive_divergence,
   contrastive_divergence_gradient,
@@ -34,7 +35,7 @@ from stein_jax.algorithms.denoising import (
   denoising_score_matching,
   denoising_score_matching_loss,
 )
-from stein_jax.algorithms.descent import descend
+from stein_jax.algorithms.descent import DescentState, apply_gradient, descend
 from stein_jax.algorithms.energy import score, scores
 from stein_jax.algorithms.energy_discrepancies import (
   energy_discrepancy,
@@ -44,6 +45,7 @@ from stein_jax.algorithms.learned_stein import (
   learned_stein_discrepancy,
   learned_stein_discrepancy_loss,
 )
+from stein_jax.algorithms.mixing import MixState, mix
 from stein_jax.algorithms.noise_contrastive import (
   noise_contrastive,
   noise_contrastive_loss,
@@ -91,13 +93,18 @@ __version__ = "0.1.0"
 __all__ = [
   "Algorithm",
   "AlignmentController",
+  "AveragedState",
+  "DescentState",
   "Direction",
+  "MixState",
   "PersistentState",
   "ReplayBuffer",
   "SteinTest",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
+  "apply_gradient",
   "as_direction",
+  "averaged",
   "conditional_noise_contrastive",
   "conditional_noise_contrastive_loss",
   "contrastive_divergence",
@@ -124,6 +131,7 @@ __all__ = [
   "learned_stein_discrepancy",
   "learned_stein_discrepancy_loss",
   "maximum_likelihood",
+  "mix",
   "negative_log_likelihood",
   "noise_contrastive",
   "noise_contrastive_loss",

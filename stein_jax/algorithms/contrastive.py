@@ -8,11 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from stein_jax import checks
-from stein_jax.algorithms.descent import (
-  DescentState,
-  apply_gradient,
-  descend,
-)
+from stein_jax.algorithms.descent import apply_gradient, descend
 from stein_jax.algorithms.energy import (
   check_batch,
   check_energy,
@@ -407,12 +403,12 @@ def learn_from_negatives(
   def update(
     key: Key, state: PersistentState, batch: Batch
   ) -> tuple[PersistentState, Metrics]:
-    params, opt_state, chains = state
+    params, _, chains = state
     negatives, chains, metrics = continued(key, params, batch, chains)
     gradient, metrics = gradient_of(params, batch, negatives, metrics)
-    descent = apply_gradient(DescentState(params, opt_state), gradient, optimizer)
+    state = apply_gradient(state, gradient, optimizer)
     metrics |= {"gradient_norm": optax.tree.norm(gradient)}
-    return PersistentState(*descent, chains), metrics
+    return state._replace(particles=chains), metrics
 
   return Algorithm(init, update)
 

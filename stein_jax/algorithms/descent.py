@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, Protocol, cast
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import optax
 
@@ -11,6 +11,7 @@ from stein_jax import checks
 from stein_jax.types import Algorithm, Array, Batch, Key, Metrics, Params
 
 P = ParamSpec("P")
+S = TypeVar("S")
 
 GradientFn = Callable[[Key, Params, Batch], tuple[Params, Metrics]]
 """`gradient_fn(key, params, batch) -> (gradient, metrics)`."""
@@ -42,7 +43,15 @@ def gradient_only(
 
 
 class DescentState(NamedTuple):
-  """The parameters and their optimizer's state."""
+  """The parameters and their optimizer's state: what most learning rules keep.
+
+  The states of other rules have these two fields first, and their own after them.
+
+  Attributes:
+    params: θ.
+    opt_state: what the optax optimizer keeps for θ, as `optimizer.init(params)` makes
+      it.
+  """
 
   params: Params
   opt_state: optax.OptState
@@ -81,7 +90,6 @@ def descend(
     returned = gradient_fn(key, state.params, batch)
     checks.pair("gradient_fn", returned, "gradient, metrics")
     gradient, metrics = returned
-    checks.same_shapes(state.params, gradient, ("params", "the gradient"))
     checks.metrics("gradient_fn", metrics)
     state = apply_gradient(state, gradient, optimizer)
     return state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
@@ -90,8 +98,40 @@ def descend(
 
 
 def apply_gradient(
-  state: DescentState, gradient: Params, optimizer: optax.GradientTransformation
-) -> DescentState:
-  """One optimizer step along a gradient."""
-  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  return DescentState(optax.apply_updates(state.params, updates), opt_state)
+  state: S, gradient: Params, optimizer: optax.GradientTransformation
+) -> S:
+  """One optimizer step along a gradient: the last line of a learning rule.
+
+  θ ← θ + u, where (u, o) = `optimizer.update(gradient, o, θ)` and o is its state.
+
+  >>> import jax.numpy as jnp
+  >>> optimizer = optax.sgd(0.1)
+  >>> params = jnp.array([1.0, 2.0])
+  >>> state = DescentState(params, optimizer.init(params))
+  >>> state = apply_gradient(state, 2 * params, optimizer)  # of the loss Σ θ²
+  >>> [round(x, 3) for x in state.params.tolist()]
+  [0.8, 1.6]
+
+  Args:
+    state: a `DescentState`, or another NamedTuple with the fields `params` and
+      `opt_state`. Its other fields stay as they are.
+    gradient: of a loss to be descended, shaped like the parameters.
+    optimizer: the optax optimizer that `opt_state` belongs to.
+
+  Returns:
+    The state with new `params` and `opt_state`, of the same type.
+
+  Raises:
+    TypeError: a state that is no NamedTuple with these fields.
+    ValueError: a gradient that is not shaped like the parameters.
+  """
+  old: Any = state
+  if not {"params", "opt_state"} <= set(getattr(old, "_fields", ())):
+    raise TypeError(
+      "state must be a NamedTuple with the fields params and opt_state, such as "
+      f"DescentState(params, optimizer.init(params)), got {checks.described(state)}."
+    )
+  checks.same_shapes(old.params, gradient, ("params", "the gradient"))
+  updates, opt_state = optimizer.update(gradient, old.opt_state, old.params)
+  params = optax.apply_updates(old.params, updates)
+  return old._replace(params=params, opt_state=opt_state)

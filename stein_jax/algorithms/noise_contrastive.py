@@ -190,9 +190,7 @@ def noise_contrastive(
       (state.params, state.log_partition),
       axis_name,
     )
-    params, opt_state = apply_gradient(
-      DescentState(state.params, state.opt_state), gradient, optimizer
-    )
+    state = apply_gradient(state, gradient, optimizer)
     log_z, log_z_opt_state = apply_gradient(
       DescentState(state.log_partition, state.log_partition_opt_state), slope, of_log_z
     )
@@ -201,6 +199,6 @@ def noise_contrastive(
       "log_partition": log_z,
       "gradient_norm": optax.tree.norm(gradient),
     }
-    return NoiseContrastiveState(params, opt_state, log_z, log_z_opt_state), metrics
+    return NoiseContrastiveState(*state[:2], log_z, log_z_opt_state), metrics
 
   return Algorithm(init, update)

@@ -223,7 +223,8 @@ def stein_gan(
 
   The two gradients of θ differ in size, and one optimizer gets both. SteinCD's is a
   rate, divided by ε. SteinGAN's is a difference between distributions, and much larger
-  while the generator is bad. `mix_scale` balances them.
+  while the generator is bad. `mix_scale` balances them. (`stein_jax.mix` mixes rules
+  that have θ alone; here the generator moves in every step, whichever the coin picks.)
 
   `params` of `init` is `{"energy": θ, "generator": η}`.
 

@@ -121,7 +121,7 @@ def _distributed(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
 
   def update(key: Key, state: Any, batch: Batch) -> tuple[Any, Metrics]:
     for name, tree in (("batch_size", batch), ("particles", _particles(state))):
-      for leaf in jax.tree.leaves(tree)[:1]:
+      for leaf in jax.tree.leaves(tree):
         check_divides(name, len(leaf), mesh)
     specs = _specs(algorithm, state, batch, axis)
     body = jax.shard_map(
@@ -133,11 +133,12 @@ def _distributed(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     try:
       return body(key, state, batch)
     except (ValueError, NameError) as error:
-      signs = ("out_specs", "unbound axis", "no axis of devices", f"V:{axis}")
+      differ = ("out_specs", f"V:{axis}", "varying manual axes")
+      signs = (*differ, "unbound axis", "no axis of devices")
       if not any(sign in str(error) for sign in signs):
         raise
       said = "The devices' results differ where they must be equal"
-      if "out_specs" not in str(error) and f"V:{axis}" not in str(error):
+      if not any(sign in str(error) for sign in differ):
         said = f"The algorithm uses another axis than the mesh's {axis!r}"
       raise ValueError(
         f"{said}: make the algorithm, and networks with batch norm, with "
@@ -166,7 +167,7 @@ def shardings(
     A tree of shardings like the state.
   """
   axis = _axis(mesh)
-  for leaf in jax.tree.leaves(_particles(state))[:1]:
+  for leaf in jax.tree.leaves(_particles(state)):
     check_divides("particles", len(leaf), mesh)
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),

@@ -16,6 +16,7 @@ from stein_jax import (
   Algorithm,
   AlignmentController,
   Direction,
+  averaged,
   conditional_noise_contrastive,
   conditional_noise_contrastive_loss,
   contrastive_divergence,
@@ -32,6 +33,7 @@ from stein_jax import (
   learned_stein_discrepancy,
   learned_stein_discrepancy_loss,
   maximum_likelihood,
+  mix,
   negative_log_likelihood,
   noise_contrastive,
   noise_contrastive_loss,
@@ -123,6 +125,12 @@ RULES = {
     energy, criticise, SGD, o, **k
   ),
   "stein_score_matching": lambda o=SGD, **k: stein_score_matching(energy, RBF, o, **k),
+  "averaged": lambda o=SGD, **k: averaged(
+    stein_cd(energy, RBF, o, step_size=0.1, **k), 0.9
+  ),
+  "mix": lambda o=SGD, **k: mix(
+    {"stein": (partial(stein_cd, energy, RBF, step_size=0.1, **k), 1.0)}, o
+  ),
   "svgd": lambda o=SGD, **k: svgd(jnp.negative, RBF, o, **k),
   "gan, energy": lambda o=SGD, **k: stein_gan(energy, generate, draw, RBF, o, SGD, **k),
   "gan, generator": lambda o=SGD, **k: stein_gan(

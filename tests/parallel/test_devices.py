@@ -4,6 +4,8 @@ Every function is called in the body of a mapped function, with its leading axes
 over the devices. The results are compared with one call without `axis_name`.
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -212,6 +214,28 @@ def estimated_log_partition(key, params):
 
 SGD = optax.sgd(1.0)  # the parameters move by the whole gradient
 
+
+def of_mix(axis):
+  """Three rules, with chains and with log Z."""
+  q = stein_jax.densities.gaussian(np.zeros(3), width=1.5)
+  rules = {
+    "replay": partial(
+      stein_jax.contrastive_divergence,
+      bent,
+      num_steps=2,
+      step_size=0.2,
+      start="replay",
+      buffer_size=48,
+      axis_name=axis,
+    ),
+    "noise": partial(stein_jax.noise_contrastive, bent, q, axis_name=axis),
+    "stein": partial(
+      stein_jax.stein_cd, bent, kernels.rbf(1.5), step_size=0.1, axis_name=axis
+    ),
+  }
+  return {name: (rule, 0.5) for name, rule in rules.items()}
+
+
 ALGORITHMS = {
   "stein_cd": lambda axis: stein_jax.stein_cd(
     bent, kernels.rbf(1.5), SGD, step_size=0.1, axis_name=axis
@@ -332,6 +356,11 @@ ALGORITHMS = {
   "energy_discrepancy": lambda axis: stein_jax.energy_discrepancy(
     bent, SGD, time=0.6, num_samples=3, axis_name=axis
   ),
+  "averaged cd replay": lambda axis: stein_jax.averaged(
+    of_mix(axis)["replay"][0](optimizer=SGD), 0.9
+  ),
+  "mix with cd replay": lambda axis: stein_jax.mix(of_mix(axis), SGD),
+  "mix with cd replay, drawn": lambda axis: stein_jax.mix(of_mix(axis), SGD, draw=True),
   "score_matching closed form": lambda axis: stein_jax.score_matching(
     gaussian,
     SGD,
