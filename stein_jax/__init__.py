@@ -13,8 +13,16 @@ from stein_jax import (
   samplers,
   training,
 )
-from stein_jax.algorithms.contrastive import (
+from stein_jax.algorithms.cd import (
   contrastive_divergence,
+  contrastive_divergence_gradient,
+)
+from stein_jax.algorithms.conditional_noise import (
+  conditional_noise_contrastive,
+  conditional_noise_contrastive_loss,
+)
+from stein_jax.algorithms.contrastive import (
+  PersistentState,
   contrastive_loss,
   learn_from_negatives,
   maximum_likelihood,
@@ -22,11 +30,30 @@ from stein_jax.algorithms.contrastive import (
   sampled_maximum_likelihood,
 )
 from stein_jax.algorithms.dcgan import dcgan
+from stein_jax.algorithms.denoising import (
+  denoising_score_matching,
+  denoising_score_matching_loss,
+)
 from stein_jax.algorithms.descent import descend
 from stein_jax.algorithms.energy import score, scores
+from stein_jax.algorithms.energy_discrepancies import (
+  energy_discrepancy,
+  energy_discrepancy_loss,
+)
+from stein_jax.algorithms.learned_stein import (
+  learned_stein_discrepancy,
+  learned_stein_discrepancy_loss,
+)
+from stein_jax.algorithms.noise_contrastive import (
+  noise_contrastive,
+  noise_contrastive_loss,
+)
+from stein_jax.algorithms.replay import ReplayBuffer
 from stein_jax.algorithms.score_matching import (
   score_matching,
   score_matching_loss,
+  sliced_score_matching,
+  sliced_score_matching_loss,
   stein_score_matching,
   stein_score_matching_gradient,
 )
@@ -42,7 +69,7 @@ from stein_jax.algorithms.stein_gan import (
   stein_gan,
 )
 from stein_jax.algorithms.svgd import svgd
-from stein_jax.networks import discriminators, generators
+from stein_jax.networks import critics, discriminators, generators
 from stein_jax.stein.direction import (
   Direction,
   as_direction,
@@ -65,17 +92,27 @@ __all__ = [
   "Algorithm",
   "AlignmentController",
   "Direction",
+  "PersistentState",
+  "ReplayBuffer",
   "SteinTest",
   "amortized_svgd_gradient",
   "amortized_svgd_loss",
   "as_direction",
+  "conditional_noise_contrastive",
+  "conditional_noise_contrastive_loss",
   "contrastive_divergence",
+  "contrastive_divergence_gradient",
   "contrastive_loss",
+  "critics",
   "dcgan",
+  "denoising_score_matching",
+  "denoising_score_matching_loss",
   "densities",
   "descend",
   "discriminators",
   "energies",
+  "energy_discrepancy",
+  "energy_discrepancy_loss",
   "evaluation",
   "fssd_test",
   "generators",
@@ -84,8 +121,12 @@ __all__ = [
   "ksd_squared",
   "ksd_test",
   "learn_from_negatives",
+  "learned_stein_discrepancy",
+  "learned_stein_discrepancy_loss",
   "maximum_likelihood",
   "negative_log_likelihood",
+  "noise_contrastive",
+  "noise_contrastive_loss",
   "parallel",
   "repulsion_share",
   "samplers",
@@ -94,6 +135,8 @@ __all__ = [
   "score_matching",
   "score_matching_loss",
   "scores",
+  "sliced_score_matching",
+  "sliced_score_matching_loss",
   "stein_cd",
   "stein_cd_gradient",
   "stein_gan",

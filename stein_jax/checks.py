@@ -41,7 +41,12 @@ def all_positive(name: str, values: Any) -> None:
 
 
 def not_negative(name: str, value: Any) -> None:
-  """Raises ValueError unless `value` is a finite number of at least 0."""
+  """Raises ValueError unless `value` is a finite number of at least 0.
+
+  A traced value is not known yet and passes.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return
   if not (_is_real(value) and 0 <= float(value) < np.inf):
     raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
 
@@ -123,6 +128,21 @@ def _check_signature(
         continue
       return
   raise TypeError(f"{name} must be {wanted}, got {described(value)} with {signature}.")
+
+
+def num_arguments(fn: Any) -> int | None:
+  """How many arguments a function must be given by position; None if it is not known.
+
+  Those with a default do not count.
+  """
+  try:
+    parameters = inspect.signature(fn).parameters.values()
+  except (TypeError, ValueError):
+    return None
+  if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+    return None
+  kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+  return sum(p.kind in kinds and p.default is p.empty for p in parameters)
 
 
 def activation(value: Any) -> None:
@@ -228,10 +248,19 @@ def algorithm(value: Any) -> None:
 
 def pair(name: str, value: Any, parts: str) -> None:
   """Raises TypeError unless what a function returned is a tuple of two."""
-  if not (isinstance(value, (tuple, list)) and len(value) == 2):
+  _returned(name, value, 2, f"a pair ({parts})")
+
+
+def triple(name: str, value: Any, parts: str) -> None:
+  """Raises TypeError unless what a function returned is a tuple of three."""
+  _returned(name, value, 3, f"three parts ({parts})")
+
+
+def _returned(name: str, value: Any, count: int, wanted: str) -> None:
+  if not (isinstance(value, (tuple, list)) and len(value) == count):
     got = "an array" if _is_array(value) else type(value).__name__
     got += f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
-    raise TypeError(f"{name} must return a pair ({parts}), got {got}.")
+    raise TypeError(f"{name} must return {wanted}, got {got}.")
 
 
 def metrics(name: str, value: Any) -> None:
@@ -254,6 +283,16 @@ def rows(name: str, tree: PyTree, n: int) -> None:
   if not shapes or any(shape[:1] != (n,) for shape in shapes):
     got = f"shape {_brief(shapes)}" if shapes else repr(tree)
     raise ValueError(f"{name} must return {n} rows, [{n}, ...], got {got}.")
+
+
+def common_rows(name: str, tree: PyTree) -> None:
+  """Raises ValueError unless the arrays that a function returned share their rows."""
+  shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+  if len({shape[:1] for shape in shapes}) != 1 or shapes[0] == ():
+    got = f"shape {_brief(shapes)}" if shapes else repr(tree)
+    raise ValueError(
+      f"{name} must return arrays [n, ...] of one number of rows, got {got}."
+    )
 
 
 def params(value: Params, name: str = "params") -> None:

@@ -40,8 +40,10 @@ ScoreFn = Callable[..., PyTree]
 LogDensityFn = Callable[..., Array]
 """`log_density_fn(x)` -> log p(x) of one point, up to a constant."""
 
-LogPartitionFn = Callable[[Params], Array]
-"""`log_partition_fn(params)` -> log Z(θ)."""
+LogPartitionFn = Callable[..., Array]
+"""`log_partition_fn(params)` -> log Z(θ), or `log_partition_fn(key, params)` -> an
+estimate of it.
+"""
 
 GenerateFn = Callable[[Params, PyTree, PyTree, PyTree], tuple[Particles, PyTree]]
 """`generate_fn(params, stats, noise, context) -> (samples, stats)`.
@@ -52,6 +54,13 @@ generator without them passes an empty tree through.
 
 NoiseFn = Callable[[Key, int], PyTree]
 """`noise_fn(key, m)` -> ξ, `[m, ...]`."""
+
+
+class HasSamples(Protocol):
+  """What samples can be drawn from, such as a `stein_jax.densities.Density`."""
+
+  def sample(self, key: Key, num_samples: int, /) -> Particles:
+    """Samples, `[num_samples, ...]`."""
 
 
 class InitFn(Protocol):

@@ -37,7 +37,7 @@ MAY_IMPORT = {
   "stein": PUBLIC | {"pairs", "kernels"},
   "samplers": PUBLIC,
   "algorithms": PUBLIC
-  | {"pairs", "stein", "samplers", "parallel.rows", "parallel.row_wise"},
+  | {"pairs", "stein", "samplers", "densities", "parallel.rows", "parallel.row_wise"},
   "networks": {"types", "checks", "compiled"},
   "energies": {"types", "checks", "networks"},
   "densities": {"types", "checks", "compiled"},

@@ -230,11 +230,8 @@ def score_matching_loss(
           f"at one point; it returned an array of shape {jnp.shape(divergence)}."
         )
     elif key is not None:
-      point_key = jax.random.fold_in(key, index)
-      shape = (num_probes or 1, flat.size)
-      probes = jax.random.rademacher(point_key, shape, flat.dtype)
-      s, slope = jax.linearize(flat_score, flat)
-      divergence = jax.vmap(lambda v: v @ slope(v))(probes).mean()
+      probes = _probes(key, index, num_probes or 1, flat)
+      s, _, divergence = _projected(flat_score, flat, probes)
     else:
       s, slope = jax.linearize(flat_score, flat)
       divergence = _trace(slope, flat, m, axis_name)
@@ -242,6 +239,21 @@ def score_matching_loss(
 
   indices = axes.global_indices(m, axis_name)
   return jax.vmap(at_point)(indices, x, *context).mean()
+
+
+def _probes(key: Key, index: Array, num: int, x: Array) -> Array:
+  """Vectors `[num, d]` of E[v vᵀ] = I, random signs, for the point of this index."""
+  point_key = jax.random.fold_in(key, index)
+  return jax.random.rademacher(point_key, (num, x.size), x.dtype)
+
+
+def _projected(
+  score_fn: Callable[[Array], Array], x: Array, directions: Array
+) -> tuple[Array, Array, Array]:
+  """s(x) `[d]`, and the means over the directions of (vᵀs)² and of vᵀ∇s v."""
+  s, slope = jax.linearize(score_fn, x)
+  curvatures = jax.vmap(lambda v: v @ slope(v))(directions)
+  return s, jnp.square(directions @ s).mean(), curvatures.mean()
 
 
 def _trace(
@@ -317,6 +329,121 @@ def score_matching(
         key=None if num_probes is None else key,
         num_probes=num_probes,
         divergence_fn=divergence_fn,
+        axis_name=axis_name,
+      ),
+      params,
+      axis_name,
+    )
+    return gradient, {"loss": loss}
+
+  return descend(gradient_fn, optimizer)
+
+
+def _check_sliced(key: Key, data: Batch, num_projections: int) -> None:
+  checks.key(key)
+  check_batch(data, "data")
+  checks.at_least_one("num_projections", num_projections)
+
+
+@compiled(_check_sliced, static=("num_projections", "variance_reduced", "axis_name"))
+def sliced_score_matching_loss(
+  key: Key,
+  params: Params,
+  energy_fn: EnergyFn,
+  data: Batch,
+  *,
+  num_projections: int = 1,
+  variance_reduced: bool = True,
+  axis_name: str | None = None,
+) -> Array:
+  """Hyvärinen's objective along random directions v, of E[v vᵀ] = I.
+
+  variance-reduced:  (1/m) Σᵢ [½‖s(xᵢ)‖² + vᵢᵀ∇s(xᵢ) vᵢ]
+  otherwise:         (1/m) Σᵢ [½(vᵢᵀs(xᵢ))² + vᵢᵀ∇s(xᵢ) vᵢ],  s = ∇ₓ log p = −∇ₓE
+
+  Both have the mean J(θ) of `score_matching_loss`, for any number of directions. The
+  first is `score_matching_loss` with a key. v is a vector of random signs, for which
+  the estimate of a trace has the least variance.
+
+  Args:
+    key: a PRNG key, the same on every device.
+    params: θ.
+    energy_fn: E(x; θ) of one point, three times differentiable.
+    data: `[m, ...]`, or `{"x": ..., "context": ...}`.
+    num_projections: how many directions each point draws, over which the terms are
+      averaged.
+    variance_reduced: replace (vᵀs)² by its mean over v, which is ‖s‖².
+    axis_name: the axis over which the data is sharded; the loss is the mean over this
+      device's data.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    TypeError: a key that is none.
+    ValueError: num_projections below 1, or an energy that is not a scalar.
+
+  >>> from stein_jax import energies
+  >>> energy = energies.MLP()
+  >>> x = jax.random.normal(jax.random.key(0), (100, 2))
+  >>> params = energy.init(jax.random.key(1), x[0])
+  >>> sliced_score_matching_loss(jax.random.key(2), params, energy.apply, x).shape
+  ()
+
+  Source: Song et al. (2019), section 3.
+  """
+  x, context = split_batch(data)
+
+  def at_point(index: Array, x: PyTree, *context: PyTree) -> Array:
+    flat, unravel = ravel_pytree(x)
+
+    def flat_score(flat: Array) -> Array:
+      return ravel_pytree(score(params, energy_fn, unravel(flat), *context))[0]
+
+    directions = _probes(key, index, num_projections, flat)
+    s, along, curvature = _projected(flat_score, flat, directions)
+    return (s @ s if variance_reduced else along) / 2 + curvature
+
+  indices = axes.global_indices(checks.num_particles(x), axis_name)
+  return jax.vmap(at_point)(indices, x, *context).mean()
+
+
+def sliced_score_matching(
+  energy_fn: EnergyFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  num_projections: int = 1,
+  variance_reduced: bool = True,
+  axis_name: str | None = None,
+) -> Algorithm:
+  """Descends `sliced_score_matching_loss` on every batch, by new directions.
+
+  Args:
+    energy_fn: E(x; θ) of one point.
+    optimizer: an optax optimizer.
+    num_projections: how many directions each point draws.
+    variance_reduced: ‖s‖² in place of (vᵀs)².
+    axis_name: the axis over which the batch is sharded.
+
+  Raises:
+    TypeError: an argument that is not a function, not an optax optimizer or not a bool.
+    ValueError: num_projections below 1.
+
+  Source: Song et al. (2019).
+  """
+  check_energy(energy_fn)
+  checks.at_least_one("num_projections", num_projections)
+  checks.boolean("variance_reduced", variance_reduced)
+
+  def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    loss, gradient = axes.value_and_gradient(
+      lambda p: sliced_score_matching_loss(
+        key,
+        p,
+        energy_fn,
+        batch,
+        num_projections=num_projections,
+        variance_reduced=variance_reduced,
         axis_name=axis_name,
       ),
       params,

@@ -7,12 +7,14 @@ from stein_jax.energies.autoencoder import (
   JointAutoencoder,
   Layer,
 )
+from stein_jax.energies.base import Base
 from stein_jax.energies.mlp import MLP
 from stein_jax.energies.rbm import GaussianBernoulliRBM
 
 __all__ = [
   "GaussianBernoulliRBM",
   "Autoencoder",
+  "Base",
   "JointAutoencoder",
   "Layer",
   "CIFAR10_LAYERS",

@@ -1,4 +1,4 @@
-"""The quadratic part of an energy, which makes its density one that can be normalised."""
+"""The quadratic part of an energy, which keeps its density normalisable."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _SMALLEST_SCALE = 1e-3
 
 
 class Base(nn.Module):
-  """z(x), in whose coordinates the quadratic part is ½‖z‖²: a Gaussian, if alone.
+  """z(x), in whose coordinates the quadratic part of an energy is ½‖z‖²: a Gaussian.
 
   isotropic:  z = x
   diagonal:   z = (x − μ) / σ, with μ and log σ learned, `[d]`
@@ -77,5 +77,7 @@ def with_moments(params: Params, kind: str, data: Array) -> Params:
     covariance = np.atleast_2d(np.cov(x.T)) + floor**2 * np.eye(x.shape[1])
     values = {"mean": mean, "whitening": np.linalg.inv(np.linalg.cholesky(covariance))}
   theta = params["params"]
-  base = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), theta["base"], values)
+  base = jax.tree.map(
+    lambda old, new: jnp.asarray(new, old.dtype), theta["base"], values
+  )
   return {**params, "params": {**theta, "base": base}}

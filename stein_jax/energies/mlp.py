@@ -107,7 +107,7 @@ class MLP(nn.Module):
 
   @nn.nowrap
   def features(self, params: Params, x: Array, context: Any = None) -> Array:
-    """The last hidden layer at one point, after its activation: for a feature kernel."""
+    """The last hidden layer at one point, for a kernel on features."""
     return jnp.asarray(self.apply(params, x, context, method="_last_hidden"))
 
   @nn.compact

@@ -11,7 +11,14 @@ from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.parallel import axes
 from stein_jax.samplers import noise
-from stein_jax.samplers.unadjusted import at_particles, check, langevin_step
+from stein_jax.samplers.unadjusted import (
+  at_particles,
+  at_temperature,
+  check,
+  check_clip,
+  clipped,
+  langevin_step,
+)
 from stein_jax.types import Array, Key, LogDensityFn, Particles, PyTree
 
 
@@ -56,7 +63,7 @@ def tempered(
     return log_p
 
   found = at_particles(jax.value_and_grad(log_density), x, context)
-  return jax.tree.map(lambda leaf: (leaf / temperature).astype(leaf.dtype), found)
+  return at_temperature(found, temperature)
 
 
 def metropolis_chain(
@@ -96,7 +103,23 @@ def metropolis_chain(
   return MetropolisResult(moved, axes.mean(accepted.mean(), axis_name))
 
 
-@compiled(check_tempered, static=("num_steps", "axis_name"))
+def _check_mala(
+  key: Key,
+  particles: Particles,
+  log_density_fn: LogDensityFn,
+  num_steps: int,
+  step_size: float | Array,
+  temperature: float | Array,
+  score_clip: float | Array | None,
+  context: PyTree,
+) -> None:
+  check_tempered(
+    key, particles, log_density_fn, num_steps, step_size, temperature, context
+  )
+  check_clip(score_clip)
+
+
+@compiled(_check_mala, static=("num_steps", "axis_name"))
 def mala(
   key: Key,
   particles: Particles,
@@ -105,6 +128,7 @@ def mala(
   num_steps: int,
   step_size: float | Array,
   temperature: float | Array = 1.0,
+  score_clip: float | Array | None = None,
   context: PyTree = None,
   axis_name: str | None = None,
 ) -> MetropolisResult:
@@ -122,6 +146,8 @@ def mala(
     num_steps: k, the number of proposals for each particle.
     step_size: ε, in units of squared distance.
     temperature: T; the chain samples p^(1/T).
+    score_clip: as in `langevin`. The clipped score is that of the proposal, so that p
+      stays invariant.
     context: as in `langevin`.
     axis_name: as in `langevin`.
 
@@ -129,15 +155,16 @@ def mala(
     The moved particles, and the acceptance rate over all particles and steps.
 
   Raises:
-    ValueError: num_steps below 1, a step size or temperature that is not above 0, or a
-      log density that is not a scalar.
+    ValueError: num_steps below 1, a step size, temperature or score_clip that is not
+      above 0, or a log density that is not a scalar.
     TypeError: a key that is not a PRNG key, or log_density_fn is not a function.
 
-  Source: Roberts & Tweedie (1996).
+  Source: Roberts & Tweedie (1996); with score_clip it is their MALTA.
   """
 
   def evaluate(x: Particles) -> tuple[Array, Particles]:
-    return tempered(log_density_fn, x, context, temperature)
+    log_p, scores = tempered(log_density_fn, x, context, temperature)
+    return log_p, scores if score_clip is None else clipped(scores, score_clip)
 
   def log_q(to: Particles, x: Particles, scores: Particles) -> Array:
     squared = jax.tree.map(

@@ -59,6 +59,19 @@ def uniform(key: Key, n: int, dtype: Any, axis_name: str | None = None) -> Array
   return jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(keys)
 
 
+def integers(key: Key, n: int, high: int, axis_name: str | None = None) -> Array:
+  """Uniform integers in 0, ..., high − 1, `[n]`, one for each particle of this device.
+
+  Args:
+    key: a PRNG key, the same on every device.
+    n: the number of particles on this device.
+    high: the number of different integers.
+    axis_name: the axis over which the particles are sharded.
+  """
+  keys = _particle_keys(key, n, axis_name)
+  return jax.vmap(lambda k: jax.random.randint(k, (), 0, high))(keys)
+
+
 def normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
   """Standard normal numbers by the Box-Muller transform, for float32 and threefry keys.
 

@@ -1,14 +1,20 @@
 """Unadjusted Langevin dynamics, and its single step, which other chains propose."""
 
+import functools
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.samplers import noise
 from stein_jax.types import Array, Key, Particles, PyTree, ScoreFn
+
+Antithetic = bool | Literal["last"]
+"""Pairs of chains with opposite noise: no, in all steps, or in the last step only."""
 
 
 def check(
@@ -32,18 +38,38 @@ def check(
   checks.context(context, n)
 
 
+def check_antithetic(value: Any) -> None:
+  """Raises TypeError unless `value` is True, False or "last"."""
+  is_last = isinstance(value, str) and value == "last"
+  if not (is_last or isinstance(value, (bool, np.bool_))):
+    raise TypeError(f'antithetic must be True, False or "last", got {value!r}.')
+
+
+def check_clip(score_clip: Any) -> None:
+  """Raises ValueError unless the limit is None or a number above 0."""
+  if score_clip is not None:
+    checks.positive("score_clip", score_clip)
+
+
 def _check(
   key: Key,
   particles: Particles,
   score_fn: ScoreFn,
   num_steps: int,
   step_size: float | Array,
-  antithetic: bool,
+  temperature: float | Array,
+  score_clip: float | Array | None,
+  antithetic: Antithetic,
   context: PyTree,
-) -> None:
+) -> dict[str, None]:
   check(key, particles, num_steps, step_size, context)
   checks.function("score_fn", score_fn)
-  checks.boolean("antithetic", antithetic)
+  checks.positive("temperature", temperature)
+  check_clip(score_clip)
+  check_antithetic(antithetic)
+  is_traced = isinstance(temperature, jax.core.Tracer)
+  is_one = not is_traced and float(temperature) == 1
+  return {"temperature": None} if is_one else {}  # no division in the usual program
 
 
 @compiled(_check, static=("num_steps", "antithetic", "axis_name"))
@@ -54,11 +80,13 @@ def langevin(
   *,
   num_steps: int,
   step_size: float | Array,
-  antithetic: bool = False,
+  temperature: float | Array = 1.0,
+  score_clip: float | Array | None = None,
+  antithetic: Antithetic = False,
   context: PyTree = None,
   axis_name: str | None = None,
 ) -> Particles:
-  """Unadjusted Langevin dynamics: x ← x + ε ∇ log p(x) + √(2ε) z, z ~ N(0, I).
+  """Unadjusted Langevin dynamics: x ← x + ε ∇ log p(x)/T + √(2ε) z, z ~ N(0, I).
 
   >>> import jax, jax.numpy as jnp
   >>> start = jnp.zeros((100, 2))
@@ -77,8 +105,13 @@ def langevin(
       parameters need no new compilation.
     num_steps: k, the number of steps.
     step_size: ε, in units of squared distance.
+    temperature: T; the chain samples p^(1/T).
+    score_clip: the largest norm of a point's ∇ log p(x)/T, in units of 1/distance; a
+      longer one keeps its direction. So one step drifts by ε · score_clip at most.
+      None: no limit.
     antithetic: start two chains at every particle, one with the noise z and one
-      with −z.
+      with −z. With "last" the pair separates in the last step only: one chain makes
+      all steps before it.
     context: what belongs to each particle and is not moved, `[n, ...]`, or None.
     axis_name: the axis over which the particles are sharded.
 
@@ -87,26 +120,68 @@ def langevin(
     are the two chains of particle i, the one with +z first.
 
   Raises:
-    ValueError: num_steps below 1, a step size that is not above 0, or a score whose
-      shape differs from its point's.
-    TypeError: a key that is not a PRNG key, or a score_fn that is not a function or
-      does not return floats.
+    ValueError: num_steps below 1, a step size, temperature or score_clip that is not
+      above 0, or a score whose shape differs from its point's.
+    TypeError: a key that is not a PRNG key, an antithetic that is not one of those
+      above, or a score_fn that is not a function or does not return floats.
 
   Source: Liu & Wang (2017), section 5.1 (the Markov chain of CD-1 and CD-10).
   """
+  last_only = antithetic == "last"
+  all_steps = bool(antithetic) and not last_only
   start = particles
-  if antithetic:
+  if all_steps:
     particles, context = (_interleave(t, t) for t in (particles, context))
 
-  def step(x: Particles, step_key: Key) -> tuple[Particles, None]:
+  def step(carry: tuple[Particles, ...], step_key: Key) -> tuple[tuple, None]:
+    x = carry[0]
     scores = at_particles(score_fn, x, context)
     checks.particles_and_scores(x, scores)
+    if temperature is not None:
+      scores = at_temperature(scores, temperature)
+    if score_clip is not None:
+      scores = clipped(scores, score_clip)
     z = noise.normal_like(step_key, start, axis_name)
-    if antithetic:
-      z = _interleave(z, jax.tree.map(jnp.negative, z))
-    return langevin_step(x, scores, z, step_size), None
+    opposite = jax.tree.map(jnp.negative, z) if antithetic else None
+    if all_steps:
+      z = _interleave(z, opposite)
+    moved = langevin_step(x, scores, z, step_size)
+    if last_only:
+      return (moved, langevin_step(x, scores, opposite, step_size)), None
+    return (moved,), None
 
-  return jax.lax.scan(step, particles, jax.random.split(key, num_steps))[0]
+  carry = (particles, particles) if last_only else (particles,)
+  carry, _ = jax.lax.scan(step, carry, jax.random.split(key, num_steps))
+  return _interleave(*carry) if last_only else carry[0]
+
+
+def at_temperature(tree: PyTree, temperature: float | Array) -> PyTree:
+  """Log densities or scores of p as those of p^(1/T), in their dtypes."""
+  return jax.tree.map(lambda leaf: (leaf / temperature).astype(leaf.dtype), tree)
+
+
+def clipped(scores: Particles, limit: float | Array) -> Particles:
+  """The scores `[n, ...]`, each point's shortened to the norm `limit` if it is longer.
+
+  Each is first divided by its largest number, so that no square overflows.
+  """
+
+  def of_point(score: PyTree) -> PyTree:
+    largest = functools.reduce(
+      jnp.maximum, [jnp.abs(leaf).max() for leaf in jax.tree.leaves(score)]
+    )
+    scale = jnp.where(largest > 0, largest, 1)
+    unit = jax.tree.map(lambda leaf: leaf / scale, score)
+    squares = [jnp.square(leaf).sum() for leaf in jax.tree.leaves(unit)]
+    length = jnp.minimum(scale, limit / jnp.sqrt(jnp.maximum(sum(squares), 1)))
+    is_long = length < scale
+    return jax.tree.map(
+      lambda leaf, u: jnp.where(is_long, u * length, leaf).astype(leaf.dtype),
+      score,
+      unit,
+    )
+
+  return jax.vmap(of_point)(scores)
 
 
 def langevin_step(

@@ -1,7 +1,6 @@
 """The Stein direction φ*: how it is computed, and how much of it is repulsion."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, get_args
 
@@ -403,14 +402,8 @@ def _check_type(kernel: DirectionLike) -> None:
 
 def _num_arguments(fn: Callable) -> int:
   """How many arguments a function must be given by position; 2 if it does not tell."""
-  try:
-    parameters = inspect.signature(fn).parameters.values()
-  except (TypeError, ValueError):
-    return 2
-  if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-    return 2
-  kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-  return sum(p.kind in kinds and p.default is p.empty for p in parameters)
+  known = checks.num_arguments(fn)
+  return 2 if known is None else known
 
 
 def as_kernel_direction(kernel: "Kernel | Direction | None") -> Direction:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stein_jax import (
+  PersistentState,
   contrastive_divergence,
   contrastive_loss,
   learn_from_negatives,
@@ -237,6 +238,48 @@ def test_maximum_likelihood_in_a_scan_ends_at_the_sample_moments():
   expected = {"mean": POSITIVES.mean(axis=0), "log_precision": -np.log(variance)}
   assert_same(state.params, expected, rtol=1e-3)
   assert np.all(np.diff(metrics["loss"]) < 1e-6)
+
+
+def estimate(key, params, n=50):
+  """log Z by importance sampling from N(0, 4 I)."""
+  x = 2 * jax.random.normal(key, (n, 2))
+  log_q = jax.scipy.stats.norm.logpdf(x, 0, 2).sum(axis=1)
+  log_weights = -jax.vmap(lambda x: energy(params, x))(x) - log_q
+  return jax.nn.logsumexp(log_weights) - jnp.log(n)
+
+
+def test_an_estimate_of_log_z_has_the_gradient_of_weighted_energies():
+  """∇ log Ẑ = −Σⱼ wⱼ ∇E(xⱼ), with the normalised weights."""
+  key, params = jax.random.key(3), gaussian()
+  x = 2 * np.asarray(jax.random.normal(key, (50, 2)))
+  mean, precision = np.asarray(params["mean"]), np.exp(params["log_precision"])
+  energies = 0.5 * precision * np.square(x - mean[None]).sum(axis=1)
+  weights = np.exp(-energies) / scipy.stats.norm.pdf(x, 0, 2).prod(axis=1)
+  loss = energy_gradient(params, POSITIVES)["log_precision"] + np.log(weights.mean())
+  weights /= weights.sum()
+  gradient = energy_gradient(params, POSITIVES)
+  gradient["mean"] = gradient["mean"] + precision * weights @ (x - mean[None])
+  gradient["log_precision"] -= weights @ energies
+  algorithm = maximum_likelihood(energy, estimate, optax.sgd(RATE))
+  state = algorithm.init(KEY, params, POSITIVES)
+  new, metrics = algorithm.update(key, state, POSITIVES)
+  assert_one_step(new.params, params, gradient)
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+  got = negative_log_likelihood(params, energy, POSITIVES, estimate, key=key)
+  np.testing.assert_allclose(got, loss, rtol=1e-4)
+
+
+def test_a_log_z_takes_a_key_if_it_must_be_given_two_arguments():
+  value = negative_log_likelihood(gaussian(), energy, POSITIVES, log_partition)
+  for fn in (
+    lambda params, scale=1.0: scale * log_partition(params),
+    lambda *params: log_partition(*params),
+    jax.tree_util.Partial(lambda scale, params: scale * log_partition(params), 1.0),
+    jax.jit(log_partition),
+    lambda key, params: log_partition(params) + 0 * jax.random.normal(key),
+  ):
+    got = negative_log_likelihood(gaussian(), energy, POSITIVES, fn, key=KEY)
+    np.testing.assert_allclose(got, value, rtol=1e-6)
 
 
 def exact_samples(key, params, n):
@@ -591,3 +634,30 @@ def test_the_caller_s_own_negatives_are_contrasted_with_the_batch(persistent):
     np.testing.assert_allclose(metrics["seen"], start.sum(), rtol=1e-5)
     norm = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+
+
+def test_chains_may_be_of_another_number_and_form_than_the_batch():
+  def chains_fn(key, params, batch):
+    return {"x": jax.random.normal(key, (10, 2)), "age": jnp.zeros(10, int)}
+
+  def negatives_fn(key, params, batch, chains):
+    """Half of the chains, moved to a mean of the batch, are negatives."""
+    x = chains["x"].at[:5].add(batch.mean(axis=0, keepdims=True))
+    chains = {"x": x, "age": chains["age"].at[:5].add(1)}
+    return chains["x"][:5], chains, {"oldest": chains["age"].max()}
+
+  algorithm = learn_from_negatives(
+    energy, negatives_fn, optax.sgd(RATE), chains_fn=chains_fn
+  )
+  batch = jnp.asarray(POSITIVES, jnp.float32)
+  state = algorithm.init(KEY, gaussian(), batch)
+  assert isinstance(state, PersistentState)
+  x = np.array(jax.random.normal(KEY, (10, 2)))
+  for k in range(2):
+    params = jax.tree.map(np.asarray, state.params)
+    state, metrics = algorithm.update(KEY, state, batch)
+    x[:5] += POSITIVES.mean(axis=0)[None]
+    assert_one_step(state.params, params, contrast(params, POSITIVES, x[:5]))
+    np.testing.assert_allclose(state.particles["x"], x, rtol=1e-5)
+    assert metrics["oldest"] == k + 1
+  np.testing.assert_array_equal(state.particles["age"], [2] * 5 + [0] * 5)

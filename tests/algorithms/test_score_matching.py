@@ -18,6 +18,8 @@ from stein_jax import (
   score_matching,
   score_matching_loss,
   scores,
+  sliced_score_matching,
+  sliced_score_matching_loss,
   stein_score_matching,
   stein_score_matching_gradient,
 )
@@ -563,3 +565,89 @@ def test_one_point_has_no_median_bandwidth():
 def test_probes_without_a_key_are_an_error():
   with pytest.raises(ValueError, match=r"num_probes .* needs a key"):
     score_matching_loss(mlp_params(), mlp, DATA, num_probes=10)
+
+
+# ------------------------------------------------------- sliced score matching
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.usefixtures("x64")
+def test_sliced_loss_is_that_of_a_loop(name):
+  energy, params = ENERGIES[name][0], ENERGIES[name][1]()
+  score = jax.jit(lambda x: -jax.grad(energy, argnums=1)(params, x))
+  jacobian = jax.jit(jax.jacfwd(score))
+  plain, reduced = 0.0, 0.0
+  for i, x in enumerate(DATA):
+    key = jax.random.fold_in(KEY, i)
+    s, slope = np.asarray(score(x)), np.asarray(jacobian(x))
+    for v in np.asarray(jax.random.rademacher(key, (2, 3), jnp.float64)):
+      plain += (0.5 * (v @ s) ** 2 + v @ slope @ v) / (2 * len(DATA))
+      reduced += (0.5 * s @ s + v @ slope @ v) / (2 * len(DATA))
+  for want, variance_reduced in ((plain, False), (reduced, True)):
+    got = sliced_score_matching_loss(
+      KEY,
+      params,
+      energy,
+      DATA,
+      num_projections=2,
+      variance_reduced=variance_reduced,
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+  hutchinson = score_matching_loss(params, energy, DATA, key=KEY, num_probes=2)
+  np.testing.assert_allclose(hutchinson, reduced, rtol=1e-10)
+
+
+@pytest.mark.parametrize("variance_reduced", [False, True])
+@pytest.mark.usefixtures("x64")
+def test_sliced_loss_has_the_mean_of_the_exact_one(variance_reduced):
+  """And its gradient is that of finite differences."""
+  energy, params = mlp, mlp_params()
+  exact = score_matching_loss(params, energy, DATA)
+  got = sliced_score_matching_loss(
+    KEY,
+    params,
+    energy,
+    DATA,
+    num_projections=5000,
+    variance_reduced=variance_reduced,
+  )
+  squares = jnp.square(scores(params, energy, DATA)).sum(axis=1).mean()
+  assert abs(got - exact) < 0.03 * squares, (got, exact)
+
+  def loss(params):
+    return sliced_score_matching_loss(
+      KEY, params, energy, DATA, variance_reduced=variance_reduced
+    )
+
+  assert_same(jax.grad(loss)(params), finite_differences(loss, params), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variance_reduced", [False, True])
+def test_sliced_score_matching_learns_a_gaussian(variance_reduced):
+  rng = np.random.default_rng(5)
+  x = (0.5 + 0.6 * rng.normal(size=(2000, 2))).astype(np.float32)
+  rule = sliced_score_matching(
+    lambda p, x: 0.5 * p["a"] * jnp.square(x - p["mean"]).sum(),
+    optax.adam(0.03),
+    variance_reduced=variance_reduced,
+  )
+  params = {"a": jnp.ones(()), "mean": jnp.zeros(2)}
+  state = rule.init(KEY, params, x)
+  update = jax.jit(rule.update)
+  for key in jax.random.split(KEY, 300):
+    state, _ = update(key, state, x)
+  np.testing.assert_allclose(state.params["a"], 1 / x.var(axis=0).mean(), rtol=0.1)
+  np.testing.assert_allclose(state.params["mean"], x.mean(axis=0), atol=0.05)
+
+
+def test_bad_input_of_sliced_score_matching():
+  x = DATA.astype(np.float32)
+  sgd = optax.sgd(0.1)
+  with pytest.raises(ValueError, match="num_projections must be an integer of at leas"):
+    sliced_score_matching(mlp, sgd, num_projections=0)
+  with pytest.raises(ValueError, match="num_projections must be an integer of at leas"):
+    sliced_score_matching_loss(KEY, {}, mlp, x, num_projections=0)
+  with pytest.raises(TypeError, match="variance_reduced must be True or False, got 1"):
+    sliced_score_matching(mlp, sgd, variance_reduced=1)
+  with pytest.raises(TypeError, match="key must be one PRNG key"):
+    sliced_score_matching_loss(None, {}, mlp, x)

@@ -627,10 +627,20 @@ SAMPLERS = {
   "antithetic": (
     lambda: langevin(antithetic="yes"),
     TypeError,
-    "antithetic must be True or False, got 'yes'",
+    "antithetic must be True, False or \"last\", got 'yes'",
+  ),
+  "a temperature of 0": (
+    lambda: langevin(temperature=0.0),
+    ValueError,
+    "temperature must be a finite number above 0, got 0.0",
   ),
 }
 for name, chain in {"langevin": langevin, "mala": mala}.items():
+  SAMPLERS[f"{name}: score_clip"] = (
+    lambda chain=chain: chain(score_clip=-1.0),
+    ValueError,
+    "score_clip must be a finite number above 0, got -1.0",
+  )
   SAMPLERS |= {
     f"{name}: num_steps {value!r}": (
       lambda chain=chain, value=value: chain(num_steps=value),

@@ -16,20 +16,33 @@ from stein_jax import (
   Algorithm,
   AlignmentController,
   Direction,
+  conditional_noise_contrastive,
+  conditional_noise_contrastive_loss,
   contrastive_divergence,
   contrastive_loss,
   dcgan,
+  denoising_score_matching,
+  denoising_score_matching_loss,
+  densities,
   descend,
+  energy_discrepancy,
+  energy_discrepancy_loss,
   kernels,
   learn_from_negatives,
+  learned_stein_discrepancy,
+  learned_stein_discrepancy_loss,
   maximum_likelihood,
   negative_log_likelihood,
+  noise_contrastive,
+  noise_contrastive_loss,
   parallel,
   sampled_maximum_likelihood,
   score,
   score_matching,
   score_matching_loss,
   scores,
+  sliced_score_matching,
+  sliced_score_matching_loss,
   stein_cd,
   stein_cd_gradient,
   stein_gan,
@@ -46,6 +59,7 @@ LABELS = np.arange(12)
 W = np.ones(2, np.float32)
 SGD = optax.sgd(0.1)
 RBF = kernels.rbf()
+NOISE = densities.gaussian(np.zeros(2))
 
 
 def energy(params, x):
@@ -62,6 +76,10 @@ def draw(key, m):
 
 def discriminate(params, stats, x, context):
   return x @ params, stats
+
+
+def criticise(params, x):
+  return x * params
 
 
 def log_partition(params):
@@ -91,6 +109,19 @@ RULES = {
   ),
   "sampled": lambda o=SGD, **k: sampled_maximum_likelihood(energy, sample, o, **k),
   "score_matching": lambda o=SGD, **k: score_matching(energy, o, **k),
+  "sliced": lambda o=SGD, **k: sliced_score_matching(energy, o, **k),
+  "denoising": lambda o=SGD, **k: denoising_score_matching(energy, o, sigma=0.1, **k),
+  "noise contrastive": lambda o=SGD, **k: noise_contrastive(energy, NOISE, o, **k),
+  "conditional noise": lambda o=SGD, **k: conditional_noise_contrastive(
+    energy, o, noise_scale=0.1, **k
+  ),
+  "discrepancy": lambda o=SGD, **k: energy_discrepancy(energy, o, time=0.1, **k),
+  "learned, energy": lambda o=SGD, **k: learned_stein_discrepancy(
+    energy, criticise, o, SGD, **k
+  ),
+  "learned, critic": lambda o=SGD, **k: learned_stein_discrepancy(
+    energy, criticise, SGD, o, **k
+  ),
   "stein_score_matching": lambda o=SGD, **k: stein_score_matching(energy, RBF, o, **k),
   "svgd": lambda o=SGD, **k: svgd(jnp.negative, RBF, o, **k),
   "gan, energy": lambda o=SGD, **k: stein_gan(energy, generate, draw, RBF, o, SGD, **k),
@@ -105,10 +136,13 @@ RULES = {
   ),
 }
 GAN = {"energy": W, "generator": W}
+CRITIC = {"energy": W, "critic": W}
 START = {
   **dict.fromkeys(RULES, W),
   "svgd": X,
   "gan, energy": GAN,
+  "learned, energy": CRITIC,
+  "learned, critic": CRITIC,
   "gan, generator": GAN,
   "dcgan, D": {"discriminator": W, "generator": W},
   "dcgan, G": {"discriminator": W, "generator": W},
@@ -120,6 +154,11 @@ def run(algorithm=None, params=W, data=X, key=KEY, **options):
   algorithm = RULES["stein_cd"]() if algorithm is None else algorithm
   options = {"num_steps": 2, "batch_size": 6, "progress": False} | options
   return fit(key, algorithm, params, data, **options)
+
+
+def with_chains(fn=lambda k, p, b, c: (c, c, {}), chains_fn=None, **options):
+  chains_fn = (lambda key, params, batch: X) if chains_fn is None else chains_fn
+  return learn_from_negatives(energy, fn, SGD, chains_fn=chains_fn, **options)
 
 
 def gan(generate_fn=generate, noise_fn=draw, params=GAN, **options):
@@ -210,6 +249,12 @@ def with_energy(e):
     lambda: maximum_likelihood(e, log_partition, SGD),
     lambda: sampled_maximum_likelihood(e, sample, SGD),
     lambda: score_matching(e, SGD),
+    lambda: sliced_score_matching(e, SGD),
+    lambda: denoising_score_matching(e, SGD, sigma=0.1),
+    lambda: noise_contrastive(e, NOISE, SGD),
+    lambda: conditional_noise_contrastive(e, SGD, noise_scale=0.1),
+    lambda: energy_discrepancy(e, SGD, time=0.1),
+    lambda: learned_stein_discrepancy(e, criticise, SGD, SGD),
     lambda: stein_score_matching(e, RBF, SGD),
     lambda: stein_gan(e, generate, draw, RBF, SGD, SGD),
     lambda: learn_from_negatives(e, negatives, SGD),
@@ -223,6 +268,14 @@ def gradients(e=energy, params=W, data=X):
     lambda: stein_score_matching_gradient(params, e, data, RBF),
     lambda: contrastive_loss(params, e, data, data),
     lambda: score_matching_loss(params, e, data),
+    lambda: sliced_score_matching_loss(KEY, params, e, data),
+    lambda: denoising_score_matching_loss(KEY, params, e, data, sigma=0.1),
+    lambda: noise_contrastive_loss(params, e, data, data, NOISE, log_partition=0.0),
+    lambda: conditional_noise_contrastive_loss(KEY, params, e, data, noise_scale=0.1),
+    lambda: energy_discrepancy_loss(KEY, params, e, data, time=0.1),
+    lambda: learned_stein_discrepancy_loss(
+      KEY, {"energy": params, "critic": W}, e, criticise, data
+    ),
     lambda: stein_moves(params, e, data, RBF, step_size=0.1),
     lambda: negative_log_likelihood(params, e, data, log_partition),
     lambda: scores(params, e, data),
@@ -639,7 +692,7 @@ NO_PAIR = r"must return a pair \({}\), got {}"
       "log Z is a number",
       lambda: maximum_likelihood(energy, 1.0, SGD),
       TypeError,
-      r"log_partition_fn must be a function log_partition_fn\(params\), got 1\.0",
+      r"log_partition_fn\(params\) or log_partition_fn\(key, params\), got 1\.0",
     ),
     (
       "likelihood: log Z is a vector",
@@ -702,6 +755,66 @@ NO_PAIR = r"must return a pair \({}\), got {}"
       lambda: run(learn_from_negatives(energy, lambda k, p, s: (s[:, :1], {}), SGD)),
       ValueError,
       r"positives and one of negatives.*\(2,\) and \(1,\)",
+    ),
+    (
+      "chains: a pair",
+      lambda: run(with_chains(lambda k, p, b, c: (c, {}))),
+      TypeError,
+      r"must return three parts \(negatives, chains, metrics\), got tuple of 2",
+    ),
+    (
+      "chains: of another number",
+      lambda: run(with_chains(lambda k, p, b, c: (c, c[:1], {}))),
+      ValueError,
+      r"chains and negatives_fn's chains must have .*\(12, 2\) and \(1, 2\)",
+    ),
+    (
+      "chains: no arrays",
+      lambda: run(with_chains(chains_fn=lambda k, p, b: None)),
+      ValueError,
+      r"chains_fn must return arrays \[n, ...\] of one number of rows, got None",
+    ),
+    (
+      "chains: of several numbers of rows",
+      lambda: run(with_chains(chains_fn=lambda k, p, b: (b, b[:1]))),
+      ValueError,
+      "chains_fn must return arrays .* of one number of rows, got",
+    ),
+    (
+      "chains: other arguments",
+      lambda: with_chains(negatives),
+      TypeError,
+      r"negatives_fn\(key, params, batch, chains\), got .* with \(key, params, start\)",
+    ),
+    (
+      "chains: persistent",
+      lambda: with_chains(persistent=True),
+      ValueError,
+      "chains_fn excludes persistent",
+    ),
+    (
+      "chains: no function",
+      lambda: with_chains(chains_fn=X),
+      TypeError,
+      r"chains_fn must be a function chains_fn\(key, params, batch\)",
+    ),
+    (
+      "negatives: penalty",
+      lambda: learn_from_negatives(energy, negatives, SGD, energy_penalty=-1.0),
+      ValueError,
+      "energy_penalty must be a finite number of at least 0",
+    ),
+    (
+      "likelihood: no key",
+      lambda: negative_log_likelihood(W, energy, X, lambda key, p: p[0]),
+      TypeError,
+      r"log_partition_fn\(key, params\) needs a key, got None: pass key=",
+    ),
+    (
+      "likelihood: an estimate is a vector",
+      lambda: run(maximum_likelihood(energy, lambda key, p: p, SGD)),
+      ValueError,
+      r"log_partition_fn\(key, params\) must return a floating-point scalar",
     ),
     (
       "negatives: no function",

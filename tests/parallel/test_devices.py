@@ -203,6 +203,13 @@ def affine_features(params):
   return kernels.on_features(kernels.rbf(), features, affine=True)
 
 
+def estimated_log_partition(key, params):
+  x = 2 * jax.random.normal(key, (50, 3))
+  log_q = jax.scipy.stats.norm.logpdf(x, 0, 2).sum(axis=1)
+  log_weights = -jax.vmap(lambda x: gaussian(params, x))(x) - log_q
+  return jax.nn.logsumexp(log_weights) - jnp.log(50)
+
+
 SGD = optax.sgd(1.0)  # the parameters move by the whole gradient
 
 ALGORITHMS = {
@@ -243,6 +250,44 @@ ALGORITHMS = {
   "cd antithetic": lambda axis: stein_jax.contrastive_divergence(
     bent, SGD, num_steps=2, step_size=0.2, antithetic=True, axis_name=axis
   ),
+  "cd noise": lambda axis: stein_jax.contrastive_divergence(
+    bent,
+    SGD,
+    num_steps=2,
+    step_size=0.2,
+    start="noise",
+    restart_density=stein_jax.densities.gaussian(jnp.ones(3)),
+    temperature=2.0,
+    score_clip=0.5,
+    energy_penalty=0.3,
+    axis_name=axis,
+  ),
+  "cd replay": lambda axis: stein_jax.contrastive_divergence(
+    bent,
+    SGD,
+    num_steps=2,
+    step_size=0.2,
+    start="replay",
+    antithetic="last",
+    buffer_size=48,
+    restart_probability=0.3,
+    restart_density=stein_jax.densities.gaussian(jnp.ones(3)),
+    axis_name=axis,
+  ),
+  "cd replay metropolis": lambda axis: stein_jax.contrastive_divergence(
+    bent,
+    SGD,
+    num_steps=2,
+    step_size=0.2,
+    start="replay",
+    metropolis=True,
+    buffer_size=32,
+    restart_probability=0.3,
+    axis_name=axis,
+  ),
+  "maximum_likelihood estimated": lambda axis: stein_jax.maximum_likelihood(
+    gaussian, estimated_log_partition, SGD, axis_name=axis
+  ),
   "stein_score_matching": lambda axis: stein_jax.stein_score_matching(
     bent, own_features, SGD, axis_name=axis
   ),
@@ -268,6 +313,25 @@ ALGORITHMS = {
   "score_matching hutchinson": lambda axis: stein_jax.score_matching(
     bent, SGD, num_probes=2, axis_name=axis
   ),
+  "sliced_score_matching": lambda axis: stein_jax.sliced_score_matching(
+    bent, SGD, variance_reduced=False, axis_name=axis
+  ),
+  "denoising_score_matching": lambda axis: stein_jax.denoising_score_matching(
+    bent, SGD, sigma=(0.3, 0.7, 1.1), axis_name=axis
+  ),
+  "noise_contrastive": lambda axis: stein_jax.noise_contrastive(
+    bent,
+    stein_jax.densities.gaussian(np.zeros(3), width=1.5),
+    SGD,
+    num_noise=2,
+    axis_name=axis,
+  ),
+  "conditional_noise": lambda axis: stein_jax.conditional_noise_contrastive(
+    bent, SGD, noise_scale=0.6, num_noise=2, axis_name=axis
+  ),
+  "energy_discrepancy": lambda axis: stein_jax.energy_discrepancy(
+    bent, SGD, time=0.6, num_samples=3, axis_name=axis
+  ),
   "score_matching closed form": lambda axis: stein_jax.score_matching(
     gaussian,
     SGD,
@@ -281,17 +345,23 @@ ALGORITHMS = {
 @pytest.mark.parametrize(
   "name",
   quick.only(
-    ALGORITHMS.keys() - {"stein_cd affine", "stein_cd persistent"}, ALGORITHMS
+    ALGORITHMS.keys()
+    - {"stein_cd affine", "stein_cd persistent", "cd replay metropolis"},
+    ALGORITHMS,
   ),
 )
 def test_algorithms(name):
   one, many = ALGORITHMS[name](None), ALGORITHMS[name]("i")
   key, (batch, first) = jax.random.key(5), points(16, 3)
-  if name in ("stein_cd", "cd"):
+  conditional = ("stein_cd", "cd", "cd replay", "conditional_noise")
+  if name in (*conditional, "energy_discrepancy"):
     context = np.random.default_rng(4).normal(size=16)
     batch, first = {"x": batch, "context": context}, {"x": first, "context": context}
   state = one.init(key, start(), first)
-  want = jax.jit(one.update)(key, state, batch)
+  update = jax.jit(one.update)
+  if "replay" in name:  # so that some slots are filled
+    state, _ = update(jax.random.key(6), state, first)
+  want = update(key, state, batch)
   before, after = state.params, want[0].params
   assert abs(after["mean"] - before["mean"]).min() > 1e-4
   assert abs(after["log_precision"] - before["log_precision"]) > 1e-4
@@ -362,6 +432,31 @@ def test_svgd_moves_sharded_particles():
   want = moved(x)
   for how in WAYS:
     got = on_devices(how, lambda x: moved(x, "i"), (x,), (SHARDED,), (SHARDED, SAME))
+    chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_learned_stein_discrepancy():
+  def critic(params, x):
+    return jnp.tanh(params @ x)
+
+  key, (batch, _) = jax.random.key(5), points(16, 3)
+
+  def algorithm(axis_name=None):
+    return stein_jax.learned_stein_discrepancy(
+      bent, critic, SGD, optax.adam(0.1), critic_steps=2, axis_name=axis_name
+    )
+
+  one, many = algorithm(), algorithm("i")
+  weights = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3)))
+  state = one.init(key, {"energy": start(), "critic": weights}, batch)
+  want = jax.jit(one.update)(key, state, batch)
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), want[0].params, state.params)
+  assert min(jax.tree.leaves(moved)) > 1e-4
+  for how in WAYS:
+    got = on_devices(
+      how, many.update, (key, state, batch), (SAME, SAME, SHARDED), (SAME, SAME)
+    )
     chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
 
 

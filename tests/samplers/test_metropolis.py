@@ -86,6 +86,17 @@ def test_mala_leaves_a_gaussian_invariant():
   assert 0.3 < rate < 0.95
 
 
+def test_mala_with_a_clipped_score_leaves_p_invariant():
+  """Most scores of N(0, I) in two dimensions are longer than 0.5."""
+  x = jax.random.normal(KEY, (10_000, 2))
+  moved, rate = mala(
+    jax.random.key(1), x, log_normal, num_steps=10, step_size=0.7, score_clip=0.5
+  )
+  free = mala(jax.random.key(1), x, log_normal, num_steps=10, step_size=0.7)
+  assert_moments(moved, mean=0.0, variance=1.0)
+  assert 0.2 < rate < free.acceptance_rate - 0.02  # the clip is in effect
+
+
 def test_mala_converges_to_the_target_from_a_distant_start():
   def narrow(x):
     return -0.5 * jnp.square(x - 1) / 0.25

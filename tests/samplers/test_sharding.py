@@ -72,6 +72,10 @@ def run_antithetic(x, c, axis_name=None):
   return run_langevin(x, c, axis_name, antithetic=True)
 
 
+def run_last(x, c, axis_name=None):
+  return run_langevin(x, c, axis_name, antithetic="last")
+
+
 def run_mala(x, c, axis_name=None):
   return mala(
     KEY, x, log_density, num_steps=3, step_size=0.1, context=c, axis_name=axis_name
@@ -86,7 +90,9 @@ def run_hmc(x, c, axis_name=None):
 
 @pytest.mark.parametrize("num_devices", quick.only([2, 8], [1, 2, 4, 8]))
 @pytest.mark.parametrize("wrapper", ["pmap", "shard_map"])
-@pytest.mark.parametrize("run", [run_langevin, run_antithetic, run_mala, run_hmc])
+@pytest.mark.parametrize(
+  "run", [run_langevin, run_antithetic, run_last, run_mala, run_hmc]
+)
 def test_many_devices_give_what_one_gives(run, wrapper, num_devices):
   particles, context = points()
   got = sharded(wrapper, num_devices, run, particles, context)

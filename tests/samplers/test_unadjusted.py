@@ -75,6 +75,56 @@ def test_antithetic_chains_of_a_linear_score_are_mirror_images():
   )
 
 
+def test_a_pair_that_separates_in_the_last_step_has_the_same_steps_before():
+  start = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+  step_size, x = 0.2, start.astype(np.float64)
+  noises = documented_noise(KEY, 3, (5, 3))
+  for z in noises:
+    drifted = x + step_size * (1 - x**3)
+    x = drifted + np.sqrt(2 * step_size) * z
+  got = langevin(
+    KEY, start, lambda x: 1 - x**3, num_steps=3, step_size=0.2, antithetic="last"
+  )
+  assert got.shape == (10, 3)
+  np.testing.assert_allclose(got[::2], x, rtol=1e-4, atol=1e-5)
+  other = drifted - np.sqrt(2 * step_size) * noises[-1]
+  np.testing.assert_allclose(got[1::2], other, rtol=1e-4, atol=1e-5)
+  one = langevin(KEY, start, lambda x: 1 - x**3, num_steps=1, step_size=0.2)
+  both = {
+    how: langevin(
+      KEY, start, lambda x: 1 - x**3, num_steps=1, step_size=0.2, antithetic=how
+    )
+    for how in (True, "last")
+  }
+  np.testing.assert_allclose(both[True], both["last"], rtol=1e-6)
+  np.testing.assert_allclose(both["last"][::2], one, rtol=1e-6)
+
+
+def test_temperature_divides_the_score_and_leaves_the_noise():
+  start = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+  got = langevin(
+    KEY, start, lambda x: 1 - x**3, num_steps=1, step_size=0.2, temperature=4.0
+  )
+  z = documented_noise(KEY, 1, (4, 2))[0]
+  expected = start + 0.05 * (1 - start**3) + np.sqrt(0.4) * z
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e25])
+def test_a_clipped_score_keeps_its_direction(scale):
+  """Of the whole point, over its leaves; squares of 1e25 overflow in float32."""
+  start = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(3)}
+  raw = np.array([[3.0, 0.0, -4.0], [0.3, 0.0, -0.4], [0.0, 0.0, 0.0]]) * scale
+  context = {"a": jnp.asarray(raw[:, :2]), "b": jnp.asarray(raw[:, 2])}
+  options = {"num_steps": 1, "step_size": 0.5, "context": context}
+  got = langevin(KEY, start, lambda x, c: c, temperature=0.5, score_clip=2.0, **options)
+  noise = langevin(KEY, start, lambda x, c: jax.tree.map(jnp.zeros_like, c), **options)
+  drift = np.column_stack([got["a"] - noise["a"], got["b"] - noise["b"]])
+  norms = np.linalg.norm(raw, axis=1, keepdims=True) / 0.5
+  expected = 0.5 * raw / 0.5 * np.minimum(1, 2.0 / np.maximum(norms, 1e-300))
+  np.testing.assert_allclose(drift, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 7, 40_000])
 def test_noise_is_standard_normal(size):
   z = np.asarray(
