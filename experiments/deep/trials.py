@@ -53,7 +53,7 @@ ORACLES = {
       metropolis=True,
     ),
     "ε / v",
-    default=0.2,
+    default=0.15,
     low=0.03,
     high=1.0,
   ),
