@@ -22,6 +22,9 @@ Particles = PyTree
 Batch = PyTree
 """`[m, ...]`, or a dict `{"x": [m, ...], "context": [m, ...]}` if there are labels."""
 
+ReferenceLike = Batch | Callable[[Key], Batch] | None
+"""More data for a kernel's sums: points, or a function of a key that draws them."""
+
 Metrics = dict[str, Array]
 """Named scalars that describe one update."""
 

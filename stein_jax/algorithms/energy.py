@@ -3,7 +3,15 @@
 import jax
 
 from stein_jax import checks
-from stein_jax.types import Array, Batch, EnergyFn, Params, Particles, PyTree
+from stein_jax.types import (
+  Array,
+  Batch,
+  EnergyFn,
+  Params,
+  Particles,
+  PyTree,
+  ReferenceLike,
+)
 
 _LABELS = {"context", "label", "labels"}
 """Keys that are no coordinates of a point, as "x" and "y" may be."""
@@ -45,6 +53,41 @@ def check_batch(batch: Batch, name: str = "the batch") -> int:
   m = checks.num_particles(x, name)
   checks.context(context, m)
   return m
+
+
+def check_reference(data: Batch, reference: Batch | None) -> None:
+  """Raises an error unless reference points are a batch of points like the data.
+
+  Raises:
+    TypeError: points that are not floating-point arrays.
+    ValueError: no points, or a point or context of another shape than the data's.
+  """
+  if reference is None:
+    return
+  check_batch(reference, "reference")
+  x, context = split_batch(data)
+  others, other_context = split_batch(reference)
+  checks.same_event(x, others, ("data", "reference"))
+  if len(context) != len(other_context):
+    raise ValueError(
+      'either both of data and reference have a context, {"x": ..., "context": ...}, '
+      "or neither."
+    )
+  names = ("the context of data", "the context of reference")
+  checks.same_event(context, other_context, names)
+
+
+def check_reference_source(reference: ReferenceLike) -> None:
+  """Raises an error unless a rule can take this as its reference points.
+
+  Raises:
+    TypeError: neither points nor a function of a key.
+    ValueError: no points.
+  """
+  if callable(reference):
+    checks.function("reference", reference, "key")
+  elif reference is not None:
+    check_batch(reference, "reference")
 
 
 def with_points(batch: Batch, particles: Particles) -> Batch:

@@ -12,8 +12,11 @@ from stein_jax.algorithms.descent import descend, gradient_only
 from stein_jax.algorithms.energy import (
   check_batch,
   check_energy,
+  check_reference,
+  check_reference_source,
   energies,
   score,
+  scores,
   split_batch,
   with_points,
 )
@@ -36,14 +39,16 @@ from stein_jax.types import (
   Params,
   Particles,
   PyTree,
+  ReferenceLike,
 )
 
 
 def _check_stein(
-  params: Params, data: Batch, kernel: DirectionLike
+  params: Params, data: Batch, kernel: DirectionLike, reference: Batch | None
 ) -> dict[str, DirectionFn]:
   checks.params(params)
   check_batch(data, "data")
+  check_reference(data, reference)
   return {"kernel": as_direction(kernel, params)}
 
 
@@ -55,6 +60,7 @@ def stein_score_matching_gradient(
   data: Batch,
   kernel: DirectionLike,
   *,
+  reference: Batch | None = None,
   axis_name: str | None = None,
 ) -> tuple[Array, Params]:
   """∇θ ½D²(q₀ ‖ p), exactly: no finite difference.
@@ -67,6 +73,12 @@ def stein_score_matching_gradient(
 
   With `Direction(kernel, leave_one_out=True)` it is the gradient of half the
   U-statistic, which is unbiased.
+
+  With reference points y₁, ..., yᵣ the sums of φ are over these as well, while the
+  outer sum stays over the m data. A pair (xᵢ, yⱼ) has the derivative of the score at xᵢ
+  only, which on average is half of the pair's, as u_p is symmetric. So with
+  leave_one_out the gradient is unbiased still if data and reference points are
+  independent, and has less noise, for r scores instead of r second derivatives.
 
   With `Direction(kernel, regularization=η)` and a kernel that does not depend on θ it
   is the gradient of the regularised discrepancy
@@ -85,6 +97,8 @@ def stein_score_matching_gradient(
     data: `[m, ...]`, or `{"x": ..., "context": ...}`.
     kernel: from `kernels`, None for φ = score, a `Direction`, or `fn(params)` that
       returns one of these.
+    reference: y, more data, `[r, ...]` or `{"x": ..., "context": ...}`, for the sums of
+      φ as in `Direction.__call__`. The same on every device.
     axis_name: the axis over which the data is sharded.
 
   Returns:
@@ -94,8 +108,8 @@ def stein_score_matching_gradient(
 
   Raises:
     TypeError: a kernel of another type than those above.
-    ValueError: an energy that is not a scalar, or fewer than two points with a median
-      bandwidth.
+    ValueError: an energy that is not a scalar, fewer than two points with a median
+      bandwidth, or reference points that are not like the data, or without a kernel.
 
   Source: Liu & Wang (2017), equation 15.
   """
@@ -109,11 +123,16 @@ def stein_score_matching_gradient(
     )(x, params)
 
   (minus_scores, _), tangent = jax.linearize(joint_gradient, x)
-  scores = jax.tree.map(jnp.negative, minus_scores)
-  phi = call(kernel, x, scores, axis_name)
+  s = jax.tree.map(jnp.negative, minus_scores)
+  more = None
+  if reference is not None:
+    # As params: otherwise the scores at replicated points are summed over the devices.
+    reference = axes.varying_as(data, reference)
+    more = split_batch(reference)[0], scores(params, energy_fn, reference)
+  phi = call(kernel, x, s, axis_name, more)
   _, cross = tangent(phi)
   gradient = jax.tree.map(lambda c: -c / m, cross)
-  loss = optax.tree.vdot(scores, phi) / m
+  loss = optax.tree.vdot(s, phi) / m
   return axes.mean((loss, gradient), axis_name)
 
 
@@ -122,6 +141,7 @@ def stein_score_matching(
   kernel: DirectionLike,
   optimizer: optax.GradientTransformation,
   *,
+  reference: ReferenceLike = None,
   axis_name: str | None = None,
 ) -> Algorithm:
   """Descends `stein_score_matching_gradient` on every batch.
@@ -130,20 +150,26 @@ def stein_score_matching(
     energy_fn: E(x; θ) of one point.
     kernel: from `kernels`, None, a `Direction`, or `fn(params)` that returns one.
     optimizer: an optax optimizer.
+    reference: more data for the sums of φ in every step: points, or a function of the
+      step's key that draws them, such as
+      `lambda key: data[jax.random.choice(key, len(data), (400,), replace=False)]`.
     axis_name: the axis over which the batch is sharded.
 
   Raises:
-    TypeError: a kernel of another type than those above.
+    TypeError: a kernel of another type than those above, or reference points that are
+      neither points nor a function.
+    ValueError: in `update`, reference points as in `stein_score_matching_gradient`.
 
   Source: Liu & Wang (2017), equations 14 and 15.
   """
   check_energy(energy_fn)
   check_kernel(kernel, axis_name)
+  check_reference_source(reference)
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
-    del key  # nothing is drawn at random
+    more = reference(key) if callable(reference) else reference
     loss, gradient = stein_score_matching_gradient.with_loss(
-      params, energy_fn, batch, kernel, axis_name=axis_name
+      params, energy_fn, batch, kernel, reference=more, axis_name=axis_name
     )
     return gradient, {"loss": loss}
 

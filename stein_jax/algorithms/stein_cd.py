@@ -1,5 +1,6 @@
 """Stein contrastive divergence: negatives are the data after a Stein move."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,11 +12,14 @@ from stein_jax.algorithms.descent import descend, gradient_only
 from stein_jax.algorithms.energy import (
   check_batch,
   check_energy,
+  check_reference,
+  check_reference_source,
   scores,
   split_batch,
   with_points,
 )
 from stein_jax.compiled import compiled
+from stein_jax.pairs.points import joined, num_rows
 from stein_jax.parallel import axes
 from stein_jax.stein.direction import (
   Direction,
@@ -35,6 +39,7 @@ from stein_jax.types import (
   Numeric,
   Params,
   Particles,
+  ReferenceLike,
 )
 
 
@@ -44,8 +49,10 @@ def _check_moves(
   kernel: DirectionLike,
   step_size: Numeric,
   num_steps: int,
+  reference: Batch | None,
 ) -> dict[str, DirectionFn]:
   check_batch(start, "the points")
+  check_reference(start, reference)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
   return {"kernel": as_direction(kernel, params)}
@@ -58,9 +65,10 @@ def _check_gradient(
   step_size: Numeric,
   symmetric: bool,
   num_steps: int,
+  reference: Batch | None,
 ) -> dict[str, DirectionFn]:
   checks.params(params)
-  found = _check_moves(params, data, kernel, step_size, num_steps)
+  found = _check_moves(params, data, kernel, step_size, num_steps, reference)
   _check_symmetric(symmetric, num_steps)
   return found
 
@@ -84,6 +92,7 @@ def stein_cd_gradient(
   step_size: Numeric,
   symmetric: bool = False,
   num_steps: int = 1,
+  reference: Batch | None = None,
   axis_name: str | None = None,
 ) -> tuple[Array, Params]:
   """The SteinCD gradient, a finite-difference estimate of ∇θ ½D²(q₀ ‖ p).
@@ -112,6 +121,11 @@ def stein_cd_gradient(
       2e-5 to 6e-5) and useless below 1e-4; `experiments.epsilon_sweep` measures it.
     symmetric: the two-sided difference, of one move.
     num_steps: k, the number of moves.
+    reference: more data, `[r, ...]` or `{"x": ..., "context": ...}`, for the sums of φ
+      as in `Direction.__call__`: φ at the m points has less noise, for r scores more
+      and r more terms for each point. The same on every device. With k > 1 the
+      reference points move too, which takes the sums of m + r points; over several
+      devices each of them computes all of these.
     axis_name: the axis over which the data is sharded.
 
   Returns:
@@ -121,13 +135,13 @@ def stein_cd_gradient(
   Raises:
     TypeError: a kernel of another type than those above.
     ValueError: a step size that is not above 0, num_steps below 1 or, if symmetric,
-      above 1, an energy that is not a scalar, or fewer than two points with a median
-      bandwidth.
+      above 1, an energy that is not a scalar, fewer than two points with a median
+      bandwidth, or reference points that are not like the data, or without a kernel.
 
   Source: Liu & Wang (2017), equations 13, 16 and 17; algorithm 1.
   """
   if symmetric:
-    phi = _direction(params, energy_fn, data, kernel, axis_name)
+    phi = _direction(params, energy_fn, data, kernel, axis_name, reference)
     positives, negatives = (_moved(data, phi, sign * step_size) for sign in (-1, 1))
     distance = 2 * step_size
   else:
@@ -139,6 +153,7 @@ def stein_cd_gradient(
       kernel,
       step_size=step_size,
       num_steps=num_steps,
+      reference=reference,
       axis_name=axis_name,
     )
     distance = num_steps * step_size
@@ -155,9 +170,14 @@ def _direction(
   batch: Batch,
   direction: Any,
   axis_name: str | None,
+  reference: Batch | None = None,
 ) -> Particles:
   x, _ = split_batch(batch)
-  return call(direction, x, scores(params, energy_fn, batch), axis_name)
+  more = None
+  if reference is not None:
+    reference = axes.varying_as(batch, reference)
+    more = split_batch(reference)[0], scores(params, energy_fn, reference)
+  return call(direction, x, scores(params, energy_fn, batch), axis_name, more)
 
 
 def _moved(batch: Batch, direction: Particles, epsilon: Numeric) -> Batch:
@@ -178,6 +198,7 @@ def stein_moves(
   *,
   step_size: Numeric,
   num_steps: int = 1,
+  reference: Batch | None = None,
   axis_name: str | None = None,
 ) -> Batch:
   """Points after k Stein moves towards the model: x ← x + ε φ(x), with φ of each step.
@@ -190,9 +211,10 @@ def stein_moves(
     energy_fn: E(x; θ) of one point.
     start: `[m, ...]`, or `{"x": ..., "context": ...}`.
     kernel: as in `stein_cd_gradient`. A bandwidth policy sees the points before the
-      first move.
+      first move, reference points included.
     step_size: ε, in units of squared distance.
     num_steps: k.
+    reference: as in `stein_cd_gradient`.
     axis_name: the axis over which the points are sharded.
 
   Returns:
@@ -204,9 +226,37 @@ def stein_moves(
   Source: Liu & Wang (2017), equations 5 and 16.
   """
   direction: Any = kernel
-  if isinstance(direction, Direction):
-    direction = direction.resolve(split_batch(start)[0], axis_name)
+  if reference is None:
+    if isinstance(direction, Direction):
+      direction = direction.resolve(split_batch(start)[0], axis_name)
+    return _steps(params, energy_fn, start, direction, step_size, num_steps, axis_name)
 
+  # All points on every device, where those of reference move as the others do.
+  every = joined(axes.gather(start, axis_name), axes.varying_as(start, reference))
+  alone = direction
+  if isinstance(direction, Direction):
+    alone = dataclasses.replace(direction, exchange=None)
+    alone = alone.resolve(split_batch(every)[0])
+    direction = dataclasses.replace(direction, kernel=alone.kernel)
+  if num_steps > 1:
+    every = _steps(params, energy_fn, every, alone, step_size, num_steps - 1, None)
+    n = num_rows(start)
+    first = n * axes.size(axis_name)
+    start = axes.own(jax.tree.map(lambda leaf: leaf[:first], every), n, axis_name)
+    reference = jax.tree.map(lambda leaf: leaf[first:], every)
+  phi = _direction(params, energy_fn, start, direction, axis_name, reference)
+  return _moved(start, phi, step_size)
+
+
+def _steps(
+  params: Params,
+  energy_fn: EnergyFn,
+  start: Batch,
+  direction: Any,
+  step_size: Numeric,
+  num_steps: int,
+  axis_name: str | None,
+) -> Batch:
   def move(_: Array, batch: Batch) -> Batch:
     phi = _direction(params, energy_fn, batch, direction, axis_name)
     return _moved(batch, phi, step_size)
@@ -223,6 +273,7 @@ def stein_cd(
   symmetric: bool = False,
   num_steps: int = 1,
   persistent: bool = False,
+  reference: ReferenceLike = None,
   axis_name: str | None = None,
 ) -> Algorithm:
   """SteinCD, algorithm 1: descends `stein_cd_gradient` on every batch.
@@ -252,16 +303,20 @@ def stein_cd(
     persistent: move the same points on from step to step, as in persistent CD, instead
       of starting at the data. They start as the first batch. The gradient is then the
       contrast itself, not divided by ε.
+    reference: more data for the sums of φ in every step, as in `stein_cd_gradient`:
+      points, or a function of the step's key that draws them, such as
+      `lambda key: data[jax.random.choice(key, len(data), (400,), replace=False)]`.
     axis_name: the axis over which the batch is sharded.
 
   Raises:
-    TypeError, ValueError: as in `stein_cd_gradient`, or symmetric and persistent
-      together.
+    TypeError, ValueError: as in `stein_cd_gradient`, or persistent with symmetric or
+      with reference points.
 
   Source: Liu & Wang (2017), algorithm 1.
   """
   check_energy(energy_fn)
   check_kernel(kernel, axis_name)
+  check_reference_source(reference)
   checks.optimizer(optimizer)
   checks.positive("step_size", step_size)
   checks.at_least_one("num_steps", num_steps)
@@ -269,6 +324,11 @@ def stein_cd(
   _check_symmetric(symmetric, num_steps)
   if persistent and symmetric:
     raise ValueError("persistent excludes symmetric: the moves do not start at data.")
+  if persistent and reference is not None:
+    raise ValueError(
+      "persistent excludes reference: data that stay do not belong to the distribution "
+      "of points that have moved."
+    )
 
   options: dict[str, Any] = {
     "step_size": step_size,
@@ -277,9 +337,9 @@ def stein_cd(
   }
 
   def gradient_fn(key: Key, params: Params, batch: Batch) -> tuple[Params, Metrics]:
-    del key  # SteinCD draws nothing at random
+    more = reference(key) if callable(reference) else reference
     loss, gradient = stein_cd_gradient.with_loss(
-      params, energy_fn, batch, kernel, symmetric=symmetric, **options
+      params, energy_fn, batch, kernel, symmetric=symmetric, reference=more, **options
     )
     return gradient, {"loss": loss}
 

@@ -27,6 +27,13 @@ def num_rows(tree: PyTree) -> int:
   return jax.tree.leaves(tree)[0].shape[0]
 
 
+def joined(first: PyTree, second: PyTree) -> PyTree:
+  """The rows of two pytrees, one after another, in the dtypes of the first."""
+  return jax.tree.map(
+    lambda a, b: jnp.concatenate([a, jnp.asarray(b, a.dtype)]), first, second
+  )
+
+
 def widened(tree: PyTree) -> PyTree:
   """The same arrays in one dtype of at least 32 bits, as sums over many points need."""
   dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(tree))

@@ -12,7 +12,7 @@ from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.kernels import Kernel
 from stein_jax.kernels.base import registered
-from stein_jax.pairs.points import as_matrix, matmul, num_rows, widened
+from stein_jax.pairs.points import as_matrix, joined, matmul, num_rows, widened
 from stein_jax.pairs.tiles import Streaming, streamed
 from stein_jax.parallel import axes
 from stein_jax.types import Array, Exchange, Params, Particles, Precision, PyTree
@@ -23,6 +23,9 @@ DirectionFn: TypeAlias = Callable[..., Particles]
 DirectionLike: TypeAlias = "Kernel | Direction | Callable[..., Any] | None"
 """What a learning rule takes: a kernel, a `Direction`, None ("kernel off"),
 `fn(params) -> one of these`, or any function `(particles, scores) -> φ`."""
+
+Reference: TypeAlias = tuple[Particles, Particles]
+"""More points of the kernel's sums, `[r, ...]`, and the scores there."""
 
 _LEAVES = ("kernel", "regularization")
 """The attributes of a `Direction` that hold arrays; the others are static."""
@@ -35,7 +38,11 @@ _PRECISIONS = (
 
 
 def _check_call(
-  self: "Direction", particles: Particles, scores: Particles, axis_name: str | None
+  self: "Direction",
+  particles: Particles,
+  scores: Particles,
+  axis_name: str | None,
+  reference: Reference | None,
 ) -> None:
   checks.particles_and_scores(particles, scores)
   if callable(self.kernel) and not isinstance(self.kernel, Kernel):
@@ -48,6 +55,8 @@ def _check_call(
     checks.positive("regularization", self.regularization)
   self.check_axis(axis_name)
   n = num_rows(particles) * axes.size(axis_name)
+  if reference is not None:
+    n += self._check_reference(particles, reference)
   if self.leave_one_out and n < 2:
     raise ValueError(f"leave_one_out needs at least 2 particles, got {n}.")
 
@@ -216,15 +225,32 @@ class Direction:
 
   @compiled(_check_call, static=("axis_name",))
   def __call__(
-    self, particles: Particles, scores: Particles, axis_name: str | None = None
+    self,
+    particles: Particles,
+    scores: Particles,
+    axis_name: str | None = None,
+    *,
+    reference: Reference | None = None,
   ) -> Particles:
     """φ at the particles.
+
+    With r reference points yⱼ the sums are over these as well, which lessens their
+    noise:
+
+      φ(xᵢ) = 1/(n + r) {Σⱼ [k(xⱼ, xᵢ) s(xⱼ) + ∇k(xⱼ, xᵢ)] + Σⱼ [k(yⱼ, xᵢ) s(yⱼ) + ...]}
+
+    with leave_one_out without j = i in the first sum, and divided by n + r − 1. A
+    median bandwidth is that of the particles and the reference points together; over
+    several devices each computes it, from all points. A regularised direction, and that
+    of nearest neighbours, are those of all n + r points together, at the particles.
 
     Args:
       particles: `[n, ...]`, or a pytree of such.
       scores: ∇ log p at the particles, shaped like them.
       axis_name: the axis over which the particles are sharded; the result is this
         device's part of the direction that all particles together have.
+      reference: `(points, scores)`, `[r, ...]`, the same on every device; None: no more
+        points than the particles.
 
     Returns:
       φ, of the particles' shape and dtype (16 bits are summed in 32). Differentiable; a
@@ -233,12 +259,16 @@ class Direction:
     Raises:
       ValueError: particles and scores that differ in shape, fewer than two particles
         with a median bandwidth or leave_one_out, an exchange without axis_name, or a
-        ring where all particles are needed.
+        ring where all particles are needed; reference points of another shape than the
+        particles, or without a kernel.
+      TypeError: a reference that is no pair.
     """
     dtypes = jax.tree.map(jnp.result_type, particles)
-    particles, scores = widened((particles, scores))
+    particles, scores, reference = widened((particles, scores, reference))
     if self.kernel is None:
       direction = scores
+    elif reference is not None:
+      direction = self._with_reference(particles, scores, reference, axis_name)
     elif self.regularization is not None:
       direction = self._regularized(particles, scores, axis_name)
     else:
@@ -254,13 +284,70 @@ class Direction:
       direction = self._divided(sums, mass, axis_name)
     return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), direction, dtypes)
 
-  def _divided(self, sums: PyTree, mass: Array, axis_name: str | None) -> PyTree:
-    """Sums `[m, ...]` divided by n, by n − 1, or by the kernel's row sums."""
+  def _check_reference(self, particles: Particles, reference: Reference) -> int:
+    """Returns r, the number of reference points, if they go with the particles."""
+    if not (isinstance(reference, tuple) and len(reference) == 2):
+      raise TypeError(
+        f"reference must be a pair (points, scores), got {checks.described(reference)}."
+      )
+    points, scores = reference
+    r = checks.num_particles(points, "the reference points")
+    checks.same_event(particles, points, ("particles", "the reference points"))
+    checks.arrays("the reference points' scores", scores)
+    names = ("the reference points", "their scores")
+    checks.same_shapes(points, scores, names)
+    if self.kernel is None:
+      raise ValueError(
+        "reference points need a kernel, got kernel=None, with which φ is each "
+        "particle's own score: leave the reference out."
+      )
+    return r
+
+  def _with_reference(
+    self,
+    particles: Particles,
+    scores: Particles,
+    reference: Reference,
+    axis_name: str | None,
+  ) -> Particles:
+    """φ at the particles, of sums over these and the reference points."""
+    reference = axes.varying_as(particles, reference)
+    alone = dataclasses.replace(self, exchange=None)
+    if not self._sums_by_blocks:
+      return _of_all(alone, particles, scores, reference, axis_name)
+    others, other_scores = reference
+    points = joined(axes.gather(particles, axis_name), others)
+    kernel = self.kernel.resolve(points, alone.streaming(points, None))
+    streaming = self.streaming(particles, axis_name)
+    sources, source_scores = streaming.sources(particles, scores)
+    own = kernel.stein_sums(
+      particles,
+      sources,
+      source_scores,
+      streaming=streaming,
+      leave_one_out=self.leave_one_out,
+    )
+    more = kernel.stein_sums(
+      particles,
+      others,
+      other_scores,
+      streaming=dataclasses.replace(streaming, axis_name=None, ring=False),
+    )
+    sums, mass = jax.tree.map(jnp.add, own, more)
+    return self._divided(sums, mass, axis_name, more=num_rows(others))
+
+  def _divided(
+    self, sums: PyTree, mass: Array, axis_name: str | None, *, more: int = 0
+  ) -> PyTree:
+    """Sums `[m, ...]` divided by n, by n − 1, or by the kernel's row sums.
+
+    `more` is the number of points of the sums that are no particles.
+    """
     if self.row_normalized:
       # Left out of its own sum, a particle far from all others has no mass at all.
       mass = jnp.where(mass == 0, 1, mass)
       return jax.tree.map(lambda leaf: jax.vmap(jnp.divide)(leaf, mass), sums)
-    n = num_rows(sums) * axes.size(axis_name)
+    n = num_rows(sums) * axes.size(axis_name) + more
     return jax.tree.map(lambda leaf: leaf / (n - self.leave_one_out), sums)
 
   def _regularized(
@@ -345,16 +432,44 @@ def as_direction(kernel: DirectionLike, params: Params = None) -> DirectionFn:
   return Partial(kernel) if is_leaf else kernel
 
 
+def _of_all(
+  direction: DirectionFn,
+  particles: Particles,
+  scores: Particles,
+  reference: Reference,
+  axis_name: str | None,
+) -> Particles:
+  """φ at this device's particles, of all particles and reference points together."""
+  n = num_rows(particles)
+  every = axes.gather((particles, scores), axis_name)
+  points, values = joined(every, axes.varying_as(every, reference))
+  phi = direction(points, values)
+  checks.same_shapes(points, phi, ("particles", "the direction"))
+  first = n * axes.size(axis_name)
+  return axes.own(jax.tree.map(lambda leaf: leaf[:first], phi), n, axis_name)
+
+
 def call(
-  direction: Any, particles: Particles, scores: Particles, axis_name: str | None
+  direction: Any,
+  particles: Particles,
+  scores: Particles,
+  axis_name: str | None,
+  reference: Reference | None = None,
 ) -> Particles:
   """φ at the particles, of the shape and dtype that every direction must have.
+
+  A function of the caller's own gets the particles and the reference points together.
 
   Raises:
     ValueError: a function of the caller's own that returns another shape.
   """
-  options = {} if axis_name is None else {"axis_name": axis_name}
-  phi = direction(particles, scores, **options)
+  options: dict[str, Any] = {} if axis_name is None else {"axis_name": axis_name}
+  if reference is None:
+    phi = direction(particles, scores, **options)
+  elif isinstance(direction, Direction):
+    phi = direction(particles, scores, reference=reference, **options)
+  else:
+    phi = _of_all(direction, particles, scores, reference, axis_name)
   checks.same_shapes(particles, phi, ("particles", "the direction"))
   return jax.tree.map(lambda x, phi: phi.astype(x.dtype), particles, phi)
 
