@@ -73,8 +73,9 @@ def _cd(**options: Any) -> Callable[[Problem, Number], Algorithm]:
 def _learned_stein(p: Problem, factor: Number) -> Algorithm:
   critic = critics.VectorMLP((128, 128))
   faster = optax.chain(p.optimizer, optax.scale(factor))
+  # One step of the critic, as its optimizer's schedule is that of the energy.
   rule = stein_jax.learned_stein_discrepancy(
-    p.energy_fn, critic.apply, p.optimizer, faster, critic_steps=5
+    p.energy_fn, critic.apply, p.optimizer, faster
   )
 
   def init(key: jax.Array, params: Any, batch: Any) -> Any:
@@ -154,9 +155,9 @@ RULES: dict[str, Rule] = {
     "Learned Stein discrepancy",
     _learned_stein,
     "critic's rate / θ's",
-    default=1.0,
-    low=0.3,
-    high=3.0,
+    default=3.0,
+    low=1.0,
+    high=10.0,
   ),
   "stein_cd": Rule(
     "SteinCD, as in the paper",
