@@ -133,12 +133,13 @@ def _distributed(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     try:
       return body(key, state, batch)
     except (ValueError, NameError) as error:
-      signs = ("out_specs", "unbound axis", "no axis of devices", f"V:{axis}")
-      if not any(sign in str(error) for sign in signs):
-        raise
-      said = "The devices' results differ where they must be equal"
-      if "out_specs" not in str(error) and f"V:{axis}" not in str(error):
+      differ = ("out_specs", f"V:{axis}", "varying manual axes")
+      if any(sign in str(error) for sign in differ):
+        said = "The devices' results differ where they must be equal"
+      elif any(sign in str(error) for sign in ("unbound axis", "no axis of devices")):
         said = f"The algorithm uses another axis than the mesh's {axis!r}"
+      else:
+        raise
       raise ValueError(
         f"{said}: make the algorithm, and networks with batch norm, with "
         f"axis_name={axis!r}."
