@@ -179,8 +179,12 @@ def stein_score_matching(
 DivergenceFn = Callable[..., Array]
 """`divergence_fn(params, x)` -> ∇·s(x) = tr ∇ₓ∇ₓ log p(x) of one point."""
 
-_MAX_TANGENTS = 2**20
-"""How many numbers the exact trace holds for a block of directions: m · d · block."""
+_MAX_TANGENTS = 2**16
+_ACCELERATOR_MAX_TANGENTS = 2**20
+"""How many numbers the exact trace holds for a block of directions: m · d · block.
+
+On a CPU the tangents of hidden layers then stay in the cache, which halves the time.
+"""
 
 
 def _check_score_matching_loss(
@@ -224,7 +228,8 @@ def score_matching_loss(
     key: if given, the trace is Hutchinson's unbiased estimate from random probes, at
       the cost of `num_probes` directional derivatives. Without a key the trace is
       exact and costs d directional derivatives, computed in blocks: memory grows with
-      m · d, not with m · d².
+      m · d, not with m · d². Above d = 20 or so a few probes, or
+      `sliced_score_matching`, cost a fraction of that.
     num_probes: the number of probes for each point; with a key, 1 by default.
     divergence_fn: the trace in closed form, if the energy has one (the RBM has).
     axis_name: the axis over which the data is sharded; the loss is the mean over this
@@ -294,7 +299,9 @@ def _trace(
     axis_name: the axis over which the points are sharded.
   """
   d = x.size
-  block = min(d, max(1, _MAX_TANGENTS // (num_points * d)))
+  on_cpu = jax.default_backend() == "cpu"
+  limit = _MAX_TANGENTS if on_cpu else _ACCELERATOR_MAX_TANGENTS
+  block = min(d, max(1, limit // (num_points * d)))
   num_blocks = -(-d // block)
   block = -(-d // num_blocks)  # blocks of nearly equal size
 
