@@ -77,11 +77,11 @@ def learned_stein_discrepancy_loss(
       energy that is not a scalar, or a critic that is not shaped like x.
 
   >>> from stein_jax import critics, energies
-  >>> energy, critic = energies.MLP(), critics.VectorMLP()
+  >>> energy, critic = energies.MLP(base="diagonal"), critics.VectorMLP()
   >>> x = jax.random.normal(jax.random.key(0), (100, 2))
   >>> keys = jax.random.split(jax.random.key(1))
   >>> params = {
-  ...   "energy": energy.init(keys[0], x[0]),
+  ...   "energy": energy.init_from_data(keys[0], x),
   ...   "critic": critic.init(keys[1], x[0]),
   ... }
   >>> key = jax.random.key(2)

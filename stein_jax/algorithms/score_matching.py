@@ -146,6 +146,24 @@ def stein_score_matching(
 ) -> Algorithm:
   """Descends `stein_score_matching_gradient` on every batch.
 
+  On a network the plain form fails, as that of `stein_cd` does, which says why: leave
+  each point out of its own sum, with a bandwidth far below the squared median distance.
+
+  >>> import optax
+  >>> from stein_jax import Direction, energies, kernels, stein_score_matching
+  >>> x = jax.random.normal(jax.random.key(0), (2000, 10))
+  >>> energy = energies.MLP(base="diagonal")
+  >>> params = energy.init_from_data(jax.random.key(1), x)
+  >>> kernel = kernels.rbf("median_no_log", multiple=0.15)
+  >>> rule = stein_score_matching(
+  ...   energy.apply,
+  ...   Direction(kernel, leave_one_out=True),
+  ...   optax.adam(2e-3),
+  ...   reference=lambda key: jax.random.choice(key, x, (400,)),
+  ... )
+  >>> state = rule.init(jax.random.key(2), params, x[:100])
+  >>> state, metrics = rule.update(jax.random.key(3), state, x[:100])
+
   Args:
     energy_fn: E(x; θ) of one point.
     kernel: from `kernels`, None, a `Direction`, or `fn(params)` that returns one.
@@ -417,9 +435,9 @@ def sliced_score_matching_loss(
     ValueError: num_projections below 1, or an energy that is not a scalar.
 
   >>> from stein_jax import energies
-  >>> energy = energies.MLP()
+  >>> energy = energies.MLP(base="diagonal")
   >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-  >>> params = energy.init(jax.random.key(1), x[0])
+  >>> params = energy.init_from_data(jax.random.key(1), x)
   >>> sliced_score_matching_loss(jax.random.key(2), params, energy.apply, x).shape
   ()
 
