@@ -1,4 +1,4 @@
-"""What a conditional energy is conditioned on, as a vector."""
+"""The context of a conditional energy, as a vector."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,15 @@ from stein_jax.types import Array
 
 
 def context_vector(context: Array | None, num_classes: int | None) -> Array:
-  """The context of one point as a vector: none, a label as one-hot, or as it is.
+  """A context of one point as a flat vector; an integer label becomes one-hot.
 
   Args:
-    context: an integer label (if num_classes is given), an array of any shape, or None.
-    num_classes: if given, a context is needed: a label, or a vector of that length.
+    context: an integer label, an array of any shape, or None: then the vector is empty.
+    num_classes: None, or the number of labels and the length that a vector must have.
 
   Raises:
-    ValueError: the context and num_classes do not fit.
+    ValueError: the context does not fit `num_classes`. A label in `jit` or `vmap` is
+      not known; there a label that is not below num_classes counts as no label.
   """
   if context is None:
     if num_classes is not None:

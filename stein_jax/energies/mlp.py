@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stein_jax import checks
-from stein_jax.energies.base import KINDS, Base, with_moments
+from stein_jax.energies.base import KINDS, Base, init_from_data
 from stein_jax.energies.context import context_vector
 from stein_jax.types import Array, Key, Params
 
@@ -102,9 +102,7 @@ class MLP(nn.Module):
       ValueError: fewer than two points, or points that are not finite.
       TypeError: data that is not an array of floats.
     """
-    checks.arrays("data", data)
-    args = (data[0],) if context is None else (data[0], context)
-    return with_moments(self.init(key, *args), self.base, data)
+    return init_from_data(self, key, data, context, self.base)
 
   @nn.nowrap
   def features(self, params: Params, x: Array, context: Any = None) -> Array:
@@ -122,10 +120,10 @@ class MLP(nn.Module):
     x = jnp.asarray(x)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = x.reshape(-1).astype(dtype)
-    extra = context_vector(context, self.num_classes).astype(dtype)
-    self._check_size(x, extra)
+    given = context_vector(context, self.num_classes).astype(dtype)
+    self._check_size(x, given)
     z = Base(self.base, name="base")(x)
-    hidden = jnp.concatenate([z, extra])
+    hidden = jnp.concatenate([z, given])
     for width in self.widths:
       hidden = self.activation(self._dense(width, dtype)(hidden))
     return z, hidden

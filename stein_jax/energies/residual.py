@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stein_jax import checks
-from stein_jax.energies.base import KINDS, Base, with_moments
+from stein_jax.energies.base import KINDS, Base, init_from_data
 from stein_jax.energies.context import context_vector
 from stein_jax.networks.layers import convolution
 from stein_jax.types import Array, Key, Params
@@ -120,9 +120,7 @@ class Residual(nn.Module):
       ValueError: fewer than two points, or points that are not finite.
       TypeError: data that is not an array of floats.
     """
-    checks.arrays("data", data)
-    args = (data[0],) if context is None else (data[0], context)
-    return with_moments(self.init(key, *args), self.base, data)
+    return init_from_data(self, key, data, context, self.base)
 
   @nn.nowrap
   def features(self, params: Params, x: Array, context: Any = None) -> Array:
