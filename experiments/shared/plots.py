@@ -277,41 +277,6 @@ def gradient_cosines(
   save(path, figure)
 
 
-def gap_curves(
-  path: Path,
-  curves: Mapping[str, Mapping[str, Sequence[float]]],
-  *,
-  baseline: float,
-  baseline_label: str,
-  title: str,
-) -> None:
-  """KL(p*‖p) against training steps, with a band from the lowest to the highest seed.
-
-  Args:
-    path: the PNG to write.
-    curves: label -> {"steps": [t], "mean": [t], "low": [t], "high": [t]}; the label
-      "exact MLE" is drawn in black, as the reference.
-    baseline: the gap of a model to compare with.
-    baseline_label: what that model is.
-    title: the picture's title.
-  """
-  figure, axis = plt.subplots(figsize=(7.5, 4.5))
-  dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
-  least = 1e-4  # below it an estimate of the gap is noise, and may be negative
-  for label, curve in curves.items():
-    style = {"color": "black"} if "MLE" in label else {"linestyle": next(dashes)}
-    mean, low, high = (np.maximum(curve[k], least) for k in ("mean", "low", "high"))
-    (line,) = axis.semilogy(curve["steps"], mean, label=label, **style)
-    axis.fill_between(
-      curve["steps"], low, high, color=line.get_color(), alpha=0.12, linewidth=0
-    )
-  axis.axhline(baseline, color="grey", linestyle=":", label=baseline_label)
-  axis.set(xlabel="training steps", ylabel="KL(p* ‖ p) in nats", title=title)
-  axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
-  axis.grid(alpha=0.3)
-  save(path, figure)
-
-
 def likelihood_by_seconds(
   path: Path, curves: Mapping[str, Mapping[str, Any]], *, baseline: float, title: str
 ) -> None:

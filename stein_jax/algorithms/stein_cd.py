@@ -294,8 +294,8 @@ def stein_cd(
   >>> rule = stein_cd(rbm.apply, direction, optimizer, step_size=0.5, num_steps=3)
 
   On a network the plain form fails. Its φ holds the term k(xᵢ, xᵢ) s(xᵢ)/m of the point
-  itself, by which D² pays for ‖s(xᵢ)‖²: a flexible energy lowers it by flattening itself
-  at the data, and the more so the higher the dimension. Three things help, and
+  itself, by which D² contains ‖s(xᵢ)‖²: a flexible energy lowers it by flattening
+  itself at the data, and the more so the higher the dimension. Three things help, and
   `experiments.known_density` measures them: leave the point out of its own sum, with a
   bandwidth far below the squared median distance; reference points, more data than the
   batch, against the noise that is left; and a base at the mean and scale of the data.
