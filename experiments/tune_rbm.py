@@ -11,9 +11,7 @@ the same command continues it. All of MNIST takes about half an hour.
 """
 
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +26,7 @@ from experiments.shared import (
   devices,
   folders,
   logs,
+  runlog,
   settings,
   summaries,
   tables,
@@ -116,7 +115,7 @@ def _run_trials(
   own: Settings, task: problem.Problem, runs: list[Run], record: Path
 ) -> list[dict[str, Any]]:
   """All trials: those of the record, and those that are missing there, run now."""
-  trials = _recorded_trials(record)
+  trials = runlog.read(record)
   known = {(trial["curve"], trial["place"]) for trial in trials}
   planned = [
     (run, index, changes)
@@ -131,22 +130,8 @@ def _run_trials(
     trial = {"curve": run.name, "label": run.label, "place": index, "settings": changes}
     trial["validation"] = _validation(task, run, dataclasses.replace(own, **changes))
     trials.append(trial)
-    with record.open("a") as file:
-      file.write(json.dumps(trial) + "\n")
+    runlog.append(record, trial)
   return trials
-
-
-def _recorded_trials(record: Path) -> list[dict[str, Any]]:
-  """The trials of a search that was stopped; an incomplete last line is removed."""
-  if not record.exists():
-    return []
-  *whole, cut_off = record.read_text().split("\n")
-  if cut_off:
-    write_atomically(record, "".join(f"{line}\n" for line in whole))
-  try:
-    return [json.loads(line) for line in whole]
-  except ValueError as error:
-    sys.exit(f"{record} is damaged ({error}); delete its lines that are not JSON.")
 
 
 def candidates(curve: str, budget: int) -> list[dict[str, Any]]:

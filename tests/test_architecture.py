@@ -126,11 +126,12 @@ def test_no_file_is_hidden_by_a_function_of_its_name(name):
 # command, with the permissions of COMMANDS.
 EXPERIMENTS = {
   "shared": set(),
+  "deep": {"shared"},
   "rbm": {"shared"},
   "pictures": {"shared"},
   "benchmarks": {"shared", "pictures"},
 }
-COMMANDS = {"shared", "rbm", "pictures"}
+COMMANDS = {"shared", "deep", "rbm", "pictures"}
 
 SCRIPTS = {name: path for name, path in modules("experiments") if name != "__init__"}
 

@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # writes files, needs no screen
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from stein_jax.training.files import open_atomically
 
@@ -276,41 +277,6 @@ def gradient_cosines(
   save(path, figure)
 
 
-def gap_curves(
-  path: Path,
-  curves: Mapping[str, Mapping[str, Sequence[float]]],
-  *,
-  baseline: float,
-  baseline_label: str,
-  title: str,
-) -> None:
-  """KL(p*‖p) against training steps, with a band from the lowest to the highest seed.
-
-  Args:
-    path: the PNG to write.
-    curves: label -> {"steps": [t], "mean": [t], "low": [t], "high": [t]}; the label
-      "exact MLE" is drawn in black, as the reference.
-    baseline: the gap of a model to compare with.
-    baseline_label: what that model is.
-    title: the picture's title.
-  """
-  figure, axis = plt.subplots(figsize=(7.5, 4.5))
-  dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
-  least = 1e-4  # below it an estimate of the gap is noise, and may be negative
-  for label, curve in curves.items():
-    style = {"color": "black"} if "MLE" in label else {"linestyle": next(dashes)}
-    mean, low, high = (np.maximum(curve[k], least) for k in ("mean", "low", "high"))
-    (line,) = axis.semilogy(curve["steps"], mean, label=label, **style)
-    axis.fill_between(
-      curve["steps"], low, high, color=line.get_color(), alpha=0.12, linewidth=0
-    )
-  axis.axhline(baseline, color="grey", linestyle=":", label=baseline_label)
-  axis.set(xlabel="training steps", ylabel="KL(p* ‖ p) in nats", title=title)
-  axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
-  axis.grid(alpha=0.3)
-  save(path, figure)
-
-
 def likelihood_by_seconds(
   path: Path, curves: Mapping[str, Mapping[str, Any]], *, baseline: float, title: str
 ) -> None:
@@ -353,6 +319,64 @@ def likelihood_by_seconds(
   )
   axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
   axis.grid(alpha=0.3)
+  save(path, figure)
+
+
+def divergences_by_seconds(
+  path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Any]]], *, title: str
+) -> None:
+  """KL(p*‖p) against seconds of training: a panel for each truth, a line for each rule.
+
+  Args:
+    path: the PNG to write.
+    panels: truth -> label -> {"seconds": [t], "mean": [t], "low": [t], "high": [t],
+      "oracle": bool}; oracles are drawn in black.
+    title: the picture's title.
+  """
+  columns = min(len(panels), 4)
+  rows = -(-len(panels) // columns)
+  figure, axes = plt.subplots(
+    rows, columns, figsize=(3.6 * columns, 3.0 * rows), squeeze=False
+  )
+  labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
+  colors = plt.get_cmap("tab20")([*range(0, 20, 2), *range(1, 20, 2)])
+  dashes = itertools.cycle(["-", (0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2))])
+  styles = {label: (colors[i % 20], next(dashes)) for i, label in enumerate(labels)}
+  lines: dict[str, Any] = {}
+  least = 1e-3  # below it an estimate is noise, and may be negative
+  for axis in axes.flat[len(panels) :]:
+    axis.set_axis_off()
+  for axis, (truth, panel) in zip(axes.flat, panels.items()):
+    for label, curve in panel.items():
+      # The start, at 0 seconds, cannot be shown on the axis.
+      seconds = np.asarray(curve["seconds"])[1:]
+      mean, low, high = (
+        np.maximum(np.asarray(curve[key])[1:], least) for key in ("mean", "low", "high")
+      )
+      color, dash = styles[label]
+      style = {"color": color, "linestyle": dash, "linewidth": 1.3}
+      if curve["oracle"]:
+        style |= {"color": "black"}
+      (lines[label],) = axis.loglog(seconds, mean, label=label, **style)
+      axis.fill_between(
+        seconds, low, high, color=style["color"], alpha=0.1, linewidth=0
+      )
+    axis.set_title(truth, fontsize="medium")
+    axis.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
+    axis.grid(alpha=0.3)
+  for axis in axes[:, 0]:
+    axis.set_ylabel("nats")
+  for axis in axes[-1]:
+    axis.set_xlabel("seconds of training")
+  figure.legend(
+    lines.values(),
+    lines.keys(),
+    fontsize="small",
+    loc="center left",
+    bbox_to_anchor=(1.0, 0.5),
+  )
+  figure.suptitle(title)
+  figure.tight_layout()
   save(path, figure)
 
 

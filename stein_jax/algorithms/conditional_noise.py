@@ -78,9 +78,9 @@ def conditional_noise_contrastive_loss(
       is not a scalar.
 
   >>> from stein_jax import energies
-  >>> energy = energies.MLP()
+  >>> energy = energies.MLP(base="diagonal")
   >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-  >>> params = energy.init(jax.random.key(1), x[0])
+  >>> params = energy.init_from_data(jax.random.key(1), x)
   >>> loss = conditional_noise_contrastive_loss(
   ...   jax.random.key(2), params, energy.apply, x, noise_scale=0.3
   ... )

@@ -91,9 +91,9 @@ def denoising_score_matching_loss(
       or an energy that is not a scalar.
 
   >>> from stein_jax import energies
-  >>> energy = energies.MLP()
+  >>> energy = energies.MLP(base="diagonal")
   >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-  >>> params = energy.init(jax.random.key(1), x[0], 0.1)  # the level is a context
+  >>> params = energy.init_from_data(jax.random.key(1), x, 0.1)  # σ is a context
   >>> loss = denoising_score_matching_loss(
   ...   jax.random.key(2), params, energy.apply, x, sigma=(0.1, 0.3, 1.0)
   ... )

@@ -84,9 +84,9 @@ def energy_discrepancy_loss(
       stabilization, or an energy that is not a scalar.
 
   >>> from stein_jax import energies
-  >>> energy = energies.MLP()
+  >>> energy = energies.MLP(base="diagonal")
   >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-  >>> params = energy.init(jax.random.key(1), x[0])
+  >>> params = energy.init_from_data(jax.random.key(1), x)
   >>> key = jax.random.key(2)
   >>> energy_discrepancy_loss(key, params, energy.apply, x, time=0.3).shape
   ()

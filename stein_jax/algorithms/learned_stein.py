@@ -77,11 +77,11 @@ def learned_stein_discrepancy_loss(
       energy that is not a scalar, or a critic that is not shaped like x.
 
   >>> from stein_jax import critics, energies
-  >>> energy, critic = energies.MLP(), critics.VectorMLP()
+  >>> energy, critic = energies.MLP(base="diagonal"), critics.VectorMLP()
   >>> x = jax.random.normal(jax.random.key(0), (100, 2))
   >>> keys = jax.random.split(jax.random.key(1))
   >>> params = {
-  ...   "energy": energy.init(keys[0], x[0]),
+  ...   "energy": energy.init_from_data(keys[0], x),
   ...   "critic": critic.init(keys[1], x[0]),
   ... }
   >>> key = jax.random.key(2)
@@ -139,8 +139,9 @@ def learned_stein_discrepancy(
     energy_fn: E(x; θ) of one point.
     critic_fn: f(x; ψ) of one point, shaped like x.
     optimizer: an optax optimizer of θ.
-    critic_optimizer: an optax optimizer of ψ. The critic has to follow the energy: more
-      steps, or a higher rate.
+    critic_optimizer: an optax optimizer of ψ. The critic has to follow the energy by
+      more steps or a higher rate; where it stops, the loss falls below 0 and the energy
+      runs away. A schedule counts the critic's own steps, critic_steps in each update.
     critic_steps: steps of the critic for each of the energy.
     penalty: λ, above 0.
     axis_name: the axis over which the batch is sharded.

@@ -293,6 +293,25 @@ def stein_cd(
   >>> optimizer = optax.adam(3e-4)
   >>> rule = stein_cd(rbm.apply, direction, optimizer, step_size=0.5, num_steps=3)
 
+  On a network the plain form fails. Its φ holds the term k(xᵢ, xᵢ) s(xᵢ)/m of the point
+  itself, by which D² contains ‖s(xᵢ)‖²: a flexible energy lowers it by flattening
+  itself at the data, and the more so the higher the dimension. Three things help, and
+  `experiments.known_density` measures them: leave the point out of its own sum, with a
+  bandwidth far below the squared median distance; reference points, more data than the
+  batch, against the noise that is left; and a base at the mean and scale of the data.
+
+  >>> import jax
+  >>> x = jax.random.normal(jax.random.key(0), (2000, 10))
+  >>> energy = energies.MLP(base="diagonal")
+  >>> params = energy.init_from_data(jax.random.key(1), x)
+  >>> kernel = kernels.rbf("median_no_log", multiple=0.15)
+  >>> rule = stein_cd(
+  ...   energy.apply, Direction(kernel, leave_one_out=True), optimizer, step_size=0.5,
+  ...   reference=lambda key: jax.random.choice(key, x, (400,)),
+  ... )
+  >>> state = rule.init(jax.random.key(2), params, x[:100])
+  >>> state, metrics = rule.update(jax.random.key(3), state, x[:100])
+
   Args:
     energy_fn: E(x; θ) of one point.
     kernel: from `kernels`, None, a `Direction`, or `fn(params)` that returns one.

@@ -12,15 +12,19 @@ from stein_jax.densities.gaussians import (
 )
 from stein_jax.densities.shapes import (
   banana,
+  checkerboard,
   funnel,
   independent_components,
+  pinwheel,
   rings,
+  two_moons,
 )
 
 __all__ = [
   "Density",
   "affine_coupling_flow",
   "banana",
+  "checkerboard",
   "funnel",
   "gaussian",
   "gaussian_mixture",
@@ -29,6 +33,8 @@ __all__ = [
   "independent_components",
   "mixture",
   "of_rbm",
+  "pinwheel",
   "rings",
+  "two_moons",
   "two_modes",
 ]

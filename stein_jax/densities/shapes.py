@@ -1,7 +1,8 @@
-"""Densities that are not mixtures of Gaussians: rings, banana, funnel, ICA."""
+"""Densities with a shape: rings, moons, pinwheel, board, banana, funnel, ICA."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from stein_jax import checks
 from stein_jax.densities.density import (
   Density,
   check_point,
+  mixture,
   of_components,
   weights_for,
 )
+from stein_jax.densities.gaussians import gaussian_mixture
 from stein_jax.types import Array, Key
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -77,6 +80,141 @@ def _ring_samples(
   circle = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
   noise = jax.random.normal(keys[2], (num_samples, 2), radii.dtype)
   return radii[k][:, None] * circle + width * noise
+
+
+def two_moons(noise: float = 0.1) -> Density:
+  """Two interleaved half circles of radius 1, blurred by N(0, σ² I).
+
+  The upper one is (cos a, sin a), the lower one (1 − cos a, ½ − sin a), 0 < a < π. Each
+  is made of Gaussians at equal angles, at most half a σ apart, so that log density and
+  samples are those of one and the same mixture.
+
+  Args:
+    noise: σ.
+
+  Returns:
+    A Density of points `[2]`, whose modes are the upper and the lower moon.
+  """
+  checks.positive("noise", noise)
+  n = max(32, math.ceil(2 * math.pi / float(noise)))
+  angle = (np.arange(n) + 0.5) * (math.pi / n)
+  upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+  lower = np.array([[1.0, 0.5]]) - upper
+  moons = [gaussian_mixture(means, width=noise) for means in (upper, lower)]
+  return dataclasses.replace(mixture(moons, [1, 1]), name="two moons")
+
+
+def pinwheel(
+  num_arms: int = 5,
+  *,
+  radial_width: float = 0.3,
+  tangential_width: float = 0.1,
+  twist: float = 0.5,
+) -> Density:
+  """Gaussian arms around the origin, twisted into a pinwheel (Johnson et al., 2016).
+
+  The arms are N(uₖ, Cₖ) with unit vectors uₖ at equal angles, a standard deviation
+  `radial_width` along uₖ, and `tangential_width` across. A point y of theirs is rotated
+  by an angle that grows with its distance from the origin,
+
+    x = R(c ‖y‖²) y.
+
+  This keeps areas, so that the density is that of the arms at y = R(−c ‖x‖²) x.
+
+  Args:
+    num_arms: how many arms.
+    radial_width: the standard deviation along an arm.
+    tangential_width: the standard deviation across.
+    twist: c, in radians; 0 leaves the arms straight.
+
+  Returns:
+    A Density of points `[2]`, whose modes are the arms.
+  """
+  checks.at_least_one("num_arms", num_arms)
+  checks.positive("radial_width", radial_width)
+  checks.positive("tangential_width", tangential_width)
+  checks.finite("twist", twist)
+  angle = 2 * math.pi * np.arange(num_arms) / num_arms
+  along = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+  across = np.stack([-np.sin(angle), np.cos(angle)], axis=1)
+  frames = np.stack([along * radial_width, across * tangential_width], axis=2)
+  covariances = frames @ frames.swapaxes(1, 2)
+  arms = gaussian_mixture(along, covariances=covariances)
+  c = jnp.asarray(twist, jnp.result_type(float))
+  return Density(
+    Partial(_at_untwisted, arms.log_density_fn, c),
+    Partial(_twisted_samples, arms.sample_fn, c),
+    f"pinwheel of {num_arms} arms",
+    arms.mode_masses,
+    Partial(_at_untwisted, arms.modes_fn, c),
+  )
+
+
+def _twisted(points: Array, twist: Array) -> Array:
+  """R(c ‖x‖²) x of points `[..., 2]`."""
+  angle = twist * jnp.square(points).sum(axis=-1)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  x, y = points[..., 0], points[..., 1]
+  return jnp.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
+
+
+def _at_untwisted(fn: Callable[[Array], Array], twist: Array, x: Array) -> Array:
+  check_point(x, 2, "pinwheel")
+  return fn(_twisted(jnp.asarray(x), -twist))
+
+
+def _twisted_samples(
+  sample_fn: Callable[[Key, int], Array], twist: Array, key: Key, num_samples: int
+) -> Array:
+  return _twisted(sample_fn(key, num_samples), twist)
+
+
+def checkerboard(num_per_side: int = 4, *, width: float = 2.0) -> Density:
+  """Uniform on the dark squares of a board around the origin.
+
+  The square of column i and row j is dark if i + j is even; the one of the lower left
+  corner is. log p is constant on the dark squares and −∞ elsewhere. The score is 0
+  inside of a dark square and does not exist elsewhere, where `score` returns 0 as well.
+  At the edges p jumps, so that Stein's identity does not hold: discrepancies with this
+  density as the model see nothing.
+
+  Args:
+    num_per_side: squares along a side.
+    width: the length of a square's side.
+
+  Returns:
+    A Density of points `[2]`.
+  """
+  checks.at_least_one("num_per_side", num_per_side)
+  checks.positive("width", width)
+  columns, rows = np.indices((num_per_side, num_per_side))
+  dark = (columns + rows) % 2 == 0
+  dtype = jnp.result_type(float)
+  corners = np.stack([columns[dark], rows[dark]], axis=1) - num_per_side / 2
+  arrays = (jnp.asarray(corners, dtype), jnp.asarray(width, dtype))
+  return Density(
+    Partial(_board_log_density, arrays),
+    Partial(_board_samples, arrays),
+    f"checkerboard of {len(corners)} squares",
+  )
+
+
+def _board_log_density(arrays: tuple[Array, Array], x: Array) -> Array:
+  corners, width = arrays
+  check_point(x, 2, "checkerboard")
+  shift = x[None] / width - corners
+  inside = ((shift >= 0) & (shift < 1)).all(axis=1).any()
+  return jnp.where(inside, -jnp.log(len(corners) * width**2), -jnp.inf)
+
+
+def _board_samples(arrays: tuple[Array, Array], key: Key, num_samples: int) -> Array:
+  corners, width = arrays
+  which, where = jax.random.split(key)
+  k = jax.random.randint(which, (num_samples,), 0, len(corners))
+  u = jax.random.uniform(where, (num_samples, 2), corners.dtype)
+  # Rounding must not move a point at an edge into the next square.
+  margin = 4 * float(jnp.finfo(u.dtype).eps) * len(corners)
+  return width * (corners[k] + jnp.clip(u, margin, 1 - margin))
 
 
 def banana(

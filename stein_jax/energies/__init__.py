@@ -10,6 +10,7 @@ from stein_jax.energies.autoencoder import (
 from stein_jax.energies.base import Base
 from stein_jax.energies.mlp import MLP
 from stein_jax.energies.rbm import GaussianBernoulliRBM
+from stein_jax.energies.residual import Residual
 
 __all__ = [
   "GaussianBernoulliRBM",
@@ -20,4 +21,5 @@ __all__ = [
   "CIFAR10_LAYERS",
   "CELEB_A_LAYERS",
   "MLP",
+  "Residual",
 ]

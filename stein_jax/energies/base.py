@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from stein_jax import checks
-from stein_jax.types import Array, Params
+from stein_jax.types import Array, Key, Params
 
 KINDS = ("isotropic", "diagonal", "full")
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -29,9 +29,22 @@ class Base(nn.Module):
 
   kind: str
 
+  def __post_init__(self) -> None:
+    checks.one_of("kind", self.kind, KINDS)
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """z of one flat point `[d]`."""
+    """z of one flat point `[d]`.
+
+    Raises:
+      ValueError: x is not flat.
+    """
+    if jnp.ndim(x) != 1:
+      raise ValueError(
+        f"x must be a flat point [d], got shape {jnp.shape(x)}: ravel it, and use "
+        "jax.vmap for a batch."
+      )
     if self.kind == "isotropic":
       return x
     mean = self.param("mean", nn.initializers.zeros, x.shape, x.dtype)
@@ -47,24 +60,29 @@ def _identity(key: Any, shape: tuple[int, int], dtype: Any) -> Array:
   return jnp.eye(*shape, dtype=dtype)
 
 
-def with_moments(params: Params, kind: str, data: Array) -> Params:
-  """The parameters of an energy, with its base set to the mean and scale of the data.
+def init_from_data(
+  energy: nn.Module, key: Key, data: Array, context: Any, kind: str
+) -> Params:
+  """The first parameters of an energy, with its base at mean and scale of the data.
 
   Args:
-    params: as linen's `init` returns them.
-    kind: of the base.
+    energy: a module whose part named "base" is a `Base`.
+    key: a PRNG key, for `energy.init`.
     data: points `[n, ...]`.
+    context: of one point, or None.
+    kind: of the base.
 
   Raises:
-    ValueError: fewer than two points, points that are not finite, or a base that has
-      no parameters.
+    ValueError: fewer than two points, or points that are not finite.
     TypeError: data that is not an array of floats.
   """
   checks.array("data", data)
+  checks.arrays("data", data)
   checks.floating("data", data)
   checks.finite("data", data)
   if np.ndim(data) == 0 or len(data) < 2:
     raise ValueError(f"data must be points [n, ...] with n > 1, got {np.shape(data)}.")
+  params = energy.init(key, data[0], *([] if context is None else [context]))
   if kind == "isotropic":
     return params
   x = np.asarray(data, np.float64).reshape(len(data), -1)

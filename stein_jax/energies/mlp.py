@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stein_jax import checks
-from stein_jax.energies.base import KINDS, Base, with_moments
+from stein_jax.energies.base import KINDS, Base, init_from_data
+from stein_jax.energies.context import context_vector
 from stein_jax.types import Array, Key, Params
 
 
@@ -101,9 +102,7 @@ class MLP(nn.Module):
       ValueError: fewer than two points, or points that are not finite.
       TypeError: data that is not an array of floats.
     """
-    checks.arrays("data", data)
-    args = (data[0],) if context is None else (data[0], context)
-    return with_moments(self.init(key, *args), self.base, data)
+    return init_from_data(self, key, data, context, self.base)
 
   @nn.nowrap
   def features(self, params: Params, x: Array, context: Any = None) -> Array:
@@ -121,10 +120,10 @@ class MLP(nn.Module):
     x = jnp.asarray(x)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = x.reshape(-1).astype(dtype)
-    context_vector = self._context_vector(context).astype(dtype)
-    self._check_size(x, context_vector)
+    given = context_vector(context, self.num_classes).astype(dtype)
+    self._check_size(x, given)
     z = Base(self.base, name="base")(x)
-    hidden = jnp.concatenate([z, context_vector])
+    hidden = jnp.concatenate([z, given])
     for width in self.widths:
       hidden = self.activation(self._dense(width, dtype)(hidden))
     return z, hidden
@@ -147,22 +146,3 @@ class MLP(nn.Module):
     # Losses are differences of energies, which lower precision on accelerators would
     # make inaccurate.
     return nn.Dense(width, param_dtype=dtype, precision=jax.lax.Precision.HIGHEST)
-
-  @nn.nowrap
-  def _context_vector(self, context: Array | None) -> Array:
-    if context is None:
-      if self.num_classes is not None:
-        raise ValueError(f"num_classes={self.num_classes} needs a context.")
-      return jnp.zeros(0)
-    context = jnp.asarray(context)
-    if context.ndim == 0 and jnp.issubdtype(context.dtype, jnp.integer):
-      if self.num_classes is None:
-        raise ValueError("An integer context needs num_classes.")
-      checks.labels(context, self.num_classes)
-      return jax.nn.one_hot(context, self.num_classes)
-    if self.num_classes not in (None, context.size):
-      raise ValueError(
-        f"The context has shape {context.shape}, but num_classes={self.num_classes}: "
-        "give an integer label or a vector of that length."
-      )
-    return context.reshape(-1)

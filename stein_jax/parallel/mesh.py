@@ -132,7 +132,7 @@ def _distributed(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     )
     try:
       return body(key, state, batch)
-    except (ValueError, NameError) as error:
+    except (ValueError, TypeError, NameError) as error:
       differ = ("out_specs", f"V:{axis}", "varying manual axes")
       signs = (*differ, "unbound axis", "no axis of devices")
       if not any(sign in str(error) for sign in signs):

@@ -51,6 +51,12 @@ IN_THE_PLANE = {
   "two modes": lambda: densities.two_modes(2, separation=5.0),
   "grid": lambda: densities.grid_modes(3, spacing=2.0, width=0.4),
   "rings": lambda: densities.rings([1.0, 3.0], weights=[1, 3], width=0.3),
+  "moons": lambda: densities.two_moons(),
+  "moons, noise": lambda: densities.two_moons(0.3),
+  "pinwheel": lambda: densities.pinwheel(),
+  "pinwheel, three arms": lambda: densities.pinwheel(
+    3, radial_width=0.4, tangential_width=0.2, twist=-0.3
+  ),
   "banana": lambda: densities.banana(width=2.0),
   "funnel": lambda: densities.funnel(2, width=0.7),
   "ica": lambda: densities.independent_components(2),
@@ -243,6 +249,71 @@ def test_a_flow_has_the_log_determinant_of_its_map(dimension):
   )
 
 
+@pytest.mark.usefixtures("x64")
+def test_moons_are_blurred_half_circles():
+  """Against quadrature along the arcs, apart from their ends."""
+  noise = 0.2
+  density = densities.two_moons(noise)
+  upper = [lambda a: np.cos(a), lambda a: np.sin(a)]
+  lower = [lambda a: 1 - np.cos(a), lambda a: 0.5 - np.sin(a)]
+  for x in ([0.1, 1.1], [1.2, -0.4], [0.6, 0.2], [-0.8, 0.7]):
+    want = 0.0
+    for moon in (upper, lower):
+
+      def along(a, moon=moon, x=x):
+        return np.prod([scipy.stats.norm.pdf(c, m(a), noise) for c, m in zip(x, moon)])
+
+      want += scipy.integrate.quad(along, 0, np.pi)[0] / (2 * np.pi)
+    np.testing.assert_allclose(
+      np.exp(density.log_density(np.array([x]))[0]), want, rtol=2e-3
+    )
+  modes = density.modes(np.array([[0.0, 1.0], [1.0, -0.5]]))
+  np.testing.assert_allclose(modes, np.eye(2), atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_pinwheel_has_the_log_determinant_of_its_map():
+  straight, twisted = densities.pinwheel(twist=0.0), densities.pinwheel(twist=0.7)
+
+  def forward(y):
+    a = 0.7 * (y @ y)
+    rotation = [[jnp.cos(a), -jnp.sin(a)], [jnp.sin(a), jnp.cos(a)]]
+    return jnp.asarray(rotation) @ y
+
+  y = np.float64(straight.sample(KEY, 20))
+  x = jax.vmap(forward)(y)
+  log_determinants = np.linalg.slogdet(jax.vmap(jax.jacobian(forward))(y))[1]
+  want = np.asarray(straight.log_density(y)) - log_determinants
+  np.testing.assert_allclose(twisted.log_density(x), want, rtol=1e-9)
+  np.testing.assert_allclose(twisted.sample(KEY, 20), x, rtol=1e-9)
+  np.testing.assert_allclose(twisted.modes(x), straight.modes(y), atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "width"), [(4, 2.0), (3, 0.37), (1, 1.0)])
+def test_a_checkerboard_is_uniform_on_its_dark_squares(n, width):
+  density = densities.checkerboard(n, width=width)
+  i, j = np.indices((n, n))
+  dark = (i + j) % 2 == 0
+  centers = (np.stack([i, j], axis=2).reshape(-1, 2) + 0.5 - n / 2) * width
+  log_p = np.asarray(density.log_density(np.float32(centers))).reshape(n, n)
+  np.testing.assert_allclose(log_p[dark], -np.log(dark.sum() * width**2), rtol=1e-6)
+  assert (log_p[~dark] == -np.inf).all()
+  outside = np.float32([[0, 0.51 * n * width], [-0.51 * n * width, 0]])
+  assert (density.log_density(outside) == -np.inf).all()
+  x = np.asarray(density.sample(KEY, 40_000))
+  assert np.isfinite(density.log_density(x)).all()
+  np.testing.assert_array_equal(jax.vmap(density.score)(x[:100]), 0)
+  # Frequencies of the squares, and moments within a square.
+  column, row = np.floor(x / width + n / 2).astype(int).T
+  counts = np.zeros((n, n))
+  np.add.at(counts, (column, row), 1)
+  assert (counts[~dark] == 0).all()
+  assert scipy.stats.chisquare(counts[dark]).pvalue > 1e-4 or dark.sum() == 1
+  within = (x / width + n / 2) % 1
+  for side in within.T:
+    assert scipy.stats.kstest(side, "uniform").pvalue > 1e-4
+
+
 def test_gmm40_is_forty_modes_in_any_dimension():
   for d in (2, 128):
     density = densities.gmm40(d)
@@ -375,6 +446,16 @@ MEANS = [[0.0, 0.0], [1.0, 1.0]]
     (lambda: densities.two_modes(2, separation=0), "separation must be"),
     (lambda: densities.two_modes(2, weights=(0.0, 1.0)), "positive numbers"),
     (lambda: densities.grid_modes(0), "num_per_side"),
+    (lambda: densities.two_moons(0), "noise must be a finite number above 0"),
+    (lambda: densities.two_moons().log_density(X), r"is \[2\], got shape \(3,\)"),
+    (lambda: densities.pinwheel(0), "num_arms must be"),
+    (lambda: densities.pinwheel(radial_width=0), "radial_width must be"),
+    (lambda: densities.pinwheel(tangential_width=-1), "tangential_width must be"),
+    (lambda: densities.pinwheel(twist=np.inf), "twist must be"),
+    (lambda: densities.pinwheel().log_density(X), r"this pinwheel is \[2\]"),
+    (lambda: densities.checkerboard(0), "num_per_side must be"),
+    (lambda: densities.checkerboard(width=0), "width must be"),
+    (lambda: densities.checkerboard().log_density(X), r"checkerboard is \[2\]"),
     (lambda: densities.rings([-1.0]), "radii must be"),
     (lambda: densities.rings([1.0], weights=[1, 2]), "one weight for each of 1 radii"),
     (lambda: densities.funnel(1), "dimension must be at least 2"),

@@ -99,3 +99,49 @@ def test_contexts_that_do_not_fit_are_errors():
     MLP(num_classes=3).init(key, x, jnp.zeros(4))
   with pytest.raises(ValueError, match="confinement must be a finite number above 0"):
     MLP(confinement=0.0)
+
+
+@pytest.mark.parametrize("base", ["isotropic", "diagonal", "full"])
+def test_with_a_base_the_energy_is_that_of_z(base):
+  data = 4 + 3 * np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+  energy = MLP(widths=(5,), confinement=0.7, base=base)
+  params = energy.init_from_data(jax.random.key(0), data)
+  theta = dict(jax.tree.map(np.asarray, params["params"]))
+  moments = theta.pop("base", None)
+  z = data.astype(np.float64)
+  if base == "diagonal":
+    z = (z - moments["mean"]) / np.exp(moments["log_scale"])
+  elif base == "full":
+    z = (z - moments["mean"]) @ moments["whitening"].T
+  want = [numpy_energy({"params": theta}, point, confinement=0.7) for point in z]
+  got = jax.jit(jax.vmap(energy.apply, (None, 0)))(params, data)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+  # The network is that of `init`.
+  start = energy.init(jax.random.key(0), data[0])["params"]
+  for name, layer in theta.items():
+    np.testing.assert_array_equal(layer["kernel"], start[name]["kernel"])
+
+
+def test_features_are_the_last_hidden_layer():
+  rng = np.random.default_rng(0)
+  data = 4 + 3 * rng.normal(size=(50, 2)).astype(np.float32)
+  energy = MLP(widths=(5, 4), num_classes=3, base="diagonal")
+  params = energy.init_from_data(jax.random.key(0), data, 1)
+  theta = params["params"]
+  z = (data[0] - theta["base"]["mean"]) / np.exp(theta["base"]["log_scale"])
+  hidden = np.concatenate([z, [0.0, 0.0, 1.0]])
+  for name in ("Dense_0", "Dense_1"):
+    kernel, bias = theta[name]["kernel"], theta[name]["bias"]
+    hidden = np.logaddexp(hidden @ np.asarray(kernel) + np.asarray(bias), 0)
+  got = energy.features(params, data[0], 2)
+  assert got.shape == (4,)
+  np.testing.assert_allclose(got, hidden, rtol=1e-4)
+  batch = jax.jit(jax.vmap(energy.features, (None, 0, 0)))(
+    params, data[:3], jnp.array([2, 0, 1])
+  )
+  np.testing.assert_allclose(batch[0], got, rtol=1e-5)
+  assert np.isfinite(
+    jax.grad(lambda p: energy.features(p, data[0], 2).sum())(params)["params"]["base"][
+      "log_scale"
+    ]
+  ).all()

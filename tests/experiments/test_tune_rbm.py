@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import tune_rbm
+from experiments.shared import runlog
 from tests import binaries
 
 
@@ -142,15 +143,15 @@ def test_a_search_is_continued_and_its_flagfile_can_be_run(tmp_path):
 def test_a_record_that_is_repaired_is_replaced_as_a_whole(tmp_path):
   """In place, the trials of a search would be lost with a process that is killed."""
   record = tmp_path / "trials.jsonl"
-  assert tune_rbm._recorded_trials(record) == []
+  assert runlog.read(record) == []
   whole = "".join(json.dumps(t) + "\n" for t in SUMMARY["trials"])
   record.write_text(whole)
   before = record.stat()
-  assert tune_rbm._recorded_trials(record) == SUMMARY["trials"]
+  assert runlog.read(record) == SUMMARY["trials"]
   assert record.stat().st_mtime_ns == before.st_mtime_ns  # there is nothing to repair
   record.write_text(whole + '{"curve": "cd_1", "pla')  # the search was killed here
   with record.open() as reader:
-    assert tune_rbm._recorded_trials(record) == SUMMARY["trials"]
+    assert runlog.read(record) == SUMMARY["trials"]
     assert reader.read() == whole + '{"curve": "cd_1", "pla'
   assert record.read_text() == whole
 

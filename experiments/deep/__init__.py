@@ -1,0 +1,1 @@
+"""What experiments.known_density is made of: truths, students, and trials of rules."""
