@@ -79,6 +79,8 @@ def stein_score_matching_gradient(
   only, which on average is half of the pair's, as u_p is symmetric. So with
   leave_one_out the gradient is unbiased still if data and reference points are
   independent, and has less noise, for r scores instead of r second derivatives.
+  Drawn from the same N data as the batch, they repeat some of its points, whose own
+  terms then return: on average with a weight of at most 1/N, instead of 1/m.
 
   With `Direction(kernel, regularization=η)` and a kernel that does not depend on θ it
   is the gradient of the regularised discrepancy
