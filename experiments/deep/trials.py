@@ -53,9 +53,9 @@ ORACLES = {
       metropolis=True,
     ),
     "ε / v",
-    default=0.15,
-    low=0.03,
-    high=1.0,
+    default=0.05,
+    low=0.01,
+    high=0.5,
   ),
 }
 """What a rule would reach that knew the truth or log Z, or had time for long chains."""

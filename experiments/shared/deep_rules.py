@@ -91,7 +91,7 @@ def _own_left_out(p: Problem, factor: Number) -> Direction:
   return Direction(kernels.rbf(factor * p.median_squared), leave_one_out=True)
 
 
-_LANGEVIN = {"number": "ε / v", "default": 0.15, "low": 0.03, "high": 1.0}
+_LANGEVIN = {"number": "ε / v", "default": 0.05, "low": 0.01, "high": 0.5}
 _BANDWIDTH = {"number": "h / med²", "default": 0.15, "low": 0.03, "high": 1.0}
 
 RULES: dict[str, Rule] = {
