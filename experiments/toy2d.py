@@ -113,11 +113,8 @@ def main(own: Settings) -> None:
       bar.update()
     _draw(own, density, workdir)
   bar.close()
-  runs = [
-    run
-    for run in runlog.read(record)
-    if run["density"] in own.density and run["rule"] in own.rule
-  ]
+  found = {(run["density"], run["rule"]): run for run in runlog.read(record)}
+  runs = [found[density, rule] for density in own.density for rule in own.rule]
   summary = summaries.write(
     own,
     {
