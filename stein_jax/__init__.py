@@ -71,6 +71,7 @@ from stein_jax.algorithms.stein_gan import (
   stein_gan,
 )
 from stein_jax.algorithms.svgd import svgd
+from stein_jax.kernels.whitening import whiten
 from stein_jax.networks import critics, discriminators, generators
 from stein_jax.stein.direction import (
   Direction,
@@ -78,7 +79,7 @@ from stein_jax.stein.direction import (
   repulsion_share,
   svgd_direction,
 )
-from stein_jax.stein.discrepancy import ksd_squared
+from stein_jax.stein.discrepancy import ksd_squared, whitened_ksd_squared
 from stein_jax.stein.goodness_of_fit import (
   SteinTest,
   fssd_test,
@@ -155,4 +156,6 @@ __all__ = [
   "svgd",
   "svgd_direction",
   "training",
+  "whiten",
+  "whitened_ksd_squared",
 ]

@@ -15,6 +15,7 @@ from stein_jax import (
   kernels,
   learn_from_negatives,
   maximum_likelihood,
+  mix,
   sampled_maximum_likelihood,
   samplers,
   score_matching,
@@ -169,6 +170,74 @@ def _refreshed_stein_cd(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run
   yield Run("stein_cd_refreshed", "regularised SteinCD, Langevin last", build)
 
 
+def _whitened_stein_cd(rbm: GaussianBernoulliRBM, rules: Rules) -> Iterator[Run]:
+  del rules
+  yield Run(
+    "stein_cd_whitened",
+    "whitened SteinCD",
+    lambda s: _whitened(rbm, s)(optimizer=s.optimizer),
+  )
+
+
+def _whitened(rbm: GaussianBernoulliRBM, s: Setup) -> Callable[..., Algorithm]:
+  """SteinCD along the whitened direction on the data's principal components."""
+  if s.data is None:
+    raise ValueError("the whitened direction needs data, got data=None.")
+  kernel = kernels.on_principal_components(
+    kernels.rbf("median_no_log", multiple=s.rules.component_bandwidth_multiple),
+    s.data,
+    s.rules.components,
+  )
+  direction = Direction(kernels.whiten(kernel, s.data), leave_one_out=True)
+  return partial(
+    stein_cd,
+    rbm.apply,
+    direction,
+    step_size=s.rules.step_size,
+    symmetric=True,
+    axis_name=s.axis_name,
+  )
+
+
+def _mix(rbm: GaussianBernoulliRBM, rules: Rules, *, local: str) -> Iterator[Run]:
+  """Persistent chains, which see the weights of modes, and a rule that sees shapes."""
+  several = len(rules.langevin_steps) > 1
+  name, label = {
+    "stein": ("mix_stein", "chains + whitened SteinCD"),
+    "score_matching": ("mix_score_matching", "chains + Fisher score matching"),
+    "none": ("chains", "chains"),
+  }[local]
+  for k in rules.langevin_steps:
+
+    def build(s: Setup, k: int = k) -> Algorithm:
+      chains = partial(
+        contrastive_divergence,
+        rbm.apply,
+        num_steps=k,
+        step_size=s.rules.langevin_step_size[0],
+        persistent=True,
+        antithetic="last",
+        axis_name=s.axis_name,
+      )
+      fisher = partial(
+        score_matching,
+        rbm.apply,
+        divergence_fn=rbm.score_divergence,
+        axis_name=s.axis_name,
+      )
+      parts: dict[str, tuple[Callable[..., Algorithm], float]] = {"chains": (chains, 1)}
+      if local != "none":
+        rule = fisher if local == "score_matching" else _whitened(rbm, s)
+        parts["local"] = (rule, s.rules.local_weight)
+      return mix(parts, s.optimizer)
+
+    yield Run(
+      f"{name}_{k}" if several else name,
+      f"{label} (k = {k})" if several else label,
+      build,
+    )
+
+
 def _on_features(
   rbm: GaussianBernoulliRBM, kernel: kernels.Kernel
 ) -> Callable[[Params], kernels.Kernel]:
@@ -236,6 +305,10 @@ METHODS: dict[str, RunsOf] = {
   "stein_cd_regularized_persistent": partial(_regularized_stein_cd, kind="persistent"),
   "stein_cd_refreshed": _refreshed_stein_cd,
   "stein_cd_regularized_pixels": partial(_regularized_stein_cd, kind="pixels"),
+  "stein_cd_whitened": _whitened_stein_cd,
+  "chains": partial(_mix, local="none"),
+  "mix_stein": partial(_mix, local="stein"),
+  "mix_score_matching": partial(_mix, local="score_matching"),
   "stein_score_matching": _stein_score_matching,
   "score_matching": _score_matching,
   "mle": _maximum_likelihood,

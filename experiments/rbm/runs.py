@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import optax
 
 from experiments.rbm.settings import Rules
 from stein_jax import Algorithm
 from stein_jax.energies import GaussianBernoulliRBM
+
+WHITENING_POINTS = 20_000
+"""At most so many points of the training set whiten a direction."""
 
 
 class Setup(NamedTuple):
@@ -17,11 +21,14 @@ class Setup(NamedTuple):
     rules: the hyper-parameters.
     optimizer: the optimizer of the energy.
     axis_name: the axis of the devices over which batches are sharded, or None.
+    data: points of the training set as the model sees them, `[N, d]`, which a whitened
+      direction needs before training.
   """
 
   rules: Rules
   optimizer: optax.GradientTransformation
   axis_name: str | None = None
+  data: jax.Array | None = None
 
 
 class Run(NamedTuple):

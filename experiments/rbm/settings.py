@@ -124,6 +124,22 @@ class Rules(settings.Settings):
   feature_bandwidth_multiple: float = setting(
     1.0, "A factor on the features' bandwidth.", above=0, tags=[BY_CURVE]
   )
+  components: int = setting(
+    10, "Principal components of the data that a whitened kernel sees.", at_least=1
+  )
+  component_bandwidth_multiple: float = setting(
+    0.2,
+    "h of a whitened kernel over the squared median distance along the components.",
+    above=0,
+    tags=[BY_CURVE],
+  )
+  local_weight: float = setting(
+    1.0,
+    "The weight of the local rule of mix_stein and mix_score_matching beside their "
+    "chains, in units of the variance of the RBM's components.",
+    at_least=0,
+    tags=[BY_CURVE],
+  )
   langevin_steps: tuple[int, ...] = setting(
     (1, 10), "k of CD-k and PCD-k; one curve for each.", at_least=1
   )

@@ -51,6 +51,7 @@ def _check_chain(
   antithetic: Antithetic,
   temperature: Numeric,
   score_clip: Numeric | None,
+  averaged_noise: bool,
 ) -> None:
   checks.at_least_one("num_steps", num_steps)
   checks.positive("step_size", step_size)
@@ -58,10 +59,13 @@ def _check_chain(
   check_antithetic(antithetic)
   checks.positive("temperature", temperature)
   check_clip(score_clip)
+  checks.boolean("averaged_noise", averaged_noise)
   if antithetic and metropolis:
     raise ValueError(
       "antithetic excludes metropolis, whose test could reject one chain of a pair."
     )
+  if averaged_noise and metropolis:
+    raise ValueError("averaged_noise excludes metropolis, which has no such bias.")
 
 
 def _sample_fn(start: str, restart_density: HasSamples | None) -> SampleFn | None:
@@ -105,13 +109,22 @@ def _check_gradient(
   antithetic: Antithetic,
   temperature: Numeric,
   score_clip: Numeric | None,
+  averaged_noise: bool,
   energy_penalty: Numeric | None,
 ) -> dict[str, Any]:
   checks.key(key)
   checks.params(params)
   check_batch(data, "data")
   checks.one_of("start", start, ("data", "noise"))
-  _check_chain(num_steps, step_size, metropolis, antithetic, temperature, score_clip)
+  _check_chain(
+    num_steps,
+    step_size,
+    metropolis,
+    antithetic,
+    temperature,
+    score_clip,
+    averaged_noise,
+  )
   return {
     "restart_density": _sample_fn(start, restart_density),
     "energy_penalty": penalty(energy_penalty),
@@ -121,7 +134,10 @@ def _check_gradient(
 @gradient_only
 @compiled(
   _check_gradient,
-  static=("num_steps", "start", "metropolis", "antithetic", "axis_name"),
+  static=(
+    *("num_steps", "start", "metropolis", "antithetic", "averaged_noise"),
+    "axis_name",
+  ),
 )
 def contrastive_divergence_gradient(
   key: Key,
@@ -135,6 +151,7 @@ def contrastive_divergence_gradient(
   restart_density: HasSamples | None = None,
   metropolis: bool = False,
   antithetic: Antithetic = False,
+  averaged_noise: bool = False,
   temperature: Numeric = 1.0,
   score_clip: Numeric | None = None,
   energy_penalty: Numeric | None = 0.0,
@@ -166,6 +183,7 @@ def contrastive_divergence_gradient(
     restart_density: with "noise".
     metropolis: use MALA.
     antithetic: pairs of chains.
+    averaged_noise: noise with less bias.
     temperature: T.
     score_clip: the largest norm of a score.
     energy_penalty: α of `contrastive_loss`.
@@ -192,6 +210,7 @@ def contrastive_divergence_gradient(
     first,
     metropolis,
     antithetic,
+    averaged_noise,
     num_steps=num_steps,
     step_size=step_size,
     temperature=temperature,
@@ -224,6 +243,7 @@ def _moved(
   start: Batch,
   metropolis: bool,
   antithetic: Antithetic,
+  averaged_noise: bool,
   **options: Any,
 ) -> tuple[Batch, Metrics]:
   """The points of chains after their steps, and metrics."""
@@ -238,7 +258,14 @@ def _moved(
     metrics = {"acceptance_rate": result.acceptance_rate}
     return with_points(start, result.particles), metrics
   score_fn = Partial(score_of, energy_fn, params)
-  moved = samplers.langevin(key, x, score_fn, antithetic=antithetic, **options)
+  moved = samplers.langevin(
+    key,
+    x,
+    score_fn,
+    antithetic=antithetic,
+    averaged_noise=averaged_noise,
+    **options,
+  )
   if antithetic:  # both chains of a point have its context
     start = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), start)
   return with_points(start, moved), {}
@@ -255,6 +282,7 @@ def _check_state(
   start: str,
   persistent: bool,
   antithetic: Antithetic,
+  averaged_noise: bool,
   buffer_size: int | None,
   restart_probability: float,
 ) -> None:
@@ -279,6 +307,11 @@ def _check_state(
       'antithetic excludes persistent and start="replay", which would separate its '
       'pairs; antithetic="last" goes with both.'
     )
+  if averaged_noise and not antithetic and (persistent or start == "replay"):
+    raise ValueError(
+      "chains that continue with averaged_noise need the mean of a pair: add "
+      'antithetic="last".'
+    )
 
 
 def contrastive_divergence(
@@ -291,6 +324,7 @@ def contrastive_divergence(
   persistent: bool = False,
   metropolis: bool = False,
   antithetic: Antithetic = False,
+  averaged_noise: bool = False,
   buffer_size: int | None = None,
   restart_probability: float = 0.0,
   restart_density: HasSamples | None = None,
@@ -344,6 +378,10 @@ def contrastive_divergence(
       positives. With "last" only the last step is taken both ways, which costs the
       second half of the negatives' energies; the half with +z continues where chains
       persist or are in the buffer.
+    averaged_noise: steps whose bias is of order ε², as in `samplers.langevin`. Chains
+      that continue then need antithetic="last", and do so from the mean of each pair.
+      A persistent chain may take several times as long steps, and so find the weights
+      of modes sooner.
     buffer_size: B, with start="replay"; a multiple of the number m of points of a
       batch. Row i of the batch owns the slots i·B/m, ..., (i + 1)·B/m − 1, of which
       each step draws one. In a conditional energy a slot keeps its context until it
@@ -369,17 +407,27 @@ def contrastive_divergence(
       restart_density without samples.
     ValueError: an unknown start; num_steps below 1; a step size, temperature or
       score_clip that is not above 0; a negative penalty; a restart_probability outside
-      its range; an option that goes with another start, or is missing; antithetic with
-      metropolis, or in all steps with chains that continue. In `init` and `update`, a
-      batch whose number of points does not divide buffer_size.
+      its range; an option that goes with another start, or is missing; antithetic or
+      averaged_noise with metropolis, or in a form that chains cannot continue from. In
+      `init` and `update`, a batch whose number of points does not divide buffer_size.
 
   Source: Liu & Wang (2017), equations 10 and 11; Hinton (2002); Tieleman (2008); Du &
-  Mordatch (2019); Nijkamp et al. (2019).
+  Mordatch (2019); Nijkamp et al. (2019); Leimkuhler & Matthews (2013).
   """
   check_energy(energy_fn)
   checks.optimizer(optimizer)
-  _check_chain(num_steps, step_size, metropolis, antithetic, temperature, score_clip)
-  _check_state(start, persistent, antithetic, buffer_size, restart_probability)
+  _check_chain(
+    num_steps,
+    step_size,
+    metropolis,
+    antithetic,
+    temperature,
+    score_clip,
+    averaged_noise,
+  )
+  _check_state(
+    start, persistent, antithetic, averaged_noise, buffer_size, restart_probability
+  )
   sample_fn = _sample_fn(start, restart_density)
 
   def moved(key: Key, params: Params, first: Batch) -> tuple[Batch, Metrics]:
@@ -390,6 +438,7 @@ def contrastive_divergence(
       first,
       metropolis,
       antithetic,
+      averaged_noise,
       num_steps=num_steps,
       step_size=step_size,
       temperature=temperature,
@@ -398,8 +447,18 @@ def contrastive_divergence(
     )
 
   def living(negatives: Batch) -> Batch:
-    """The chains that continue: of a pair, the one with +z."""
-    return jax.tree.map(lambda leaf: leaf[::2], negatives) if antithetic else negatives
+    """The chains that continue: of a pair, the one with +z, or the mean."""
+    if not antithetic:
+      return negatives
+    firsts = jax.tree.map(lambda leaf: leaf[::2], negatives)
+    if not averaged_noise:
+      return firsts
+    means = jax.tree.map(
+      lambda a, b: (a / 2 + b / 2).astype(a.dtype),
+      split_batch(firsts)[0],
+      jax.tree.map(lambda leaf: leaf[1::2], split_batch(negatives)[0]),
+    )
+    return with_points(firsts, means)
 
   def from_noise(key: Key, params: Params, batch: Batch) -> tuple[Batch, Metrics]:
     assert sample_fn is not None

@@ -13,7 +13,9 @@ from stein_jax.kernels.bandwidths import (
 )
 from stein_jax.kernels.base import Kernel, Pairwise, from_pairwise
 from stein_jax.kernels.features import OnFeatures, on_features
+from stein_jax.kernels.projections import on_principal_components
 from stein_jax.kernels.radial import Profile, Radial, constant, imq, rbf
+from stein_jax.kernels.whitening import Whitened, whiten
 
 __all__ = [
   "rbf",
@@ -21,6 +23,8 @@ __all__ = [
   "constant",
   "from_pairwise",
   "on_features",
+  "on_principal_components",
+  "whiten",
   "median_bandwidth",
   "BANDWIDTHS",
   "Bandwidth",
@@ -30,4 +34,5 @@ __all__ = [
   "Profile",
   "Pairwise",
   "OnFeatures",
+  "Whitened",
 ]

@@ -16,7 +16,7 @@ from stein_jax.pairs.points import as_matrix, map_rows, num_rows, widened
 from stein_jax.pairs.tiles import DEFAULTS, Streaming
 from stein_jax.parallel import axes
 from stein_jax.parallel.ring import half_ring
-from stein_jax.types import Array, Particles, PyTree
+from stein_jax.types import Array, Exchange, Particles, PyTree
 
 
 def registered(self: Any) -> None:
@@ -87,9 +87,12 @@ class Kernel:
   Attributes:
     rows_at_once: the number of queries computed at once, None to choose by size. A row
       of this class holds n points, not n numbers, so that rows go one by one.
+    default_exchange: what a `Direction` of this kernel takes if its `exchange` is None;
+      None: it chooses by size.
   """
 
   rows_at_once: ClassVar[int | None] = 1
+  default_exchange: ClassVar[Exchange | None] = None
 
   @property
   def sums_by_blocks(self) -> bool:

@@ -60,9 +60,11 @@ def _check(
   temperature: float | Array,
   score_clip: float | Array | None,
   antithetic: Antithetic,
+  averaged_noise: bool,
   context: PyTree,
 ) -> dict[str, None]:
   check(key, particles, num_steps, step_size, context)
+  checks.boolean("averaged_noise", averaged_noise)
   checks.function("score_fn", score_fn)
   checks.positive("temperature", temperature)
   check_clip(score_clip)
@@ -72,7 +74,7 @@ def _check(
   return {"temperature": None} if is_one else {}  # no division in the usual program
 
 
-@compiled(_check, static=("num_steps", "antithetic", "axis_name"))
+@compiled(_check, static=("num_steps", "antithetic", "averaged_noise", "axis_name"))
 def langevin(
   key: Key,
   particles: Particles,
@@ -83,6 +85,7 @@ def langevin(
   temperature: float | Array = 1.0,
   score_clip: float | Array | None = None,
   antithetic: Antithetic = False,
+  averaged_noise: bool = False,
   context: PyTree = None,
   axis_name: str | None = None,
 ) -> Particles:
@@ -112,6 +115,14 @@ def langevin(
     antithetic: start two chains at every particle, one with the noise z and one
       with −z. With "last" the pair separates in the last step only: one chain makes
       all steps before it.
+    averaged_noise: every step has the mean of two successive noises,
+
+        x ← x + ε ∇ log p(x)/T + √(2ε) (z + z')/2,
+
+      where z' is the z of the next step. The chain's bias is then of order ε² in place
+      of ε, at the same cost: on a Gaussian its variance is exact, where the plain chain
+      has σ²/(1 − ε/2σ²). The particles are points before their half of a noise,
+      x − √(ε/2) z, as a pair's mean is with "last": from there chains continue.
     context: what belongs to each particle and is not moved, `[n, ...]`, or None.
     axis_name: the axis over which the particles are sharded.
 
@@ -125,33 +136,45 @@ def langevin(
     TypeError: a key that is not a PRNG key, an antithetic that is not one of those
       above, or a score_fn that is not a function or does not return floats.
 
-  Source: Liu & Wang (2017), section 5.1 (the Markov chain of CD-1 and CD-10).
+  Source: Liu & Wang (2017), section 5.1 (the Markov chain of CD-1 and CD-10);
+  Leimkuhler & Matthews (2013) for the averaged noise.
   """
   last_only = antithetic == "last"
   all_steps = bool(antithetic) and not last_only
   start = particles
   if all_steps:
     particles, context = (_interleave(t, t) for t in (particles, context))
+  half = jnp.sqrt(step_size / 2)
+
+  def drawn(step_key: Key) -> tuple[Particles, Particles]:
+    z = noise.normal_like(step_key, start, axis_name)
+    opposite = jax.tree.map(jnp.negative, z) if antithetic else z
+    return (_interleave(z, opposite) if all_steps else z), opposite
 
   def step(carry: tuple[Particles, ...], step_key: Key) -> tuple[tuple, None]:
     x = carry[0]
-    scores = at_particles(score_fn, x, context)
+    z, opposite = drawn(step_key)
+    here = _plus(x, half, z) if averaged_noise else x
+    scores = at_particles(score_fn, here, context)
     checks.particles_and_scores(x, scores)
     if temperature is not None:
       scores = at_temperature(scores, temperature)
     if score_clip is not None:
       scores = clipped(scores, score_clip)
-    z = noise.normal_like(step_key, start, axis_name)
-    opposite = jax.tree.map(jnp.negative, z) if antithetic else None
-    if all_steps:
-      z = _interleave(z, opposite)
     moved = langevin_step(x, scores, z, step_size)
-    if last_only:
+    if last_only and not averaged_noise:
       return (moved, langevin_step(x, scores, opposite, step_size)), None
     return (moved,), None
 
-  carry = (particles, particles) if last_only else (particles,)
+  pair = last_only and not averaged_noise
+  carry = (particles, particles) if pair else (particles,)
   carry, _ = jax.lax.scan(step, carry, jax.random.split(key, num_steps))
+  if averaged_noise:
+    x = carry[0]
+    z, opposite = drawn(jax.random.fold_in(key, num_steps))
+    carry = (_plus(x, half, z),)
+    if last_only:
+      carry += (_plus(x, half, opposite),)
   return _interleave(*carry) if last_only else carry[0]
 
 
@@ -194,6 +217,11 @@ def langevin_step(
     scores,
     z,
   )
+
+
+def _plus(x: Particles, factor: Array, z: Particles) -> Particles:
+  """x + factor · z, in the dtype of x."""
+  return jax.tree.map(lambda x, z: (x + factor * z).astype(x.dtype), x, z)
 
 
 def at_particles(fn: Callable[..., PyTree], x: Particles, context: PyTree) -> PyTree:

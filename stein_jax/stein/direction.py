@@ -10,7 +10,7 @@ from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys_class
 
 from stein_jax import checks
 from stein_jax.compiled import compiled
-from stein_jax.kernels import Kernel
+from stein_jax.kernels import Kernel, Whitened
 from stein_jax.kernels.base import registered
 from stein_jax.pairs.points import as_matrix, joined, matmul, num_rows, widened
 from stein_jax.pairs.tiles import Streaming, streamed
@@ -91,6 +91,9 @@ class Direction:
       k(xᵢ, xᵢ) scoreᵢ, lets a flexible energy lower D² by flattening itself at the
       data. Without it the direction is that of the U-statistic, and unbiased. Given
       queries and sources, it leaves out the source of the query's own index.
+    whitening: what `whiten(kernel, data)` returned, for the whitened Stein direction
+      (ours): φ* of the whitened kernel κ, by which it replaces the kernel, as in
+      Direction(whiten(kernel, data)). It is no attribute.
     regularization: η > 0 gives the regularised Stein direction (ours)
 
         Φ = (K + ηI)⁻¹ (K S + V),  Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ),
@@ -120,7 +123,9 @@ class Direction:
     TypeError: a kernel of another type, or leave_one_out or row_normalized that is not
       a bool.
     ValueError: an option outside its range; a regularization that is not above 0, has
-      no kernel, or is combined with row_normalized or leave_one_out.
+      no kernel, or is combined with row_normalized, leave_one_out or whitening; a
+      whitening of another kernel; row_normalized with a whitened kernel, whose row
+      sums may be 0.
 
   Source: Liu & Wang (2017), equations 4 and 5.
   """
@@ -133,9 +138,15 @@ class Direction:
   block_size: int | None = None
   exchange: Exchange | None = None
   precision: Precision = "highest"
+  whitening: dataclasses.InitVar[Whitened | None] = None
 
-  def __post_init__(self) -> None:
+  def __post_init__(self, whitening: Whitened | None) -> None:
     _check_type(self)
+    if whitening is not None:
+      _check_whitening(self.kernel, whitening)
+      if self.regularization is not None:
+        raise ValueError("regularization and whitening exclude each other.")
+      object.__setattr__(self, "kernel", whitening)
     for name in ("leave_one_out", "row_normalized"):
       checks.boolean(name, getattr(self, name))
     if self.block_size is not None:
@@ -143,6 +154,11 @@ class Direction:
     if self.exchange is not None:
       checks.one_of("exchange", self.exchange, get_args(Exchange))
     checks.one_of("precision", self.precision, _PRECISIONS)
+    if self.row_normalized and isinstance(self.kernel, Whitened):
+      raise ValueError(
+        "row_normalized divides by sums of the kernel, which are not positive for a "
+        "whitened one: leave row_normalized out."
+      )
     if self.regularization is None:
       return
     checks.positive("regularization", self.regularization)
@@ -208,6 +224,8 @@ class Direction:
     exchange = self.exchange
     if exchange is None and not (all_pairs or self._sums_by_blocks):
       exchange = "all_gather"
+    if exchange is None:
+      exchange = getattr(self.kernel, "default_exchange", None)
     return streamed(
       particles,
       block_size=self.block_size,
@@ -513,6 +531,27 @@ def _check_type(kernel: DirectionLike) -> None:
       f"that returns one, or a function (particles, scores) -> φ; got {fn!r}."
     )
   checks.function("kernel", fn)
+
+
+def _check_whitening(kernel: Any, whitening: Any) -> None:
+  """Raises an error unless it is the whitening of this kernel, or of none given."""
+  if not isinstance(whitening, Whitened):
+    raise TypeError(
+      "whitening must be what whiten(kernel, data) returns, got "
+      f"{checks.described(whitening)}."
+    )
+  if kernel is None or kernel is whitening:
+    return
+  if not isinstance(kernel, Kernel):
+    raise TypeError(
+      "whitening is that of one kernel; with a function of params, let it return "
+      "whiten(kernel, data), and leave whitening out."
+    )
+  if not whitening.is_of(kernel):
+    raise ValueError(
+      f"the whitening is that of another kernel, {whitening.base!r}, got {kernel!r}: "
+      "give both the same one."
+    )
 
 
 def _num_arguments(fn: Callable) -> int:

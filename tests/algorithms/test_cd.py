@@ -311,12 +311,36 @@ def test_the_first_of_a_last_pair_continues(how):
     np.testing.assert_allclose(kept, chains, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["persistent", "replay"])
+def test_with_averaged_noise_the_mean_of_a_pair_continues(how):
+  options = {"persistent": True} if how == "persistent" else {"start": "replay"}
+  options |= {"buffer_size": M} if how == "replay" else {}
+  algorithm = cd(num_steps=2, antithetic="last", averaged_noise=True, **options)
+  state, x = algorithm.init(KEY, gaussian(), POSITIVES), POSITIVES
+  half = np.sqrt(0.1)  # √(ε/2)
+  for key in jax.random.split(jax.random.key(2), 2):
+    old = jax.tree.map(np.asarray, state.params)
+    precision, mean = np.exp(old["log_precision"]), old["mean"]
+    chain_key = key if how == "persistent" else jax.random.split(key, 4)[3]
+    for step_key in jax.random.split(chain_key, 2):
+      z = np.asarray(noise.normal_like(step_key, jnp.zeros((M, 2))))
+      x = x - 0.2 * precision * (x + half * z - mean[None]) + 2 * half * z
+    last = jax.random.fold_in(chain_key, 2)
+    z = np.asarray(noise.normal_like(last, jnp.zeros((M, 2))))
+    both = np.concatenate([x + half * z, x - half * z])
+    state, _ = algorithm.update(key, state, POSITIVES)
+    assert_one_step(state.params, old, contrast(old, POSITIVES, both))
+    kept = state.particles if how == "persistent" else state.particles.points
+    np.testing.assert_allclose(kept, x, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   "options",
   [
     {},
     {"metropolis": True},
     {"antithetic": True},
+    {"antithetic": "last", "averaged_noise": True},
     {"start": "noise", "restart_density": BROAD, "energy_penalty": 0.1},
   ],
 )
@@ -453,6 +477,15 @@ ERRORS = {
     {"antithetic": "last", "metropolis": True},
     "antithetic excludes metropolis",
   ),
+  "averaged noise with a test": (
+    {"averaged_noise": True, "metropolis": True},
+    "averaged_noise excludes metropolis",
+  ),
+  "averaged noise without a pair": (
+    {"averaged_noise": True, "persistent": True},
+    'need the mean of a pair: add antithetic="last"',
+  ),
+  "averaged noise": ({"averaged_noise": 1}, "averaged_noise must be True or False"),
   "antithetic": ({"antithetic": "first"}, "True, False or \"last\", got 'first'"),
   "temperature": ({"temperature": 0.0}, "temperature must be .* above 0, got 0.0"),
   "clip": ({"score_clip": 0.0}, "score_clip must be .* above 0, got 0.0"),

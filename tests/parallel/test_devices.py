@@ -47,6 +47,11 @@ def all_kernels(dtype):
     "nearest": kernels.on_features(
       kernels.rbf(), Partial(feature, weights), num_neighbors=3
     ),
+    "whitened": kernels.whiten(
+      kernels.rbf(1.5),
+      np.random.default_rng(2).normal(size=(40, 3)).astype(dtype),
+      num_centers=6,
+    ),
   }
 
 
@@ -59,6 +64,14 @@ def directions(x, s, axis_name=None):
     x, s, kernels.imq(2.0), row_normalized=True, axis_name=axis_name
   )
   phi["median"] = svgd_direction(x, s, kernels.rbf(), axis_name=axis_name)
+  exchanges = (None,) if axis_name is None else ("all_gather", "ring")
+  phi["whitened, own left out"] = sum(
+    Direction(all_kernels(x.dtype)["whitened"], leave_one_out=True, exchange=exchange)(
+      x, s, axis_name, reference=(x[:2] * 0 + 1, s[:2] * 0 - 1)
+    )
+    / len(exchanges)
+    for exchange in exchanges
+  )
   phi["off"] = svgd_direction(x, s, None, axis_name=axis_name)
   return phi
 

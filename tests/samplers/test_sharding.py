@@ -55,7 +55,7 @@ def log_density(x, context):
   return -jnp.sum(x["a"] ** 4) / 4 - context**2 * x["b"] ** 2
 
 
-def run_langevin(x, c, axis_name=None, antithetic=False):
+def run_langevin(x, c, axis_name=None, antithetic=False, averaged_noise=False):
   return langevin(
     KEY,
     x,
@@ -63,6 +63,7 @@ def run_langevin(x, c, axis_name=None, antithetic=False):
     num_steps=3,
     step_size=0.1,
     antithetic=antithetic,
+    averaged_noise=averaged_noise,
     context=c,
     axis_name=axis_name,
   )
@@ -74,6 +75,10 @@ def run_antithetic(x, c, axis_name=None):
 
 def run_last(x, c, axis_name=None):
   return run_langevin(x, c, axis_name, antithetic="last")
+
+
+def run_averaged(x, c, axis_name=None):
+  return run_langevin(x, c, axis_name, antithetic="last", averaged_noise=True)
 
 
 def run_mala(x, c, axis_name=None):
@@ -91,7 +96,7 @@ def run_hmc(x, c, axis_name=None):
 @pytest.mark.parametrize("num_devices", quick.only([2, 8], [1, 2, 4, 8]))
 @pytest.mark.parametrize("wrapper", ["pmap", "shard_map"])
 @pytest.mark.parametrize(
-  "run", [run_langevin, run_antithetic, run_last, run_mala, run_hmc]
+  "run", [run_langevin, run_antithetic, run_last, run_averaged, run_mala, run_hmc]
 )
 def test_many_devices_give_what_one_gives(run, wrapper, num_devices):
   particles, context = points()

@@ -1,5 +1,7 @@
 """Langevin chains against NumPy chains and stationary laws."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,58 @@ def test_a_pair_that_separates_in_the_last_step_has_the_same_steps_before():
   }
   np.testing.assert_allclose(both[True], both["last"], rtol=1e-6)
   np.testing.assert_allclose(both["last"][::2], one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("antithetic", [False, True, "last"])
+def test_averaged_noise_equals_a_numpy_chain_with_the_same_noise(antithetic):
+  start = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+  step_size = 0.2
+  noises = documented_noise(KEY, 3, (5, 3))
+  last = oracles.langevin_noise(jax.random.fold_in(KEY, 3), 5, [3])
+
+  def chain(signs):  # the formula of Leimkuhler & Matthews
+    z = np.stack([*(signs[0] * noises), signs[1] * last])
+    x = start + np.sqrt(step_size / 2) * z[0]
+    for now, following in itertools.pairwise(z):
+      drifted = x + step_size * (1 - x**3)
+      x = drifted + np.sqrt(2 * step_size) * (now + following) / 2
+    return x
+
+  got = langevin(
+    KEY,
+    start,
+    lambda x: 1 - x**3,
+    num_steps=3,
+    step_size=step_size,
+    antithetic=antithetic,
+    averaged_noise=True,
+  )
+  if not antithetic:
+    np.testing.assert_allclose(got, chain((1, 1)), rtol=1e-4, atol=1e-5)
+    return
+  np.testing.assert_allclose(got[::2], chain((1, 1)), rtol=1e-4, atol=1e-5)
+  other = chain((-1, -1) if antithetic is True else (1, -1))
+  np.testing.assert_allclose(got[1::2], other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step_size", [0.1, 0.5, 1.0])
+def test_averaged_noise_has_the_variance_of_a_gaussian_at_any_step_size(step_size):
+  start = jnp.full(20_000, 3.0)
+  options = {"num_steps": int(20 / step_size), "step_size": step_size}
+  x = langevin(KEY, start, jnp.negative, averaged_noise=True, **options)
+  assert_moments(x, mean=0.0, variance=1.0)
+
+
+def test_averaged_noise_has_less_bias_on_a_density_that_is_not_gaussian():
+  # p ∝ exp(−x⁴/4), whose E[x⁴] is 1 (by parts: E[x s(x)] = −1).
+  start = jnp.zeros(100_000)
+  options = {"num_steps": 100, "step_size": 0.1}
+  score_fn = lambda x: -(x**3)  # noqa: E731
+  plain, averaged = (
+    float((langevin(KEY, start, score_fn, averaged_noise=how, **options) ** 4).mean())
+    for how in (False, True)
+  )
+  assert abs(averaged - 1) < 0.04 < abs(plain - 1) / 2, (plain, averaged)
 
 
 def test_temperature_divides_the_score_and_leaves_the_noise():
