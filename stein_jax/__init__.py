@@ -50,6 +50,7 @@ from stein_jax.algorithms.noise_contrastive import (
   noise_contrastive,
   noise_contrastive_loss,
 )
+from stein_jax.algorithms.refreshing import RefreshedState, refreshed
 from stein_jax.algorithms.replay import ReplayBuffer
 from stein_jax.algorithms.score_matching import (
   score_matching,
@@ -99,6 +100,7 @@ __all__ = [
   "Direction",
   "MixState",
   "PersistentState",
+  "RefreshedState",
   "ReplayBuffer",
   "SteinTest",
   "amortized_svgd_gradient",
@@ -137,6 +139,7 @@ __all__ = [
   "noise_contrastive",
   "noise_contrastive_loss",
   "parallel",
+  "refreshed",
   "repulsion_share",
   "samplers",
   "sampled_maximum_likelihood",

@@ -177,7 +177,9 @@ class Study:
     keys = jax.random.split(jax.random.key(12345), 5)
     n = sizes.num_validation
     scale_points = truth.sample(keys[0], 2000)
-    self._problem = deep_rules.problem(student.apply, optax.identity(), scale_points)
+    problem = deep_rules.problem(student.apply, optax.identity(), scale_points)
+    more = truth.sample(jax.random.key(777), sizes.num_train)
+    self._problem = deep_rules.with_data(problem, more)
     x = truth.sample(keys[1], n)
     proposal = mixture([truth, broad_gaussian(truth.sample(keys[2], 5000))], [2, 1])
     y = proposal.sample(keys[3], n)

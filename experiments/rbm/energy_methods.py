@@ -217,6 +217,7 @@ def _mix(rbm: GaussianBernoulliRBM, rules: Rules, *, local: str) -> Iterator[Run
         step_size=s.rules.langevin_step_size[0],
         persistent=True,
         antithetic="last",
+        averaged_noise=True,
         axis_name=s.axis_name,
       )
       fisher = partial(

@@ -125,10 +125,10 @@ class Rules(settings.Settings):
     1.0, "A factor on the features' bandwidth.", above=0, tags=[BY_CURVE]
   )
   components: int = setting(
-    10, "Principal components of the data that a whitened kernel sees.", at_least=1
+    20, "Principal components of the data that a whitened kernel sees.", at_least=1
   )
   component_bandwidth_multiple: float = setting(
-    0.2,
+    1.0,
     "h of a whitened kernel over the squared median distance along the components.",
     above=0,
     tags=[BY_CURVE],

@@ -9,6 +9,7 @@ that in 784 dimensions.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,13 +34,15 @@ class Problem:
   energy_fn: Callable[..., Any]
   optimizer: optax.GradientTransformation
   data: np.ndarray
-  """Points `[n, d]`, of which scales are measured."""
+  """Points `[n, d]`, by which kernels are whitened and from which they draw."""
   variance: float
   """v."""
   median_squared: float
   """The squared median distance between points."""
   noise: densities.Density
   """A Gaussian that is somewhat broader than the data."""
+  whitened: Callable[[], kernels.Whitened]
+  """The kernel of the whitened rules, made from the data when first called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +90,66 @@ def _learned_stein(p: Problem, factor: Number) -> Algorithm:
   return Algorithm(init, rule.update)
 
 
+def _whitened(data: np.ndarray) -> Callable[[], kernels.Whitened]:
+  """The whitened kernel on at most 20 principal components, computed once."""
+
+  @functools.cache
+  def kernel() -> kernels.Whitened:
+    # Rules are made while JAX traces; this is a constant of theirs.
+    with jax.ensure_compile_time_eval():
+      x = jnp.asarray(data)
+      plain = kernels.rbf("median_no_log")
+      on_components = kernels.on_principal_components(plain, x, min(20, x.shape[1]))
+      return kernels.whiten(on_components, x, num_centers=min(200, len(x)))
+
+  return kernel
+
+
+def _whitened_stein_cd(
+  p: Problem, optimizer: optax.GradientTransformation
+) -> Algorithm:
+  direction = Direction(p.whitened(), leave_one_out=True)
+  return stein_jax.stein_cd(
+    p.energy_fn, direction, optimizer, step_size=p.variance, symmetric=True
+  )
+
+
+_CHAINS: dict[str, Any] = {
+  "num_steps": 3,
+  "antithetic": "last",
+  "averaged_noise": True,
+  "persistent": True,
+}
+"""Those of the mixes: few steps, but long ones that are hardly biased."""
+
+
+def _with_chains(
+  local: Callable[[Problem, optax.GradientTransformation], Algorithm],
+) -> Callable[[Problem, Number], Algorithm]:
+  """Chains, which see the weights of modes, and a rule that sees shapes.
+
+  Chains contrast energies, the others scores, which the variance v makes alike.
+  """
+
+  def make(p: Problem, factor: Number) -> Algorithm:
+    def chains(optimizer: optax.GradientTransformation) -> Algorithm:
+      return _cd(**_CHAINS)(dataclasses.replace(p, optimizer=optimizer), factor)
+
+    rules = {
+      "chains": (chains, 1.0),
+      "local": (functools.partial(local, p), p.variance),
+    }
+    return stein_jax.mix(rules, p.optimizer)
+
+  return make
+
+
 def _own_left_out(p: Problem, factor: Number) -> Direction:
   return Direction(kernels.rbf(factor * p.median_squared), leave_one_out=True)
 
 
 _LANGEVIN = {"number": "ε / v", "default": 0.05, "low": 0.01, "high": 0.5}
+_LONGER = {"number": "ε / v", "default": 0.2, "low": 0.05, "high": 0.5}
 _BANDWIDTH = {"number": "h / med²", "default": 0.15, "low": 0.03, "high": 1.0}
 
 RULES: dict[str, Rule] = {
@@ -125,6 +183,17 @@ RULES: dict[str, Rule] = {
       num_steps=10, antithetic="last", start="replay", buffer_size=2000
     )(p, factor),
     **_LANGEVIN,
+  ),
+  "chains": Rule("Chains of averaged noise, 3 steps", _cd(**_CHAINS), **_LONGER),
+  "mix_stein": Rule(
+    "These + whitened SteinCD", _with_chains(_whitened_stein_cd), **_LONGER
+  ),
+  "mix_sliced": Rule(
+    "These + sliced score matching",
+    _with_chains(
+      lambda p, optimizer: stein_jax.sliced_score_matching(p.energy_fn, optimizer)
+    ),
+    **_LONGER,
   ),
   "nce": Rule(
     "NCE, 10 noise points",
@@ -180,6 +249,9 @@ RULES: dict[str, Rule] = {
       symmetric=True,
     ),
     **_BANDWIDTH,
+  ),
+  "stein_cd_whitened": Rule(
+    "SteinCD, whitened", lambda p, _: _whitened_stein_cd(p, p.optimizer)
   ),
   "stein_cd_regularized": Rule(
     "SteinCD, regularised, 3 moves",
@@ -244,7 +316,14 @@ def problem(
     _local_variance(scipy.spatial.distance.squareform(squares), data.shape[1]),
     float(np.median(squares)),
     evaluation.broad_gaussian(data),
+    _whitened(data),
   )
+
+
+def with_data(p: Problem, data: Any) -> Problem:
+  """The same scales, with other points to whiten by and to draw from."""
+  data = np.asarray(data)
+  return dataclasses.replace(p, data=data, whitened=_whitened(data))
 
 
 def _local_variance(squares: np.ndarray, dimension: int) -> float:
