@@ -32,6 +32,7 @@ import optax
 from tqdm import tqdm
 
 from experiments.rbm.methods import METHODS, algorithms
+from experiments.rbm.problem import WHITENING_POINTS
 from experiments.rbm.settings import Model, Rules
 from experiments.rbm.training import Training
 from experiments.shared import (
@@ -108,11 +109,12 @@ def main(own: Settings) -> None:
   steps = sorted(own.at)
   rbm = GaussianBernoulliRBM(own.num_hidden)
   rules = Rules(langevin_steps=own.langevin_steps)
-  estimators = algorithms(own.method, rbm, rules, keep_gradient())
-  one = dataclasses.replace(rules, langevin_steps=own.langevin_steps[:1])
-  ((trained_by, trainer),) = algorithms([own.trained_by], rbm, one).items()
   workdirs.check(own)
   dataset, train = loading.load_training_data(own, own.batch_size)
+  data = training.unit_interval(train[:WHITENING_POINTS])
+  estimators = algorithms(own.method, rbm, rules, keep_gradient(), data=data)
+  one = dataclasses.replace(rules, langevin_steps=own.langevin_steps[:1])
+  ((trained_by, trainer),) = algorithms([own.trained_by], rbm, one, data=data).items()
   workdir = workdirs.prepare(own)
 
   init_key, fit_key, rows_key, key = jax.random.split(jax.random.key(own.seed), 4)

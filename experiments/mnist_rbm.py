@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 from jax.sharding import Mesh
 
 from experiments.rbm import generators, problem, results
-from experiments.rbm.runs import WHITENING_POINTS, Run, Setup
+from experiments.rbm.runs import Run, Setup
 from experiments.rbm.settings import Rules, of_curves
 from experiments.rbm.training import Training, energy_params, runs_of, train
 from experiments.shared import devices, logs, settings, workdirs
@@ -105,7 +105,7 @@ def _train_all(
 ) -> None:
   """Trains every curve from every seed, and adds each curve to the results."""
   axis_name = None if mesh is None else parallel.AXIS
-  data = task.transform(task.pixels[:WHITENING_POINTS])
+  data = problem.whitening_data(task)
   energies: dict[tuple[str, int], Any] = {}
   for run in runs:
     histories: dict[int, list[dict[str, Any]]] = {}

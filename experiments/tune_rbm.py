@@ -159,7 +159,7 @@ def candidates(curve: str, budget: int) -> list[dict[str, Any]]:
 
 def step_size_of(curve: str) -> str | None:
   """The name of the step size that a curve has, if it has one."""
-  if curve.startswith(("cd_", "pcd_")):
+  if curve.startswith(("cd_", "pcd_", "chains", "mix_")):
     return "langevin_step_size"
   if curve.startswith(("stein_cd_regularized", "stein_cd_refreshed")):
     return "stein_step_size"
@@ -173,7 +173,8 @@ def _log_between(fraction: float, ends: tuple[float, float]) -> float:
 
 def _validation(task: problem.Problem, run: Run, own: Settings) -> float | None:
   """The validation log-likelihood of the last step; None if the run diverged."""
-  algorithm = run.build(Setup(own, own.energy_optimizer()))
+  data = problem.whitening_data(task)
+  algorithm = run.build(Setup(own, own.energy_optimizer(), data=data))
   try:
     fit = train(task, algorithm, 0, own, run.label)
   except training.TrainingDiverged:

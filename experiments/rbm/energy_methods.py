@@ -186,9 +186,10 @@ def _whitened(rbm: GaussianBernoulliRBM, s: Setup) -> Callable[..., Algorithm]:
   kernel = kernels.on_principal_components(
     kernels.rbf("median_no_log", multiple=s.rules.component_bandwidth_multiple),
     s.data,
-    s.rules.components,
+    min(s.rules.components, s.data.shape[1]),
   )
-  direction = Direction(kernels.whiten(kernel, s.data), leave_one_out=True)
+  kernel = kernels.whiten(kernel, s.data, num_centers=min(200, len(s.data)))
+  direction = Direction(kernel, leave_one_out=True)
   return partial(
     stein_cd,
     rbm.apply,
@@ -201,42 +202,37 @@ def _whitened(rbm: GaussianBernoulliRBM, s: Setup) -> Callable[..., Algorithm]:
 
 def _mix(rbm: GaussianBernoulliRBM, rules: Rules, *, local: str) -> Iterator[Run]:
   """Persistent chains, which see the weights of modes, and a rule that sees shapes."""
-  several = len(rules.langevin_steps) > 1
+  del rules
   name, label = {
     "stein": ("mix_stein", "chains + whitened SteinCD"),
     "score_matching": ("mix_score_matching", "chains + Fisher score matching"),
-    "none": ("chains", "chains"),
+    "none": ("chains", "chains of averaged noise"),
   }[local]
-  for k in rules.langevin_steps:
 
-    def build(s: Setup, k: int = k) -> Algorithm:
-      chains = partial(
-        contrastive_divergence,
-        rbm.apply,
-        num_steps=k,
-        step_size=s.rules.langevin_step_size[0],
-        persistent=True,
-        antithetic="last",
-        averaged_noise=True,
-        axis_name=s.axis_name,
-      )
-      fisher = partial(
-        score_matching,
-        rbm.apply,
-        divergence_fn=rbm.score_divergence,
-        axis_name=s.axis_name,
-      )
-      parts: dict[str, tuple[Callable[..., Algorithm], float]] = {"chains": (chains, 1)}
-      if local != "none":
-        rule = fisher if local == "score_matching" else _whitened(rbm, s)
-        parts["local"] = (rule, s.rules.local_weight)
-      return mix(parts, s.optimizer)
-
-    yield Run(
-      f"{name}_{k}" if several else name,
-      f"{label} (k = {k})" if several else label,
-      build,
+  def build(s: Setup) -> Algorithm:
+    chains = partial(
+      contrastive_divergence,
+      rbm.apply,
+      num_steps=s.rules.chain_steps,
+      step_size=s.rules.langevin_step_size[0],
+      persistent=True,
+      antithetic="last",
+      averaged_noise=True,
+      axis_name=s.axis_name,
     )
+    fisher = partial(
+      score_matching,
+      rbm.apply,
+      divergence_fn=rbm.score_divergence,
+      axis_name=s.axis_name,
+    )
+    parts: dict[str, tuple[Callable[..., Algorithm], float]] = {"chains": (chains, 1)}
+    if local != "none":
+      rule = fisher if local == "score_matching" else _whitened(rbm, s)
+      parts["local"] = (rule, s.rules.local_weight)
+    return mix(parts, s.optimizer)
+
+  yield Run(name, label, build)
 
 
 def _on_features(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import optax
 
 from experiments.rbm import energy_methods, generator_methods
@@ -28,6 +29,8 @@ def algorithms(
   rbm: GaussianBernoulliRBM,
   rules: Rules,
   optimizer: optax.GradientTransformation | None = None,
+  *,
+  data: jax.Array | None = None,
 ) -> dict[str, Algorithm]:
   """label -> the learning rule.
 
@@ -36,6 +39,7 @@ def algorithms(
     rbm: the model.
     rules: the hyper-parameters.
     optimizer: used instead of the one that the rules describe.
+    data: as in `Setup`.
   """
-  setup = Setup(rules, optimizer or rules.energy_optimizer())
+  setup = Setup(rules, optimizer or rules.energy_optimizer(), data=data)
   return {run.label: run.build(setup) for run in runs(methods, rbm, rules)}

@@ -16,6 +16,9 @@ Transform = Callable[[Any], Any]
 """A batch of points -> the same batch, scaled differently."""
 
 
+WHITENING_POINTS = 20_000
+
+
 class Problem(NamedTuple):
   """What is learned, and how it is evaluated.
 
@@ -69,6 +72,11 @@ def load(own: Model, batch_size: int) -> Problem:
     evaluate=_evaluation(rbm, transform, **splits),
     start=start,
   )
+
+
+def whitening_data(task: Problem) -> jax.Array:
+  """Points of the training set, as the model sees them, that whiten a direction."""
+  return jnp.asarray(task.transform(task.pixels[:WHITENING_POINTS]))
 
 
 def transforms(

@@ -10,9 +10,6 @@ from experiments.rbm.settings import Rules
 from stein_jax import Algorithm
 from stein_jax.energies import GaussianBernoulliRBM
 
-WHITENING_POINTS = 20_000
-"""At most so many points of the training set whiten a direction."""
-
 
 class Setup(NamedTuple):
   """The inputs of a learning rule.

@@ -124,6 +124,11 @@ class Rules(settings.Settings):
   feature_bandwidth_multiple: float = setting(
     1.0, "A factor on the features' bandwidth.", above=0, tags=[BY_CURVE]
   )
+  chain_steps: int = setting(
+    3,
+    "Langevin steps of the chains of chains, mix_stein and mix_score_matching.",
+    at_least=1,
+  )
   components: int = setting(
     20, "Principal components of the data that a whitened kernel sees.", at_least=1
   )

@@ -28,12 +28,15 @@ RULES = rbm_settings.Rules(
 )
 
 
+DATA = np.random.default_rng(1).uniform(size=(20, 6)).astype(np.float32)
+
+
 def rbm_runs():
   return methods.runs(METHODS, GaussianBernoulliRBM(4), RULES)
 
 
 def built(run, rules=RULES):
-  return run.build(runs.Setup(rules, rules.energy_optimizer()))
+  return run.build(runs.Setup(rules, rules.energy_optimizer(), data=DATA))
 
 
 def test_each_method_has_the_negatives_of_its_name():
@@ -94,5 +97,34 @@ def test_persistent_methods_keep_their_particles(name):
 
 def test_every_method_can_be_built():
   rules = rbm_settings.Rules(langevin_steps=[1])
-  found = methods.algorithms(METHODS, GaussianBernoulliRBM(2), rules)
+  found = methods.algorithms(METHODS, GaussianBernoulliRBM(2), rules, data=DATA)
   assert len(found) == len(METHODS)  # no two have one label
+
+
+def test_a_whitened_direction_needs_data():
+  setup = runs.Setup(RULES, RULES.energy_optimizer())
+  (run,) = methods.runs(["mix_stein"], GaussianBernoulliRBM(4), RULES)
+  with pytest.raises(ValueError, match="needs data"):
+    run.build(setup)
+
+
+@pytest.mark.parametrize("local", ["stein_cd_whitened", "score_matching"])
+def test_the_mixes_are_sums_of_their_parts(local):
+  """One update of plain SGD with the weight 2."""
+  rbm = GaussianBernoulliRBM(4)
+  params = rbm.init_from_data(jax.random.key(0), DATA)
+  rules = dataclasses.replace(RULES, local_weight=2.0)
+
+  def moved(name, key):
+    (run,) = methods.runs([name], rbm, rules)
+    algorithm = built(run, rules)
+    state = algorithm.init(key, params, DATA)
+    return algorithm.update(key, state, DATA)[0].params["params"]["B"]
+
+  key = jax.random.key(1)
+  start = params["params"]["B"]
+  name = "mix_stein" if local == "stein_cd_whitened" else "mix_score_matching"
+  step = moved(name, key) - moved("chains", key)
+  np.testing.assert_allclose(
+    step, 2 * (moved(local, key) - start), rtol=1e-3, atol=1e-5
+  )
