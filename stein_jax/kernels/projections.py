@@ -28,7 +28,7 @@ def on_principal_components(
   >>> import jax
   >>> from stein_jax import kernels
   >>> x = jax.random.normal(jax.random.key(0), (1000, 50))
-  >>> kernel = kernels.on_principal_components(kernels.rbf(), x, 5)
+  >>> kernel = kernels.on_principal_components(kernels.rbf(2.0), x, 5)
   >>> kernel.matrix(x[:3]).shape
   (3, 3)
 
