@@ -154,7 +154,7 @@ class Rules(settings.Settings):
   gibbs_steps: int = setting(1, "k of Gibbs CD-k.", at_least=1)
   langevin_step_size: tuple[float, ...] = setting(
     (0.5,),
-    "ε of the Langevin steps; one curve for each.",
+    "ε of the Langevin steps; one curve for each. Chains and mixes take the first.",
     above=0,
     tags=[BY_CURVE],
   )

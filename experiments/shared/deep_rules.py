@@ -34,7 +34,7 @@ class Problem:
   energy_fn: Callable[..., Any]
   optimizer: optax.GradientTransformation
   data: np.ndarray
-  """Points `[n, d]`, by which kernels are whitened and from which they draw."""
+  """Points `[n, d]`, by which kernels are whitened and from which rules draw."""
   variance: float
   """v."""
   median_squared: float
@@ -186,10 +186,10 @@ RULES: dict[str, Rule] = {
   ),
   "chains": Rule("Chains of averaged noise, 3 steps", _cd(**_CHAINS), **_LONGER),
   "mix_stein": Rule(
-    "These + whitened SteinCD", _with_chains(_whitened_stein_cd), **_LONGER
+    "Chains + whitened SteinCD", _with_chains(_whitened_stein_cd), **_LONGER
   ),
   "mix_sliced": Rule(
-    "These + sliced score matching",
+    "Chains + sliced score matching",
     _with_chains(
       lambda p, optimizer: stein_jax.sliced_score_matching(p.energy_fn, optimizer)
     ),
@@ -321,7 +321,10 @@ def problem(
 
 
 def with_data(p: Problem, data: Any) -> Problem:
-  """The same scales, with other points to whiten by and to draw from."""
+  """The same scales, with other points to whiten by and to draw from.
+
+  Where these are not the training set, such rules see more data than the others.
+  """
   data = np.asarray(data)
   return dataclasses.replace(p, data=data, whitened=_whitened(data))
 

@@ -183,7 +183,7 @@ def contrastive_divergence_gradient(
     restart_density: with "noise".
     metropolis: use MALA.
     antithetic: pairs of chains.
-    averaged_noise: noise with less bias.
+    averaged_noise: for long chains.
     temperature: T.
     score_clip: the largest norm of a score.
     energy_penalty: α of `contrastive_loss`.
@@ -378,10 +378,10 @@ def contrastive_divergence(
       positives. With "last" only the last step is taken both ways, which costs the
       second half of the negatives' energies; the half with +z continues where chains
       persist or are in the buffer.
-    averaged_noise: steps whose bias is of order ε², as in `samplers.langevin`. Chains
-      that continue then need antithetic="last", and do so from the mean of each pair.
-      A persistent chain may take several times as long steps, and so find the weights
-      of modes sooner.
+    averaged_noise: steps whose stationary law has a bias of order ε², as in
+      `samplers.langevin`. It is for chains that continue, which need antithetic="last"
+      and go on from the mean of each pair; these may take several times as long steps,
+      and so find the weights of modes sooner. A few steps from data are better without.
     buffer_size: B, with start="replay"; a multiple of the number m of points of a
       batch. Row i of the batch owns the slots i·B/m, ..., (i + 1)·B/m − 1, of which
       each step draws one. In a conditional energy a slot keeps its context until it

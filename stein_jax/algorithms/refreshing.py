@@ -83,8 +83,14 @@ def refreshed(
   checks.optimizer(optimizer)
   checks.at_least_one("refresh", refresh)
 
-  def kernel_at(params: Params) -> Any:
+  # Two functions that are the same in every update, which is then compiled once.
+  def kernel_at(params: Params, old: Any = None) -> Any:
+    del old
     return kernel_fn(jax.lax.stop_gradient(params))
+
+  def kept(params: Params, old: Any) -> Any:
+    del params
+    return old
 
   def init(key: Key, params: Params, batch: Batch) -> RefreshedState:
     kernel = kernel_at(params)
@@ -100,7 +106,7 @@ def refreshed(
     key: Key, state: RefreshedState, batch: Batch
   ) -> tuple[RefreshedState, Metrics]:
     is_due = (state.step > 0) & (state.step % refresh == 0)
-    kernel = jax.lax.cond(is_due, kernel_at, lambda _: state.kernel, state.params)
+    kernel = jax.lax.cond(is_due, kernel_at, kept, state.params, state.kernel)
     algorithm = rule(kernel=kernel, optimizer=optimizer)
     inner = DescentState(state.params, state.opt_state)
     inner, metrics = algorithm.update(key, inner, batch)

@@ -298,9 +298,9 @@ def stein_cd(
   itself at the data, and the more so the higher the dimension. Three things help, and
   `experiments.known_density` measures them: leave the point out of its own sum, with a
   bandwidth far below the squared median distance or with a kernel that was whitened by
-  the data (`whiten`); reference points, more data than the batch, against the noise that
-  is left; and a base at the mean and scale of the data. Even so it sees shapes and not
-  the weights of separated modes: for those, `mix` it with chains.
+  the data (`whiten`); reference points, more data than the batch, against the noise
+  that is left; and a base at the mean and scale of the data. Even so it sees shapes and
+  not the weights of separated modes: for those, `mix` it with chains.
 
   >>> import jax
   >>> x = jax.random.normal(jax.random.key(0), (2000, 10))

@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import register_dataclass
 
 from stein_jax import checks
 from stein_jax.compiled import compiled
+from stein_jax.kernels.bandwidths import MedianBandwidth
 from stein_jax.kernels.base import Kernel, check_apply, check_matrix, registered
 from stein_jax.kernels.features import OnFeatures
 from stein_jax.kernels.radial import Radial
@@ -31,7 +33,8 @@ _BLOCK = 4096
 class Whitened(Kernel):
   """κ(x, y) = k(x, Z) W k(Z, y), as `whiten` makes it.
 
-  Its sums over n points are those of k at the r centres, O(n r d) in all.
+  Its sums over n points are those of k at the r centres, O(n r d) in all, and with B
+  weights of each point O(n r d B).
 
   Attributes:
     base: k, with a number as its bandwidth.
@@ -47,15 +50,7 @@ class Whitened(Kernel):
 
   def is_of(self, kernel: Kernel) -> bool:
     """Whether the kernel is k, as far as can be told before its numbers are known."""
-    if not _alike(self.base, kernel):
-      return False
-    numbers, others = jax.tree.leaves(self.base), jax.tree.leaves(kernel)
-    return len(numbers) != len(others) or all(
-      isinstance(number, jax.core.Tracer)
-      or isinstance(other, jax.core.Tracer)
-      or (jnp.shape(number) == jnp.shape(other) and bool(jnp.allclose(number, other)))
-      for number, other in zip(numbers, others)
-    )
+    return _is_same(self.base, kernel)
 
   def pair(self, x: PyTree, y: PyTree) -> Array:
     """κ(x, y)."""
@@ -64,7 +59,13 @@ class Whitened(Kernel):
 
   def _coordinates(self, points: Particles) -> Array:
     """Rᵀ k(Z, x) of each point, `[n, r]`, whose inner products are κ."""
+    self._check_event(points)
     return matmul(self.base.matrix(points, self.centers), self.root)
+
+  def _check_event(self, points: Particles) -> None:
+    """Raises ValueError unless the points have the shape of the centres."""
+    names = ("the points", "the data that whitened the kernel")
+    checks.same_event(points, self.centers, names)
 
   def _expanded(self, sums: Array, streaming: Streaming) -> Array:
     """W times sums of the centres, `[r, c]`."""
@@ -100,6 +101,7 @@ class Whitened(Kernel):
     leave_one_out: bool = False,
   ) -> PyTree:
     """As in `Kernel`, by way of the sums at the centres."""
+    self._check_event(queries)
     x, y, c = widened((queries, sources, values))
     alone = _alone(streaming)
     y = x if y is None else y
@@ -107,8 +109,8 @@ class Whitened(Kernel):
     at_centers = self.base.apply(centers, y, c, streaming=alone)
     rows, unravel = self._of_centers(at_centers, x, streaming)
     if leave_one_out:
-      own = jnp.square(self._coordinates(x)).sum(axis=1)
-      rows -= own[:, None] * as_matrix(_own(c, x, streaming))[0]
+      own = self._coordinates(x) * self._coordinates(_own(y, x, streaming))
+      rows -= own.sum(axis=1)[:, None] * as_matrix(_own(c, x, streaming))[0]
     return jax.tree.map(lambda leaf, c: leaf.astype(c.dtype), unravel(rows), values)
 
   def stein_sums(
@@ -122,9 +124,10 @@ class Whitened(Kernel):
   ) -> tuple[Particles, Array]:
     """As in `Kernel`: k(xᵢ, Z) W Σⱼ [k(yⱼ, Z) scoreⱼ + ∇_{yⱼ} k(yⱼ, Z)].
 
-    The part of the point itself, which leave_one_out takes away, is
-    κ(xᵢ, xᵢ) scoreᵢ + ½ ∇ₓ κ(x, x) at xᵢ, as κ is symmetric.
+    The part of the point's own source y, which leave_one_out takes away, is
+    κ(y, xᵢ) score + ∇_y κ(y, xᵢ).
     """
+    self._check_event(queries)
     y = queries if sources is None else sources
     centers = axes.varying_as(y, self.centers)
     at_centers, mass = self.base.stein_sums(
@@ -135,15 +138,17 @@ class Whitened(Kernel):
     if not leave_one_out:
       return sums, mass
 
-    def own_mass(x: Particles) -> tuple[Array, Array]:
-      of_each = jnp.square(self._coordinates(x)).sum(axis=1)
-      return of_each.sum() / 2, of_each
+    at_queries = self._coordinates(queries)
 
-    half_slopes, own = jax.grad(own_mass, has_aux=True)(queries)
+    def own_mass(y: Particles) -> tuple[Array, Array]:
+      of_each = (self._coordinates(y) * at_queries).sum(axis=1)
+      return of_each.sum(), of_each
+
+    slopes, own = jax.grad(own_mass, has_aux=True)(_own(y, queries, streaming))
     attraction = jax.tree.map(
       lambda s: jax.vmap(jnp.multiply)(own, s), _own(scores, queries, streaming)
     )
-    parts = jax.tree.map(jnp.add, attraction, half_slopes)
+    parts = jax.tree.map(jnp.add, attraction, slopes)
     return jax.tree.map(jnp.subtract, sums, parts), mass - own
 
   def stein_kernel_sums(
@@ -158,38 +163,44 @@ class Whitened(Kernel):
     streaming: Streaming = DEFAULTS,
   ) -> tuple[Array, Array]:
     """As in `Kernel`: Σᵢⱼ u_p(xᵢ, xⱼ) = ‖Rᵀ Σᵢ [k(xᵢ, Z) sᵢ + ∇ k(xᵢ, Z)]‖²."""
-    if weights is not None:
-      return super().stein_kernel_sums(
-        queries,
-        query_scores,
-        sources,
-        scores,
-        weights=weights,
-        source_weights=source_weights,
-        streaming=streaming,
-      )
+    points = (queries, query_scores)
+    if weights is None:
+      total = self._stein_features(*points, streaming)
+      w = jnp.ones((num_rows(queries), 1), total.dtype)
+      itself = self._weighted(points, w, streaming)[1][0]
+      return self._pairs(total[None], streaming)[0] - itself, itself
+    total, itself = self._weighted(points, weights, streaming)
+    return self._pairs(total, streaming) - itself, itself
 
-    def norms(row: tuple[PyTree, PyTree]) -> tuple[Array, Array]:
-      x, s = jax.tree.map(lambda leaf: leaf[None], row)
-      part = self._stein_features(x, s, streaming)
-      return part, jnp.square(part).sum()
+  def _weighted(
+    self, points: tuple[Particles, Particles], weights: Array, streaming: Streaming
+  ) -> tuple[Array, Array]:
+    """Σᵢ wᵢ Fᵢ, `[B, r, d]`, and Σᵢ wᵢ²‖Fᵢ‖², `[B]`; Fᵢ is `_stein_features` of i."""
 
-    own = (queries, query_scores)
-    _, itself = jax.lax.map(
-      lambda row: ((), norms(row)[1]), own, batch_size=streaming.block_size or 16
-    )
-    itself = itself.sum()
-    total = self._stein_features(queries, query_scores, streaming)
-    if streaming.axis_name is None:
-      return jnp.square(total).sum() - itself, itself
-    # Every device has its share of the sum over pairs: its rows with all rows.
+    def add(sums: tuple[Array, Array], row: tuple) -> tuple[tuple[Array, Array], None]:
+      point, w = row
+      alone = jax.tree.map(lambda leaf: leaf[None], point)
+      features = self._stein_features(*alone, streaming)
+      w = w.astype(features.dtype)
+      total = sums[0] + jnp.tensordot(w, features, axes=0)
+      return (total, sums[1] + jnp.square(w) * jnp.square(features).sum()), None
+
+    first = self._stein_features(*jax.tree.map(lambda x: x[:1], points), streaming)
+    num = weights.shape[1]
+    zeros = jnp.zeros((num, *first.shape), first.dtype), jnp.zeros(num, first.dtype)
+    zeros = axes.varying_as(points, zeros)
+    return jax.lax.scan(add, zeros, (points, weights))[0]
+
+  def _pairs(self, total: Array, streaming: Streaming) -> Array:
+    """This device's part of ‖Σᵢ wᵢ Fᵢ‖² of all devices: its sum times all sums."""
     every = axes.total(total, streaming.axis_name)
-    return (total * every).sum() - itself, itself
+    return (total * every).sum(axis=(1, 2))
 
   def _stein_features(
     self, points: Particles, scores: Particles, streaming: Streaming
   ) -> Array:
     """Rᵀ Σᵢ [k(xᵢ, Z) sᵢ + ∇ k(xᵢ, Z)], `[r, d]`."""
+    self._check_event(points)
     centers = axes.varying_as(points, self.centers)
     sums, _ = self.base.stein_sums(centers, points, scores, streaming=_alone(streaming))
     return matmul(self.root.T, as_matrix(sums)[0], precision=streaming.precision)
@@ -219,15 +230,38 @@ class Whitened(Kernel):
     return map_rows(at_source, (sources, scores), num_rows(self.centers), None)
 
 
-def _alike(a: Any, b: Any) -> bool:
-  """Whether two kernels have one form; bandwidth policies may have become numbers."""
-  if type(a) is not type(b):
+def _is_same(mine: Any, given: Any) -> bool:
+  """Whether a kernel is another one, whose bandwidth may still be a policy."""
+  if type(mine) is not type(given):
     return False
-  if isinstance(a, Radial):
-    return a.profile == b.profile
-  if isinstance(a, OnFeatures):
-    return a.affine == b.affine and _alike(a.base, b.base)
-  return True
+  if isinstance(mine, OnFeatures):
+    same = mine.affine == given.affine and _is_same(mine.base, given.base)
+    return same and _equal(mine.feature_fn, given.feature_fn)
+  if isinstance(given, Radial) and isinstance(given.bandwidth, MedianBandwidth):
+    return bool(mine.profile == given.profile)
+  return _equal(mine, given)
+
+
+def _equal(a: PyTree, b: PyTree) -> bool:
+  """Whether two pytrees are equal to rounding, as far as their numbers are known."""
+  numbers, others = jax.tree.leaves(a), jax.tree.leaves(b)
+  known = [
+    (x, y)
+    for x, y in zip(numbers, others)
+    if not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer)
+  ]
+  # NumPy's, as within jit JAX's own comparison has no value yet.
+  return jax.tree.structure(a) == jax.tree.structure(b) and all(
+    np.shape(x) == np.shape(y) and np.allclose(x, y, rtol=1e-5, atol=0)
+    for x, y in known
+  )
+
+
+def is_whitened(kernel: Any) -> bool:
+  """Whether sums of the kernel are those of a whitened one."""
+  if isinstance(kernel, OnFeatures):
+    return is_whitened(kernel.base)
+  return isinstance(kernel, Whitened)
 
 
 def _alone(streaming: Streaming) -> Streaming:
@@ -237,13 +271,21 @@ def _alone(streaming: Streaming) -> Streaming:
 
 def _own(rows: PyTree, queries: Particles, streaming: Streaming) -> PyTree:
   """Of the sources' rows, those of the queries' own indices."""
+  n = num_rows(queries)
   if streaming.ring:
     return rows
-  return axes.own(rows, num_rows(queries), streaming.axis_name)
+  if streaming.axis_name is not None:
+    return axes.own(rows, n, streaming.axis_name)
+  if num_rows(rows) < n:
+    raise ValueError(
+      "leave_one_out needs a source for every query, got "
+      f"{num_rows(rows)} sources and {n} queries."
+    )
+  return jax.tree.map(lambda leaf: leaf[:n], rows)
 
 
 def _check(kernel: Kernel, data: Particles, num_centers: int, eta: Numeric) -> None:
-  if not isinstance(kernel, Kernel) or isinstance(kernel, Whitened):
+  if not isinstance(kernel, Kernel) or is_whitened(kernel):
     raise TypeError(
       f"whiten needs a kernel such as rbf(), not yet whitened, got {kernel!r}."
     )
@@ -288,15 +330,17 @@ def whiten(
     φ(y) = k(y, Z) W φ*(Z) = E_{x ~ q}[κ(x, y) s(x) + ∇ₓ κ(x, y)],
 
   the φ* of κ; the maximum is ½ tr φ*(Z)ᵀ W φ*(Z) = ½ D²_η. Without a penalty and with
-  enough centres, φ is s_p − s_q, and D²_η the Fisher divergence.
+  enough centres, φ is s_p − s_q at particles from the q of the data, and D²_η the
+  Fisher divergence.
 
   The limits: for η → ∞, η φ is φ* (projected on the span of k(·, Z)). With all data as
   centres and η → 0, φ at the data is s_p minus the Stein gradient estimate −K⁻¹V of
   their score (Li & Turner, 2018), so that its descent is score matching to that.
 
-  W is fixed before training, by far more data than a batch: a direction that solves
+  W is made before training, from far more data than a batch: a direction that solves
   with the points at which it is evaluated gives each point its own score back. With
-  leave_one_out, E_q[T_p φ] is estimated without bias.
+  leave_one_out, E_q[T_p φ] is estimated without bias by points that W does not depend
+  on, and nearly so by a batch of the N points that it was made from.
 
   >>> import jax
   >>> from stein_jax import Direction, kernels
@@ -313,12 +357,14 @@ def whiten(
     data: of q, `[N, ...]` or a pytree of such; 20 000 points are plenty. Every
       (N/r)-th point is a centre: order that repeats should be shuffled.
     num_centers: r, how many centres.
-    eta: η, against the noise of φ, in units of the kernel's value: directions along
-      which the mean square of k is far below η are left out.
+    eta: η, the weight of the RKHS norm, against the noise of φ: functions with
+      E‖φ‖² far below η‖φ‖²_H are hardly in κ. For k(x, x) = 1 it is compared with
+      numbers from 0 to 1.
 
   Returns:
-    A kernel. In float32, eigenvalues of K_ZZ below r·10⁻⁷ of the largest one are left
-    out, as their directions hold rounding errors alone.
+    A kernel. Eigenvectors of K_ZZ whose eigenvalues are below r times the precision of
+    the floats (1.2e-7 in float32) of the largest one are left out, as rounding errors
+    would outweigh them; for η below 1e-3, float64 keeps more that matters.
 
   Raises:
     TypeError: no kernel, or one that is whitened.
@@ -346,7 +392,9 @@ def whiten(
 
   blocks = jax.tree.map(lambda leaf: _blocks(leaf, n), data)
   zeros = axes.varying_as(data, jnp.zeros_like(vectors))
-  moment, _ = jax.lax.scan(add, zeros, (blocks, _blocks(jnp.ones(n), n)))
+  moment, _ = jax.lax.scan(
+    add, zeros, (blocks, _blocks(jnp.ones(n, values.dtype), n, "constant"))
+  )
   identity = jnp.eye(num_centers, dtype=values.dtype)
   factor = jnp.linalg.cholesky(moment / n + jnp.asarray(eta, values.dtype) * identity)
   # W = scaled (E[ψψᵀ] + ηI)⁻¹ scaledᵀ, with the inverse as L⁻ᵀL⁻¹.
@@ -356,13 +404,13 @@ def whiten(
 
 def _some(data: Particles, count: int) -> Particles:
   """`count` points at equal distances in the order of the data."""
-  indices = jnp.arange(count) * num_rows(data) // count
+  indices = np.arange(count, dtype=np.int64) * num_rows(data) // count
   return jax.tree.map(lambda leaf: leaf[indices], data)
 
 
-def _blocks(rows: Array, n: int) -> Array:
-  """`[n, ...]` padded by zeros, `[blocks, block, ...]`."""
+def _blocks(rows: Array, n: int, padding: str = "edge") -> Array:
+  """`[n, ...]` padded, `[blocks, block, ...]`."""
   size = min(n, _BLOCK)
-  padding = -n % size
-  rows = jnp.pad(rows, ((0, padding), *[(0, 0)] * (rows.ndim - 1)))
-  return rows.reshape(-1, size, *rows.shape[1:])
+  # Copies of a point, where every kernel is defined, which it need not be at 0.
+  widths = ((0, -n % size), *[(0, 0)] * (rows.ndim - 1))
+  return jnp.pad(rows, widths, mode=padding).reshape(-1, size, *rows.shape[1:])

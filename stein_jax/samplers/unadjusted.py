@@ -119,10 +119,13 @@ def langevin(
 
         x ← x + ε ∇ log p(x)/T + √(2ε) (z + z')/2,
 
-      where z' is the z of the next step. The chain's bias is then of order ε² in place
-      of ε, at the same cost: on a Gaussian its variance is exact, where the plain chain
-      has σ²/(1 − ε/2σ²). The particles are points before their half of a noise,
-      x − √(ε/2) z, as a pair's mean is with "last": from there chains continue.
+      where z' is the z of the next step. The bias of the stationary law is then of
+      order ε² in place of ε, at the same cost: on a Gaussian its variance is exact,
+      where the plain chain has σ²/(1 − ε/2σ²). It is for long chains, and for those
+      that continue; a few steps from exact samples have less bias without it. The
+      particles are points before their half of a noise: the first step is taken from
+      x + √(ε/2) z. With "last" the mean of a pair is such a point, from which the
+      chain continues.
     context: what belongs to each particle and is not moved, `[n, ...]`, or None.
     axis_name: the axis over which the particles are sharded.
 

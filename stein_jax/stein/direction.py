@@ -12,6 +12,7 @@ from stein_jax import checks
 from stein_jax.compiled import compiled
 from stein_jax.kernels import Kernel, Whitened
 from stein_jax.kernels.base import registered
+from stein_jax.kernels.whitening import is_whitened
 from stein_jax.pairs.points import as_matrix, joined, matmul, num_rows, widened
 from stein_jax.pairs.tiles import Streaming, streamed
 from stein_jax.parallel import axes
@@ -93,7 +94,7 @@ class Direction:
       queries and sources, it leaves out the source of the query's own index.
     whitening: what `whiten(kernel, data)` returned, for the whitened Stein direction
       (ours): φ* of the whitened kernel κ, by which it replaces the kernel, as in
-      Direction(whiten(kernel, data)). It is no attribute.
+      Direction(whiten(kernel, data)). Afterwards it is the attribute `kernel`.
     regularization: η > 0 gives the regularised Stein direction (ours)
 
         Φ = (K + ηI)⁻¹ (K S + V),  Vᵢ = Σⱼ ∇_{xⱼ} k(xⱼ, xᵢ),
@@ -114,7 +115,8 @@ class Direction:
       them. "ring": blocks travel half way around the ring of devices, and each device
       holds one remote block at a time; radial kernels then compute every pair once
       instead of on both devices. None: the ring, if a device's table of pairs has more
-      than 2²⁴ entries and the kernel allows it.
+      than 2²⁴ entries and the kernel allows it. Always with a whitened kernel,
+      of which only sums travel, not points.
     precision: of the product of the kernel's matrix with scores and particles. A lower
       one is several times as fast on accelerators; "default" loses about three digits
       of float32. Distances always have the highest.
@@ -144,8 +146,6 @@ class Direction:
     _check_type(self)
     if whitening is not None:
       _check_whitening(self.kernel, whitening)
-      if self.regularization is not None:
-        raise ValueError("regularization and whitening exclude each other.")
       object.__setattr__(self, "kernel", whitening)
     for name in ("leave_one_out", "row_normalized"):
       checks.boolean(name, getattr(self, name))
@@ -154,7 +154,9 @@ class Direction:
     if self.exchange is not None:
       checks.one_of("exchange", self.exchange, get_args(Exchange))
     checks.one_of("precision", self.precision, _PRECISIONS)
-    if self.row_normalized and isinstance(self.kernel, Whitened):
+    if self.regularization is not None and is_whitened(self.kernel):
+      raise ValueError("regularization and whitening exclude each other.")
+    if self.row_normalized and is_whitened(self.kernel):
       raise ValueError(
         "row_normalized divides by sums of the kernel, which are not positive for a "
         "whitened one: leave row_normalized out."
@@ -412,7 +414,7 @@ def svgd_direction(
       Direction, which has its options already.
     axis_name: the axis over which the particles are sharded.
     **options: of `Direction`: leave_one_out, regularization, row_normalized,
-      block_size, exchange, precision.
+      block_size, exchange, precision, whitening.
 
   Returns:
     φ*, of the particles' shape and dtype.

@@ -110,8 +110,10 @@ def whitened_ksd_squared(
   D²_η = 2 max_φ {E_q[T_p φ] − ½ E_data‖φ‖² − (η/2) ‖φ‖²_H} = tr φ*(Z)ᵀ W φ*(Z)
 
   over φ = k(·, Z) A. It is `ksd_squared` with the kernel κ of `whiten`. Where that has
-  the units of k/length², this one is measured as the Fisher divergence is, which it is
-  at most and which it approaches with many centres and η → 0. Half of its U-statistic
+  the units of k/length², this one is measured as the Fisher divergence E_q‖s_p − s_q‖²
+  is. If the whitening's data are from q too, it is at most that divergence, up to
+  sampling noise, and approaches it with many centres and η → 0; for particles far from
+  those data only η bounds it. Half of its U-statistic
   is what Stein score matching descends with `Direction(whitening, leave_one_out=True)`.
 
   >>> import jax

@@ -4,7 +4,6 @@ from functools import partial
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,7 +11,6 @@ from jax.tree_util import Partial
 
 from stein_jax import (
   Direction,
-  contrastive_divergence,
   energies,
   kernels,
   refreshed,
@@ -66,10 +64,11 @@ def test_between_refreshes_the_kernel_stays():
   assert states[5].step == 5
 
 
-def test_it_is_compiled_once(compilations):
+@pytest.mark.parametrize("jitted", [True, False])
+def test_it_is_compiled_once(jitted, compilations):
   algorithm = refreshed(rule(), kernel_fn, SGD, refresh=2)
   state = algorithm.init(KEY, ENERGY.init(KEY, X[0]), X[:20])
-  update = jax.jit(algorithm.update)
+  update = jax.jit(algorithm.update) if jitted else algorithm.update
   state, _ = update(KEY, state, X[:20])
   before = len(compilations)
   for _ in range(4):
@@ -86,10 +85,3 @@ def test_bad_arguments_are_errors():
   algorithm = refreshed(chains, kernel_fn, SGD, refresh=2)
   with pytest.raises(TypeError, match="DescentState, got"):
     algorithm.init(KEY, ENERGY.init(KEY, X[0]), X[:20])
-
-  def cd(kernel, optimizer):
-    del kernel
-    return contrastive_divergence(ENERGY.apply, optimizer, num_steps=1, step_size=0.1)
-
-  algorithm = refreshed(cd, lambda params: jnp.zeros(()), SGD, refresh=2)
-  algorithm.init(KEY, ENERGY.init(KEY, X[0]), X[:20])

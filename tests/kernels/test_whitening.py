@@ -20,6 +20,7 @@ from stein_jax import (
   svgd_direction,
   whitened_ksd_squared,
 )
+from stein_jax.kernels import whitening
 from tests import oracles
 from tests.kernels.cases import ALL_KERNELS, points
 
@@ -227,7 +228,8 @@ def test_float32_is_near_float64():
   def direction(dtype):
     x = all_data.astype(dtype)
     s = -2 * x[:100]
-    kernel = kernels.whiten(kernels.rbf("median_no_log"), x, num_centers=150)
+    # Of an η that outweighs the directions that only float64 keeps.
+    kernel = kernels.whiten(kernels.rbf("median_no_log"), x, num_centers=150, eta=0.1)
     return Direction(kernel, leave_one_out=True)(x[:100], s)
 
   got = np.asarray(direction(np.float32))
@@ -262,41 +264,110 @@ def test_within_jit():
   np.testing.assert_allclose(direction(all_data, x, s), want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_direction_with_a_whitening_can_be_made_within_jit():
+  x, s = (a.astype(np.float32) for a in points(7, 2))
+  kernel = kernels.rbf(2.0)
+  found = kernels.whiten(kernel, data().astype(np.float32), num_centers=8)
+
+  @jax.jit
+  def direction(h, x, s):
+    given = svgd_direction(x, s, kernel, whitening=found)
+    return given, svgd_direction(x, s, kernels.rbf(h), whitening=found)
+
+  want = Direction(found)(x, s)
+  chex.assert_trees_all_close(direction(2.0, x, s), (want, want), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_float32_data_where_float64_is_allowed():
+  kernel = kernels.whiten(kernels.rbf(2.0), data().astype(np.float32), num_centers=8)
+  assert kernel.root.dtype == np.float32
+
+
+def test_features_need_not_be_defined_at_zero():
+  x = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
+  unit = kernels.on_features(kernels.rbf(2.0), lambda x: x / jnp.linalg.norm(x))
+  assert np.isfinite(kernels.whiten(unit, x, num_centers=8).root).all()
+
+
+def test_centres_of_many_points_are_at_equal_distances():
+  x = np.arange(3_000_000, dtype=np.float32)[:, None]
+  chosen = whitening._some(x, 2000)
+  np.testing.assert_allclose(chosen[:, 0], 1500.0 * np.arange(2000))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_sources", [5, 9])
+def test_leave_one_out_of_other_sources_leaves_out_those_of_the_same_index(num_sources):
+  kernel, _ = whitened("imq")
+  x, y = points(9, 2)[0][:5], points(9, 2)[1][:num_sources]
+  s = np.cos(y)
+  base = super(kernels.Whitened, kernel)
+  for got, want in (
+    (
+      kernel.stein_sums(x, y, s, leave_one_out=True),
+      base.stein_sums(x, y, s, leave_one_out=True),
+    ),
+    (
+      kernel.apply(x, y, s, leave_one_out=True),
+      base.apply(x, y, s, leave_one_out=True),
+    ),
+  ):
+    chex.assert_trees_all_close(got, want, rtol=1e-7, atol=1e-9)
+
+
 def test_a_direction_with_a_whitening_is_that_of_the_whitened_kernel():
   x, s = points(7, 2)
   kernel = kernels.rbf("median_no_log", multiple=0.2)
-  whitening = kernels.whiten(kernel, data(), num_centers=8)
-  direction = Direction(kernel, whitening=whitening, leave_one_out=True)
-  want = Direction(whitening, leave_one_out=True)
+  found = kernels.whiten(kernel, data(), num_centers=8)
+  direction = Direction(kernel, whitening=found, leave_one_out=True)
+  want = Direction(found, leave_one_out=True)
   assert direction == want
-  assert dataclasses.replace(direction, block_size=4).kernel is whitening
+  assert dataclasses.replace(direction, block_size=4).kernel is found
   chex.assert_trees_all_equal(direction(x, s), want(x, s))
   chex.assert_trees_all_equal(
-    svgd_direction(x, s, kernel, whitening=whitening, leave_one_out=True), want(x, s)
+    svgd_direction(x, s, kernel, whitening=found, leave_one_out=True), want(x, s)
   )
 
 
 def test_wrong_options_are_errors():
   kernel = kernels.rbf(2.0)
-  whitening = kernels.whiten(kernel, data(), num_centers=8)
+  found = kernels.whiten(kernel, data(), num_centers=8)
   with pytest.raises(ValueError, match="that of another kernel"):
-    Direction(kernels.rbf(3.0), whitening=whitening)
+    Direction(kernels.rbf(3.0), whitening=found)
   with pytest.raises(ValueError, match="that of another kernel"):
-    Direction(kernels.imq(2.0), whitening=whitening)
+    Direction(kernels.imq(2.0), whitening=found)
   with pytest.raises(TypeError, match="what whiten"):
     Direction(kernel, whitening=kernel)
   with pytest.raises(TypeError, match="let it return"):
-    Direction(lambda params: kernel, whitening=whitening)
+    Direction(lambda params: kernel, whitening=found)
   with pytest.raises(ValueError, match="regularization and whitening exclude"):
-    Direction(kernel, whitening=whitening, regularization=0.1)
+    Direction(kernel, whitening=found, regularization=0.1)
+  with pytest.raises(ValueError, match="regularization and whitening exclude"):
+    Direction(found, regularization=0.1)
   with pytest.raises(ValueError, match="row_normalized divides"):
-    Direction(whitening, row_normalized=True)
+    Direction(kernels.on_features(found, jnp.sin), row_normalized=True)
+  with pytest.raises(TypeError, match="not yet whitened"):
+    kernels.whiten(kernels.on_features(found, jnp.sin), data(), num_centers=8)
+  sine, cosine = (kernels.on_features(kernel, fn) for fn in (jnp.sin, jnp.cos))
+  with pytest.raises(ValueError, match="that of another kernel"):
+    Direction(cosine, whitening=kernels.whiten(sine, data(), num_centers=8))
+  first, second = (
+    kernels.from_pairwise(lambda x, y, h=h: jnp.exp(-jnp.sum((x - y) ** 2) / h))
+    for h in (1.0, 2.0)
+  )
+  with pytest.raises(ValueError, match="that of another kernel"):
+    Direction(second, whitening=kernels.whiten(first, data(), num_centers=8))
+  with pytest.raises(ValueError, match="the data that whitened the kernel"):
+    Direction(found)(*points(7, 3))
+  with pytest.raises(ValueError, match="row_normalized divides"):
+    Direction(found, row_normalized=True)
   with pytest.raises(ValueError, match="at most the number of points"):
     kernels.whiten(kernel, data(), num_centers=61)
   with pytest.raises(ValueError, match="eta must be"):
     kernels.whiten(kernel, data(), num_centers=8, eta=0.0)
   with pytest.raises(TypeError, match="not yet whitened"):
-    kernels.whiten(whitening, data(), num_centers=8)
+    kernels.whiten(found, data(), num_centers=8)
   nearest = kernels.on_features(kernel, jnp.sin, num_neighbors=1)
   with pytest.raises(ValueError, match="leave num_neighbors out"):
     kernels.whiten(nearest, data(), num_centers=8)

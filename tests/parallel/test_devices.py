@@ -372,6 +372,15 @@ ALGORITHMS = {
   "averaged cd replay": lambda axis: stein_jax.averaged(
     of_mix(axis)["replay"][0](optimizer=SGD), 0.9
   ),
+  "refreshed": lambda axis: stein_jax.refreshed(
+    partial(stein_jax.stein_score_matching, bent, axis_name=axis),
+    lambda params: Direction(
+      kernels.whiten(own_features(params), points(40, 3)[0], num_centers=6),
+      leave_one_out=True,
+    ),
+    SGD,
+    refresh=2,
+  ),
   "mix with cd replay": lambda axis: stein_jax.mix(of_mix(axis), SGD),
   "mix with cd replay, drawn": lambda axis: stein_jax.mix(of_mix(axis), SGD, draw=True),
   "score_matching closed form": lambda axis: stein_jax.score_matching(
