@@ -110,6 +110,7 @@ def refreshed(
     algorithm = rule(kernel=kernel, optimizer=optimizer)
     inner = DescentState(state.params, state.opt_state)
     inner, metrics = algorithm.update(key, inner, batch)
-    return RefreshedState(*inner, kernel, state.step + 1), metrics
+    params, opt_state = inner
+    return RefreshedState(params, opt_state, kernel, state.step + 1), metrics
 
   return Algorithm(init, update)

@@ -163,14 +163,13 @@ class Whitened(Kernel):
     streaming: Streaming = DEFAULTS,
   ) -> tuple[Array, Array]:
     """As in `Kernel`: Σᵢⱼ u_p(xᵢ, xⱼ) = ‖Rᵀ Σᵢ [k(xᵢ, Z) sᵢ + ∇ k(xᵢ, Z)]‖²."""
-    points = (queries, query_scores)
-    if weights is None:
-      total = self._stein_features(*points, streaming)
-      w = jnp.ones((num_rows(queries), 1), total.dtype)
-      itself = self._weighted(points, w, streaming)[1][0]
-      return self._pairs(total[None], streaming)[0] - itself, itself
-    total, itself = self._weighted(points, weights, streaming)
-    return self._pairs(total, streaming) - itself, itself
+    dtype = jnp.result_type(*jax.tree.leaves(query_scores))
+    w = jnp.ones((num_rows(queries), 1), dtype) if weights is None else weights
+    total, itself = self._weighted((queries, query_scores), w, streaming)
+    # This device's part of ‖Σᵢ wᵢ Fᵢ‖² is its sum times the sum of all.
+    every = axes.total(total, streaming.axis_name)
+    pairs = (total * every).sum(axis=(1, 2)) - itself
+    return (pairs[0], itself[0]) if weights is None else (pairs, itself)
 
   def _weighted(
     self, points: tuple[Particles, Particles], weights: Array, streaming: Streaming
@@ -180,29 +179,25 @@ class Whitened(Kernel):
     def add(sums: tuple[Array, Array], row: tuple) -> tuple[tuple[Array, Array], None]:
       point, w = row
       alone = jax.tree.map(lambda leaf: leaf[None], point)
-      features = self._stein_features(*alone, streaming)
+      features = self._stein_features(alone, streaming)
       w = w.astype(features.dtype)
       total = sums[0] + jnp.tensordot(w, features, axes=0)
       return (total, sums[1] + jnp.square(w) * jnp.square(features).sum()), None
 
-    first = self._stein_features(*jax.tree.map(lambda x: x[:1], points), streaming)
+    first = self._stein_features(jax.tree.map(lambda x: x[:1], points), streaming)
     num = weights.shape[1]
     zeros = jnp.zeros((num, *first.shape), first.dtype), jnp.zeros(num, first.dtype)
     zeros = axes.varying_as(points, zeros)
     return jax.lax.scan(add, zeros, (points, weights))[0]
 
-  def _pairs(self, total: Array, streaming: Streaming) -> Array:
-    """This device's part of ‖Σᵢ wᵢ Fᵢ‖² of all devices: its sum times all sums."""
-    every = axes.total(total, streaming.axis_name)
-    return (total * every).sum(axis=(1, 2))
-
   def _stein_features(
-    self, points: Particles, scores: Particles, streaming: Streaming
+    self, points: tuple[PyTree, PyTree], streaming: Streaming
   ) -> Array:
-    """Rᵀ Σᵢ [k(xᵢ, Z) sᵢ + ∇ k(xᵢ, Z)], `[r, d]`."""
-    self._check_event(points)
-    centers = axes.varying_as(points, self.centers)
-    sums, _ = self.base.stein_sums(centers, points, scores, streaming=_alone(streaming))
+    """Rᵀ Σᵢ [k(xᵢ, Z) sᵢ + ∇ k(xᵢ, Z)], `[r, d]`, of points and their scores."""
+    x, scores = points
+    self._check_event(x)
+    centers = axes.varying_as(x, self.centers)
+    sums, _ = self.base.stein_sums(centers, x, scores, streaming=_alone(streaming))
     return matmul(self.root.T, as_matrix(sums)[0], precision=streaming.precision)
 
   def stein_kernel_row(
@@ -213,7 +208,7 @@ class Whitened(Kernel):
     O(n r d), with one derivative of k for each pair of a source and a centre.
     """
     alone = jax.tree.map(lambda leaf: leaf[None], (x, score_x))
-    features = self._stein_features(*alone, DEFAULTS)
+    features = self._stein_features(alone, DEFAULTS)
     coefficients = matmul(self.root, features)  # [r, d]
     _, unravel = as_matrix(sources)
 
@@ -251,7 +246,8 @@ def _equal(a: PyTree, b: PyTree) -> bool:
     if not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer)
   ]
   # NumPy's, as within jit JAX's own comparison has no value yet.
-  return jax.tree.structure(a) == jax.tree.structure(b) and all(
+  structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+  return structures[0] == structures[1] and all(
     np.shape(x) == np.shape(y) and np.allclose(x, y, rtol=1e-5, atol=0)
     for x, y in known
   )
