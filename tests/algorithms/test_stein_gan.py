@@ -366,6 +366,7 @@ def test_generator_trains_on_batch_statistics_and_samples_on_running_ones():
   )
 
 
+@pytest.mark.slow
 def test_steingan_with_the_mnist_generator_learns_the_mean_image():
   generator = generators.MNISTGenerator(width=1 / 64)
   noise_fn = generators.uniform_noise(5)

@@ -13,7 +13,7 @@ from tests import binaries
 @pytest.mark.parametrize(
   "options",
   [
-    ("--algorithms=cd", "--scenarios=kill,crowd", "--kills=1", "--steps=150"),
+    ("--algorithms=cd", "--scenarios=kill", "--kills=1", "--steps=150"),
     pytest.param(("--kills=2",), marks=pytest.mark.slow),
   ],
   ids=["short", "whole"],

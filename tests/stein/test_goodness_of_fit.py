@@ -319,6 +319,7 @@ def test_several_kernels_see_what_a_wrong_bandwidth_does_not():
   assert (alone <= 0.05).mean() < 0.5 < 0.9 < (both <= 0.05).mean()
 
 
+@pytest.mark.slow
 def test_power_against_a_perturbed_rbm():
   rbm = GaussianBernoulliRBM(2)
   rng = np.random.default_rng(4)

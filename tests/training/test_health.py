@@ -248,6 +248,7 @@ def regularised(energy_fn, optimizer):
   return stein_cd(energy_fn, direction, optimizer, step_size=0.1)
 
 
+@pytest.mark.slow
 def test_an_energy_that_runs_away_is_warned_of_once():
   with pytest.warns(RuntimeWarning, match="loss is .* training runs away") as caught:
     _, history = train_mlp(regularised, num_steps=1000)
