@@ -66,6 +66,7 @@ def test_wrong_weights_of_modes_are_seen_by_all_but_fisher():
   assert found.sliced_wasserstein.value > 0.5
 
 
+@pytest.mark.slow
 def test_an_invented_mode_is_seen():
   """With the truth alone as the proposal the KL is flattered."""
   truth = densities.gaussian(np.zeros(2))

@@ -41,6 +41,7 @@ def test_every_temperature_has_its_law():
   np.testing.assert_allclose(found.swap_rate, want, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_masses_of_separated_modes(d):
   """Within 2 %, from a start in the lighter mode, where Langevin chains stay."""

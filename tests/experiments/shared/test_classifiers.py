@@ -52,6 +52,7 @@ def test_saved_and_reused_for_the_same_data_and_settings(digits, tmp_path, monke
     fit(small(digits), tmp_path, refit=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_named(digits, tmp_path):
   first = fit(small(digits), tmp_path)
   first.path.write_bytes(first.path.read_bytes()[:1000])
