@@ -111,7 +111,10 @@ def main(own: Settings) -> None:
   rules = Rules(langevin_steps=own.langevin_steps)
   workdirs.check(own)
   dataset, train = loading.load_training_data(own, own.batch_size)
-  data = training.unit_interval(train[:WHITENING_POINTS])
+
+  def data() -> jax.Array:
+    return training.unit_interval(train[:WHITENING_POINTS])
+
   estimators = algorithms(own.method, rbm, rules, keep_gradient(), data=data)
   one = dataclasses.replace(rules, langevin_steps=own.langevin_steps[:1])
   ((trained_by, trainer),) = algorithms([own.trained_by], rbm, one, data=data).items()

@@ -25,6 +25,7 @@ figure1b.png.
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,7 +106,7 @@ def _train_all(
 ) -> None:
   """Trains every curve from every seed, and adds each curve to the results."""
   axis_name = None if mesh is None else parallel.AXIS
-  data = problem.whitening_data(task)
+  data = partial(problem.whitening_data, task)
   energies: dict[tuple[str, int], Any] = {}
   for run in runs:
     histories: dict[int, list[dict[str, Any]]] = {}

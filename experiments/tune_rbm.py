@@ -13,6 +13,7 @@ the same command continues it. All of MNIST takes about half an hour.
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -173,7 +174,7 @@ def _log_between(fraction: float, ends: tuple[float, float]) -> float:
 
 def _validation(task: problem.Problem, run: Run, own: Settings) -> float | None:
   """The validation log-likelihood of the last step; None if the run diverged."""
-  data = problem.whitening_data(task)
+  data = partial(problem.whitening_data, task)
   algorithm = run.build(Setup(own, own.energy_optimizer(), data=data))
   try:
     fit = train(task, algorithm, 0, own, run.label)

@@ -8,6 +8,7 @@ from jax.tree_util import Partial
 
 from experiments.rbm.runs import Run, RunsOf, Setup
 from experiments.rbm.settings import Rules
+from experiments.shared.whitened import whitened_kernel
 from stein_jax import (
   Algorithm,
   Direction,
@@ -183,12 +184,11 @@ def _whitened(rbm: GaussianBernoulliRBM, s: Setup) -> Callable[..., Algorithm]:
   """SteinCD along the whitened direction on the data's principal components."""
   if s.data is None:
     raise ValueError("the whitened direction needs data, got data=None.")
-  kernel = kernels.on_principal_components(
-    kernels.rbf("median_no_log", multiple=s.rules.component_bandwidth_multiple),
-    s.data,
-    min(s.rules.components, s.data.shape[1]),
+  kernel = whitened_kernel(
+    s.data(),
+    components=s.rules.components,
+    multiple=s.rules.component_bandwidth_multiple,
   )
-  kernel = kernels.whiten(kernel, s.data, num_centers=min(200, len(s.data)))
   direction = Direction(kernel, leave_one_out=True)
   return partial(
     stein_cd,

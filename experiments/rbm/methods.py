@@ -1,6 +1,6 @@
 """The learning rules that experiments.mnist_rbm compares, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import optax
@@ -30,7 +30,7 @@ def algorithms(
   rules: Rules,
   optimizer: optax.GradientTransformation | None = None,
   *,
-  data: jax.Array | None = None,
+  data: Callable[[], jax.Array] | None = None,
 ) -> dict[str, Algorithm]:
   """label -> the learning rule.
 

@@ -17,6 +17,7 @@ Transform = Callable[[Any], Any]
 
 
 WHITENING_POINTS = 20_000
+"""At most this many points of the training set whiten a direction."""
 
 
 class Problem(NamedTuple):

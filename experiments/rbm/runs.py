@@ -18,14 +18,14 @@ class Setup(NamedTuple):
     rules: the hyper-parameters.
     optimizer: the optimizer of the energy.
     axis_name: the axis of the devices over which batches are sharded, or None.
-    data: points of the training set as the model sees them, `[N, d]`, which a whitened
-      direction needs before training.
+    data: returns points of the training set as the model sees them, `[N, d]`, which a
+      whitened direction needs before training.
   """
 
   rules: Rules
   optimizer: optax.GradientTransformation
   axis_name: str | None = None
-  data: jax.Array | None = None
+  data: Callable[[], jax.Array] | None = None
 
 
 class Run(NamedTuple):

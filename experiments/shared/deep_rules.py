@@ -22,6 +22,7 @@ import scipy.spatial
 import scipy.special
 
 import stein_jax
+from experiments.shared.whitened import whitened_kernel
 from stein_jax import Algorithm, Direction, critics, densities, evaluation, kernels
 
 Number = Any  # a float, or a traced array
@@ -91,16 +92,13 @@ def _learned_stein(p: Problem, factor: Number) -> Algorithm:
 
 
 def _whitened(data: np.ndarray) -> Callable[[], kernels.Whitened]:
-  """The whitened kernel on at most 20 principal components, computed once."""
+  """The whitened kernel, computed once."""
 
   @functools.cache
   def kernel() -> kernels.Whitened:
     # Rules are made while JAX traces; this is a constant of theirs.
     with jax.ensure_compile_time_eval():
-      x = jnp.asarray(data)
-      plain = kernels.rbf("median_no_log")
-      on_components = kernels.on_principal_components(plain, x, min(20, x.shape[1]))
-      return kernels.whiten(on_components, x, num_centers=min(200, len(x)))
+      return whitened_kernel(data)
 
   return kernel
 

@@ -208,9 +208,9 @@ def contrastive_divergence_gradient(
     params,
     energy_fn,
     first,
-    metropolis,
-    antithetic,
-    averaged_noise,
+    metropolis=metropolis,
+    antithetic=antithetic,
+    averaged_noise=averaged_noise,
     num_steps=num_steps,
     step_size=step_size,
     temperature=temperature,
@@ -241,6 +241,7 @@ def _moved(
   params: Params,
   energy_fn: EnergyFn,
   start: Batch,
+  *,
   metropolis: bool,
   antithetic: Antithetic,
   averaged_noise: bool,
@@ -416,35 +417,23 @@ def contrastive_divergence(
   """
   check_energy(energy_fn)
   checks.optimizer(optimizer)
-  _check_chain(
-    num_steps,
-    step_size,
-    metropolis,
-    antithetic,
-    temperature,
-    score_clip,
-    averaged_noise,
-  )
+  chain: dict[str, Any] = {
+    "num_steps": num_steps,
+    "step_size": step_size,
+    "metropolis": metropolis,
+    "antithetic": antithetic,
+    "averaged_noise": averaged_noise,
+    "temperature": temperature,
+    "score_clip": score_clip,
+  }
+  _check_chain(**chain)
   _check_state(
     start, persistent, antithetic, averaged_noise, buffer_size, restart_probability
   )
   sample_fn = _sample_fn(start, restart_density)
 
   def moved(key: Key, params: Params, first: Batch) -> tuple[Batch, Metrics]:
-    return _moved(
-      key,
-      params,
-      energy_fn,
-      first,
-      metropolis,
-      antithetic,
-      averaged_noise,
-      num_steps=num_steps,
-      step_size=step_size,
-      temperature=temperature,
-      score_clip=score_clip,
-      axis_name=axis_name,
-    )
+    return _moved(key, params, energy_fn, first, axis_name=axis_name, **chain)
 
   def living(negatives: Batch) -> Batch:
     """The chains that continue: of a pair, the one with +z, or the mean."""

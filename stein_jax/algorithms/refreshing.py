@@ -1,4 +1,4 @@
-"""A kernel that follows the model, computed anew every so many updates."""
+"""A kernel that follows the model, that is computed again every few updates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,8 +38,8 @@ def refreshed(
   """A rule whose kernel is `kernel_fn(θ)`, computed in every `refresh`-th update.
 
   A rule that is given `kernel_fn` itself computes the kernel in every update. Where
-  that is dear, as it is for a whitened kernel on the model's own features, which move
-  slowly, here it need not be:
+  that is expensive, as it is for a whitened kernel on the model's own features, which
+  move slowly, here it need not be:
 
   >>> import jax, jax.numpy as jnp, optax
   >>> from functools import partial

@@ -22,7 +22,7 @@ from stein_jax.parallel import axes
 from stein_jax.types import Array, Exchange, Numeric, Particles, PyTree
 
 _BANDWIDTH_POINTS = 2000
-"""At most so many points of the data give a bandwidth policy its number."""
+"""At most this many points of the data give a bandwidth policy its number."""
 
 _BLOCK = 4096
 """Of how many points at once the kernel's values at the centres are held."""
@@ -67,22 +67,20 @@ class Whitened(Kernel):
     names = ("the points", "the data that whitened the kernel")
     checks.same_event(points, self.centers, names)
 
-  def _expanded(self, sums: Array, streaming: Streaming) -> Array:
-    """W times sums of the centres, `[r, c]`."""
-    precision = streaming.precision
-    inner = matmul(self.root.T, sums, precision=precision)
-    return matmul(self.root, inner, precision=precision)
-
   def _of_centers(
-    self, sums: Any, queries: Particles, streaming: Streaming
+    self, coordinates: Array, sums: Any, streaming: Streaming
   ) -> tuple[Array, Any]:
-    """k(xᵢ, Z) W times sums over all devices' points, as a matrix and its `unravel`."""
+    """k(xᵢ, Z) W times sums over all devices' points, as a matrix and its `unravel`.
+
+    Args:
+      coordinates: of the points xᵢ.
+      sums: at the centres, `[r, ...]`, over this device's points.
+      streaming: how the sums are computed.
+    """
     rows, unravel = as_matrix(sums)
     rows = axes.total(rows, streaming.axis_name if streaming.ring else None)
-    k = self.base.matrix(queries, axes.varying_as(queries, self.centers))
-    return matmul(k, self._expanded(rows, streaming), precision=streaming.precision), (
-      unravel
-    )
+    inner = matmul(self.root.T, rows, precision=streaming.precision)
+    return matmul(coordinates, inner, precision=streaming.precision), unravel
 
   @compiled(check_matrix)
   def matrix(self, queries: Particles, sources: Particles | None = None) -> Array:
@@ -107,9 +105,10 @@ class Whitened(Kernel):
     y = x if y is None else y
     centers = axes.varying_as(y, self.centers)
     at_centers = self.base.apply(centers, y, c, streaming=alone)
-    rows, unravel = self._of_centers(at_centers, x, streaming)
+    at_queries = self._coordinates(x)
+    rows, unravel = self._of_centers(at_queries, at_centers, streaming)
     if leave_one_out:
-      own = self._coordinates(x) * self._coordinates(_own(y, x, streaming))
+      own = at_queries * self._coordinates(_own(y, x, streaming))
       rows -= own.sum(axis=1)[:, None] * as_matrix(_own(c, x, streaming))[0]
     return jax.tree.map(lambda leaf, c: leaf.astype(c.dtype), unravel(rows), values)
 
@@ -133,12 +132,11 @@ class Whitened(Kernel):
     at_centers, mass = self.base.stein_sums(
       centers, y, scores, streaming=_alone(streaming)
     )
-    both, unravel = self._of_centers((at_centers, mass), queries, streaming)
+    at_queries = self._coordinates(queries)
+    both, unravel = self._of_centers(at_queries, (at_centers, mass), streaming)
     sums, mass = unravel(both)
     if not leave_one_out:
       return sums, mass
-
-    at_queries = self._coordinates(queries)
 
     def own_mass(y: Particles) -> tuple[Array, Array]:
       of_each = (self._coordinates(y) * at_queries).sum(axis=1)

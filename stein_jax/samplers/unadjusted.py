@@ -147,6 +147,7 @@ def langevin(
   start = particles
   if all_steps:
     particles, context = (_interleave(t, t) for t in (particles, context))
+  pair = last_only and not averaged_noise  # two chains come out of the last step
   half = jnp.sqrt(step_size / 2)
 
   def drawn(step_key: Key) -> tuple[Particles, Particles]:
@@ -165,11 +166,10 @@ def langevin(
     if score_clip is not None:
       scores = clipped(scores, score_clip)
     moved = langevin_step(x, scores, z, step_size)
-    if last_only and not averaged_noise:
+    if pair:
       return (moved, langevin_step(x, scores, opposite, step_size)), None
     return (moved,), None
 
-  pair = last_only and not averaged_noise
   carry = (particles, particles) if pair else (particles,)
   carry, _ = jax.lax.scan(step, carry, jax.random.split(key, num_steps))
   if averaged_noise:

@@ -1,4 +1,4 @@
-"""`refreshed`: a kernel that is computed anew every so many updates."""
+"""`refreshed`: a kernel that is computed again every few updates."""
 
 from functools import partial
 

@@ -42,7 +42,7 @@ def test_every_temperature_has_its_law():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("d", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("d", [2, 10])
 def test_masses_of_separated_modes(d):
   """Within 2 %, from a start in the lighter mode, where Langevin chains stay."""
   n = 2000

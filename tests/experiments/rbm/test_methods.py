@@ -36,7 +36,7 @@ def rbm_runs():
 
 
 def built(run, rules=RULES):
-  return run.build(runs.Setup(rules, rules.energy_optimizer(), data=DATA))
+  return run.build(runs.Setup(rules, rules.energy_optimizer(), data=lambda: DATA))
 
 
 def test_each_method_has_the_negatives_of_its_name():
@@ -97,7 +97,7 @@ def test_persistent_methods_keep_their_particles(name):
 
 def test_every_method_can_be_built():
   rules = rbm_settings.Rules(langevin_steps=[1])
-  found = methods.algorithms(METHODS, GaussianBernoulliRBM(2), rules, data=DATA)
+  found = methods.algorithms(METHODS, GaussianBernoulliRBM(2), rules, data=lambda: DATA)
   assert len(found) == len(METHODS)  # no two have one label
 
 
